@@ -1,0 +1,116 @@
+"""What every command shares: exit statuses, checks of its outputs before work starts, device, progress, JSON."""
+
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from snn.errors import UserError, check
+
+Config = TypeVar("Config")
+Item = TypeVar("Item")
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+def run_command(config_type: type[Config], function: Callable[[Config], None], argv: list[str] | None) -> int:
+    """Parse ``argv`` (default: the process's) into ``config_type``, call ``function`` with it, return the exit status.
+
+    0: done. 2: a user error, told in one line on stderr. 130: interrupted.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    program = f"python -m {function.__module__}"
+    if function.__module__ == "__main__":
+        spec = sys.modules["__main__"].__spec__
+        program = f"python -m {spec.name}" if spec else "python"
+    try:
+        config = tyro.cli(config_type, args=arguments, prog=program)
+        function(config)
+    except UserError as error:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def command_line(module: str, config: object) -> str:
+    """The command that a stage's file records: the process's own if it is ``module``, else the library call."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is not None and spec.name == module:
+        return shlex.join(["python", "-m", module, *sys.argv[1:]])
+    return f"{module} called as a library with {config!r}"
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """Raise :class:`UserError` unless each path (None is skipped) can be created or replaced; leaves no trace."""
+    for path in paths:
+        if path is None:
+            continue
+        folder = path.parent
+        check(folder.is_dir(), f"cannot write {path}: folder {folder} does not exist; create it first")
+        check(not path.is_dir(), f"cannot write {path}: it is a folder; give a file name inside it")
+        try:
+            # Permission bits do not tell root or a read-only mount apart: try.
+            handle, probe = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
+            os.close(handle)
+            os.unlink(probe)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; choose a folder you can write to"
+            ) from error
+
+
+def choose_device(name: DeviceName) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU; ``cuda`` without one is a :class:`UserError`."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto, or install a CUDA driver"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def progress(items: Iterable[Item], what: str, unit: str, total: int | None = None) -> tqdm:
+    """A progress bar with an estimate on stderr; loops of under two seconds stay silent."""
+    # A log file gets a line now and then instead of a redrawn bar.
+    interval = 0.2 if sys.stderr.isatty() else 15.0
+    return tqdm(items, desc=what, unit=unit, total=total, delay=2.0, mininterval=interval, leave=False)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write`` with a temporary path beside ``path``, sync it, then rename it to ``path``."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    temporary = Path(name)
+    try:
+        os.fchmod(handle, 0o666 & ~_umask())
+        os.close(handle)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path | None, figures: dict) -> None:
+    """Write the figures a command printed to ``path`` (None: do nothing)."""
+    if path is not None:
+        text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
+        write_atomically(path, lambda temporary: temporary.write_text(text))

@@ -1,0 +1,180 @@
+"""The one image loader of all stages: bundled digits, CIFAR-10, or any folder of images sorted by class.
+
+Images are uint8 tensors (N, C, H, W), labels int64 tensors (N,); intensity x = value / 255 lies in [0, 1].
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from snn.command import progress
+from snn.errors import UserError, check
+
+Split = Literal["train", "test"]
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Which images a stage works on."""
+
+    data: str = "digits"
+    """digits (bundled with scikit-learn, 8x8, grey), cifar10 (torchvision's), or folder:PATH with train/CLASS and
+    test/CLASS folders of images."""
+    root: Path = Path("data")
+    """Folder that holds, or with --download receives, CIFAR-10."""
+    download: bool = False
+    """Fetch CIFAR-10 into --root if it is not there."""
+    image_size: int | None = None
+    """Resize images to this height and width, in pixels; None keeps their own size."""
+    limit_train: int | None = None
+    """Take at most this many training images, balanced over classes and drawn with --seed; None takes all."""
+    limit_test: int | None = None
+    """The same for test images."""
+
+
+class Images(NamedTuple):
+    """Labelled images of one split."""
+
+    images: Tensor
+    """uint8 (N, C, H, W)."""
+    labels: Tensor
+    """int64 (N,), indices into ``classes``."""
+    classes: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])
+
+
+def load_images(source: DataSource, split: Split, seed: int) -> Images:
+    """Load one split; ``seed`` draws the class-balanced part when a limit is set.
+
+    Raises :class:`UserError` for an unknown or missing data set, a folder without ``train`` or ``test``, a class that
+    occurs only in ``test``, and images that cannot be read or differ in size.
+    """
+    limit = source.limit_train if split == "train" else source.limit_test
+    check(limit is None or limit >= 1, f"--limit-{split} {limit}: at least one image is needed; give 1 or more")
+    size = source.image_size
+    check(size is None or size >= 4, f"--image-size {size}: images need a side of at least 4 pixels; give 4 or more")
+    kind, _, path = source.data.partition(":")
+    if kind == "folder":
+        return _load_folder(Path(path), split, size, limit, seed)
+    check(
+        source.data in ("digits", "cifar10"),
+        f"--data {source.data}: unknown data set; give digits, cifar10 or folder:PATH",
+    )
+    arrays, labels, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
+    chosen = balanced_subset(labels, limit, seed)
+    images = np.stack([_to_array(Image.fromarray(arrays[i]), size) for i in chosen])
+    return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), classes)
+
+
+def balanced_subset(labels: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
+    """Sorted indices of at most ``limit`` items, class counts as equal as the data allow (None: all)."""
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels))
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(labels))
+    # Rank of each item within its class in drawn order: taking by rank fills all classes evenly.
+    rank = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = np.arange(len(members))
+    tie_break = random.permutation(len(labels))
+    return np.sort(np.lexsort((tie_break, rank))[:limit])
+
+
+def _digits(split: Split) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    digits = load_digits()
+    # Values 0..16 become 0..255. The split is fixed: every run and every stage must agree on it.
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    parts = train_test_split(np.arange(len(images)), test_size=600, stratify=digits.target, random_state=0)
+    chosen = np.sort(parts[0] if split == "train" else parts[1])
+    return images[chosen], digits.target[chosen].astype(np.int64), tuple(str(d) for d in range(10))
+
+
+def _cifar10(source: DataSource, split: Split) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        dataset = CIFAR10(source.root, train=split == "train", download=source.download)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"--data cifar10: cannot load it from {source.root} ({error}); give its folder with --root, or add --download"
+        ) from error
+    return dataset.data, np.array(dataset.targets, dtype=np.int64), tuple(dataset.classes)
+
+
+def _load_folder(folder: Path, split: Split, size: int | None, limit: int | None, seed: int) -> Images:
+    check(folder.is_dir(), f"--data folder:{folder}: there is no such folder; give one that holds train/ and test/")
+    classes = {}
+    for part in ("train", "test"):
+        check(
+            (folder / part).is_dir(),
+            f"--data folder:{folder}: it has no folder {part!r}; expected train/CLASS and test/CLASS",
+        )
+        classes[part] = sorted(p.name for p in (folder / part).iterdir() if p.is_dir())
+    check(
+        len(classes["train"]) >= 2,
+        f"{folder / 'train'} holds {len(classes['train'])} class folders; at least 2 are needed",
+    )
+    stray = sorted(set(classes["test"]) - set(classes["train"]))
+    check(
+        not stray,
+        f"class {', '.join(stray)} is in {folder / 'test'} but not in {folder / 'train'}; "
+        "add training images for it or remove it",
+    )
+    files, labels = [], []
+    for label, name in enumerate(classes["train"]):
+        members = _image_files(folder / split / name)
+        check(
+            bool(members) or split == "test",
+            f"{folder / split / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); add some or remove it",
+        )
+        files += members
+        labels += [label] * len(members)
+    check(bool(files), f"{folder / split} holds no images; expected files under {split}/CLASS")
+    labels = np.array(labels, dtype=np.int64)
+    chosen = balanced_subset(labels, limit, seed)
+    first = _read_image(files[chosen[0]], size)
+    images = np.empty((len(chosen), *first.shape), dtype=np.uint8)
+    for row, index in enumerate(progress(chosen, f"reading {split} images", "image")):
+        image = _read_image(files[index], size)
+        check(
+            image.shape == first.shape,
+            f"{files[index]} is {image.shape[2]}x{image.shape[1]} pixels, {files[chosen[0]]} is "
+            f"{first.shape[2]}x{first.shape[1]}; bring them to one size with --image-size",
+        )
+        images[row] = image
+    return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), tuple(classes["train"]))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
+def _read_image(path: Path, size: int | None) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return _to_array(image.convert("RGB"), size)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not a readable image ({error}); repair or remove it") from error
+
+
+def _to_array(image: Image.Image, size: int | None) -> np.ndarray:
+    """uint8 (C, H, W); bilinear with antialiasing where the size changes."""
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

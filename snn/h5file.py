@@ -1,0 +1,159 @@
+"""HDF5 files with a stamp: who made them, from what, and a digest that the reader checks.
+
+A file's content is a tree of dictionaries: arrays become datasets, numbers, strings and tuples of them attributes,
+dictionaries groups. Nothing that could execute on load is ever stored.
+"""
+
+import hashlib
+import json
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from snn.command import write_atomically
+from snn.errors import UserError, check
+
+Tree = dict[str, Any]
+
+# How a file was made, not what it says: left out of the digest, so that equal results have equal digests.
+PROVENANCE = ("command", "git_commit", "versions", "created", "digest")
+
+
+def content_digest(tree: Tree) -> str:
+    """SHA-256 over arrays (name, type, shape, bytes) and attributes, independent of order and of time."""
+    digest = hashlib.sha256()
+    for path, value in sorted(_leaves(tree)):
+        if path in PROVENANCE:
+            continue
+        digest.update(path.encode() + b"\0")
+        if isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype.str}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        else:
+            digest.update(json.dumps(value).encode())
+    return digest.hexdigest()
+
+
+def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
+    leaves = []
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{prefix}{name}/")
+        else:
+            leaves.append((prefix + name, value))
+    return leaves
+
+
+def write_file(path: Path, schema: str, tree: Tree, *, seed: int, command: str, source_digest: str = "") -> str:
+    """Write ``tree`` to ``path`` whole or not at all; return its digest.
+
+    ``None`` values are left out. ``schema`` is for example "snn/1"; ``source_digest`` belongs to the file this one
+    was made from, "" for the first in the chain.
+    """
+    tree = _plain({**tree, "schema": schema, "seed": seed, "source_digest": source_digest})
+    tree["digest"] = content_digest(tree)
+    tree |= {
+        "command": command,
+        "git_commit": _git_commit(),
+        "versions": json.dumps(_versions()),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+    def write(temporary: Path) -> None:
+        with h5py.File(temporary, "w") as file:
+            _write_group(file, tree)
+
+    write_atomically(path, write)
+    return tree["digest"]
+
+
+def read_file(path: Path, schema: str, remedy: str) -> Tree:
+    """Read and check a file written by :func:`write_file`.
+
+    Raises :class:`UserError` (with ``remedy``, the command that makes such a file) for a missing, truncated or foreign
+    file, another schema, or content that does not match its digest.
+    """
+    check(path.is_file(), f"{path} does not exist; make it with: {remedy}")
+    try:
+        with h5py.File(path, "r") as file:
+            tree = _read_group(file)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise UserError(f"{path} is truncated or not an HDF5 file; make it again with: {remedy}") from error
+    found = tree.get("schema")
+    check(found == schema, f"{path} has schema {found!r}, expected {schema!r}; make such a file with: {remedy}")
+    check(
+        tree.get("digest") == content_digest(tree),
+        f"{path} does not match its digest: it was changed after writing; make it again with: {remedy}",
+    )
+    return tree
+
+
+def _plain(tree: Tree) -> Tree:
+    """The tree as it will be read back: None dropped, paths as text, NumPy scalars and lists as Python's own."""
+    plain: Tree = {}
+    for name, value in tree.items():
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = _plain(value)
+        elif isinstance(value, np.generic):
+            value = value.item()
+        elif isinstance(value, Path):
+            value = str(value)
+        elif isinstance(value, list | tuple):
+            value = list(value)
+        plain[name] = value
+    return plain
+
+
+def _write_group(group: h5py.Group, tree: Tree) -> None:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            _write_group(group.create_group(name), value)
+        elif isinstance(value, np.ndarray):
+            group.create_dataset(name, data=value)
+        elif isinstance(value, list):
+            # An attribute holds no empty list of strings; JSON holds every list alike.
+            group.attrs[name] = "json:" + json.dumps(value)
+        else:
+            group.attrs[name] = value
+
+
+def _read_group(group: h5py.Group) -> Tree:
+    tree: Tree = {}
+    for name, value in group.attrs.items():
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, str) and value.startswith("json:"):
+            value = json.loads(value.removeprefix("json:"))
+        tree[name] = value
+    for name, item in group.items():
+        tree[name] = _read_group(item) if isinstance(item, h5py.Group) else item[()]
+    return tree
+
+
+def _git_commit() -> str:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in ("safe-dnn", "torch", "torchvision", "norse", "lightning", "numpy", "h5py"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

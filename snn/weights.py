@@ -1,0 +1,166 @@
+"""``snn.h5``: the learned spiking layers, how they were learned, and the history of learning."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snn.data import DataSource
+from snn.encode import Encoding
+from snn.h5file import Tree, read_file, write_file
+from snn.layer import LayerParameters, SpikingConv2d
+from snn.neuron import LIFParameters
+from snn.stdp import STDPParameters
+
+SCHEMA = "snn/1"
+REMEDY = "python -m snn.learn --out FILE"
+
+
+class LayerHistory(NamedTuple):
+    """One entry per mini-batch update of a layer."""
+
+    images: Tensor
+    """Images seen up to and including the update, int64 (U,)."""
+    wins: Tensor
+    """Postsynaptic spikes of each map, int64 (U, C_out)."""
+    mean_change: Tensor
+    """Mean |dG| over the layer's synapses, float64 (U,)."""
+
+
+@dataclass(frozen=True)
+class LearnedLayer:
+    """A layer after learning: ready to drive the next one, with its start values and history."""
+
+    layer: SpikingConv2d
+    """Gain and threshold are those with which it feeds the next layer (inhibition off)."""
+    initial_conductance: Tensor
+    """G0, (C_out, C_in, kH, kW)."""
+    learning_gain: float
+    """i_syn at the start of its learning."""
+    rate_limits: tuple[float, float]
+    """f_min and f_max of its presynaptic rates in Eq. 5, in Hz."""
+    mean_rate: float
+    """Mean rate that it passes on, in Hz, on the calibration images."""
+    history: LayerHistory
+
+    @property
+    def mean_move(self) -> float:
+        """Mean |G - G0|."""
+        return (self.layer.conductance - self.initial_conductance).abs().mean().item()
+
+    @property
+    def winning_share(self) -> float:
+        """Share of maps that fired at least once under inhibition in the last quarter of the updates."""
+        updates = len(self.history.wins)
+        return (self.history.wins[updates * 3 // 4 :].sum(0) > 0).float().mean().item()
+
+
+@dataclass(frozen=True)
+class SpikingNetwork:
+    """Content of ``snn.h5``."""
+
+    source: DataSource
+    input_shape: tuple[int, int, int]
+    """(C, H, W) of the images."""
+    encoding: Encoding
+    stdp: STDPParameters
+    layers: tuple[LearnedLayer, ...]
+    seed: int
+
+    def simulate(self, spikes: Tensor) -> list[Tensor]:
+        """Spikes of every layer, inhibition off, for encoded images bool (T, B, C, H, W)."""
+        outputs = []
+        for learned in self.layers:
+            spikes = learned.layer.simulate(spikes, inhibition=False)
+            outputs.append(spikes)
+        return outputs
+
+
+def save_network(path: Path, network: SpikingNetwork, command: str) -> str:
+    """Write ``snn.h5``; return its digest."""
+    layers, history = {}, {}
+    for number, learned in enumerate(network.layers, 1):
+        layers[f"conv{number}"] = _layer_tree(learned)
+        history[f"conv{number}"] = {
+            name: value.cpu().numpy() for name, value in learned.history._asdict().items()
+        } | {"images_unit": "images", "wins_unit": "spikes", "mean_change_unit": "conductance"}
+    channels, height, width = network.input_shape
+    tree = {
+        "input": asdict(network.source) | {"channels": channels, "height": height, "width": width},
+        "encoding": asdict(network.encoding)
+        | {"f_min_unit": "Hz", "f_max_unit": "Hz", "presentation_unit": "ms", "dt_unit": "ms"},
+        "stdp": asdict(network.stdp),
+        "layers": layers,
+        "history": history,
+    }
+    return write_file(path, SCHEMA, tree, seed=network.seed, command=command)
+
+
+def _layer_tree(learned: LearnedLayer) -> Tree:
+    layer = learned.layer
+    return {
+        "conductance": layer.conductance.cpu().numpy(),
+        "initial_conductance": learned.initial_conductance.cpu().numpy(),
+        "conductance_unit": "1 (g_min to g_max)",
+        "gain": layer.gain.cpu().numpy(),
+        "gain_unit": "current of Eq. 1 per conductance",
+        "v_threshold": layer.v_threshold.cpu().numpy(),
+        "v_threshold_unit": "mV",
+        "learning_gain": learned.learning_gain,
+        "rate_low": learned.rate_limits[0],
+        "rate_high": learned.rate_limits[1],
+        "mean_rate": learned.mean_rate,
+        "rate_unit": "Hz",
+        "geometry": asdict(layer.geometry) | {"pulse_width_unit": "ms", "inhibition_time_unit": "ms"},
+        "lif": asdict(layer.lif) | {"v_unit": "mV", "time_unit": "ms"},
+    }
+
+
+def load_network(path: Path) -> tuple[SpikingNetwork, str]:
+    """Read ``snn.h5``; return the network (on the CPU) and the file's digest.
+
+    Raises :class:`snn.errors.UserError` for missing, truncated, foreign or altered files.
+    """
+    tree = read_file(path, SCHEMA, REMEDY)
+    encoding = Encoding(**_fields(Encoding, tree["encoding"]))
+    layers = []
+    for name in sorted(tree["layers"], key=lambda name: int(name.removeprefix("conv"))):
+        part, history = tree["layers"][name], tree["history"][name]
+        layers.append(
+            LearnedLayer(
+                layer=SpikingConv2d(
+                    conductance=torch.from_numpy(part["conductance"]),
+                    gain=torch.from_numpy(part["gain"]),
+                    v_threshold=torch.from_numpy(part["v_threshold"]),
+                    geometry=LayerParameters(**_fields(LayerParameters, part["geometry"])),
+                    lif=LIFParameters(**_fields(LIFParameters, part["lif"])),
+                    dt=encoding.dt,
+                ),
+                initial_conductance=torch.from_numpy(part["initial_conductance"]),
+                learning_gain=part["learning_gain"],
+                rate_limits=(part["rate_low"], part["rate_high"]),
+                mean_rate=part["mean_rate"],
+                history=LayerHistory(*(torch.from_numpy(history[field]) for field in LayerHistory._fields)),
+            )
+        )
+    network = SpikingNetwork(
+        source=source_from_tree(tree["input"]),
+        input_shape=(tree["input"]["channels"], tree["input"]["height"], tree["input"]["width"]),
+        encoding=encoding,
+        stdp=STDPParameters(**_fields(STDPParameters, tree["stdp"])),
+        layers=tuple(layers),
+        seed=tree["seed"],
+    )
+    return network, tree["digest"]
+
+
+def source_from_tree(tree: Tree) -> DataSource:
+    """The :class:`DataSource` stored in an ``/input`` group."""
+    fields = _fields(DataSource, tree)
+    return DataSource(**fields | {"root": Path(fields["root"])})
+
+
+def _fields(kind: type, tree: Tree) -> Tree:
+    return {name: tree[name] for name in kind.__dataclass_fields__ if name in tree}

@@ -1,0 +1,1 @@
+"""Reference models in Brian2, against which the spiking simulation is compared."""
