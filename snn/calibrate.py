@@ -19,15 +19,16 @@ LOWEST_ABOVE_REST = 1.0
 """The lowest threshold lies this far above rest, in mV (ours)."""
 
 
-def mean_count(layer: SpikingConv2d, convolved: Tensor) -> float:
-    """Mean spikes per neuron and presentation, inhibition off; ``convolved`` from :meth:`SpikingConv2d.convolve`."""
-    spikes = layer.simulate_conv(convolved, inhibition=False)
+def mean_count(layer: SpikingConv2d, drive: Tensor) -> float:
+    """Mean spikes per neuron and presentation, inhibition off; ``drive``: the
+    stacked steps of :meth:`SpikingConv2d.convolve`."""
+    spikes = layer.simulate_drive(drive, inhibition=False)
     return spikes.sum().item() / spikes[0].numel()
 
 
-def calibrate_gain(layer: SpikingConv2d, convolved: Tensor, target: float) -> SpikingConv2d:
+def calibrate_gain(layer: SpikingConv2d, drive: Tensor, target: float) -> SpikingConv2d:
     """Scale ``gain`` (all maps alike) so that :func:`mean_count` is ``target`` spikes."""
-    peak = convolved.amax().item()
+    peak = drive.amax().item()
     check(peak > 0, "no presynaptic spike arrives, so no gain makes this layer fire; raise the rates of its input")
 
     def scaled(factor: float) -> SpikingConv2d:
@@ -37,13 +38,13 @@ def calibrate_gain(layer: SpikingConv2d, convolved: Tensor, target: float) -> Sp
     rheobase = (layer.v_threshold.amin().item() - layer.lif.v_leak) / layer.lif.volts_per_current
     silent = rheobase / (peak * layer.gain.amax().item())
     high = 2 * silent
-    while mean_count(scaled(high), convolved) < target:
+    while mean_count(scaled(high), drive) < target:
         high *= 2
         check(high < silent * 2**20, f"no gain gives {target} spikes a presentation; lower the target")
-    return scaled(_bisect(lambda factor: mean_count(scaled(factor), convolved), 0.0, high, target))
+    return scaled(_bisect(lambda factor: mean_count(scaled(factor), drive), 0.0, high, target))
 
 
-def lower_threshold(layer: SpikingConv2d, convolved: Tensor, target: float) -> SpikingConv2d:
+def lower_threshold(layer: SpikingConv2d, drive: Tensor, target: float) -> SpikingConv2d:
     """Lower ``v_threshold`` (all maps alike) from ``lif.v_threshold`` until :func:`mean_count` is ``target`` spikes.
 
     Raises the gain instead where the lowest threshold is not enough. The threshold is never raised.
@@ -53,13 +54,13 @@ def lower_threshold(layer: SpikingConv2d, convolved: Tensor, target: float) -> S
         return layer.with_values(v_threshold=torch.full_like(layer.v_threshold, threshold))
 
     floor = layer.lif.v_leak + LOWEST_ABOVE_REST
-    if mean_count(at(floor), convolved) < target:
-        return calibrate_gain(at(floor), convolved, target)
+    if mean_count(at(floor), drive) < target:
+        return calibrate_gain(at(floor), drive, target)
     start = layer.lif.v_threshold
-    if mean_count(at(start), convolved) >= target:
+    if mean_count(at(start), drive) >= target:
         return at(start)
     # Bisect on the lowering, in which the count increases.
-    return at(start - _bisect(lambda by: mean_count(at(start - by), convolved), 0.0, start - floor, target))
+    return at(start - _bisect(lambda by: mean_count(at(start - by), drive), 0.0, start - floor, target))
 
 
 def _bisect(count: Callable[[float], float], low: float, high: float, target: float) -> float:

@@ -93,8 +93,12 @@ def regular_trains(rates: Tensor, p: Encoding, shift: Tensor | int = 0) -> Tenso
     Returns:
         bool (T, *rates.shape).
     """
-    start = torch.arange(p.n_steps, device=rates.device).reshape(-1, *[1] * rates.ndim)
-    step = (start - shift) % p.n_steps
-    # Without the margin, rounding would lose the spike of a product such as 20 Hz * 0.3 s.
-    count = lambda steps: torch.floor(rates * (steps * (p.dt / 1000)) + 1e-9)  # noqa: E731
-    return count(step + 1) > count(step)
+    per_step = rates * (p.dt / 1000)
+    # Without the margin, rounding would lose the last spike where F T is a whole number, as 20 Hz x 300 ms.
+    margin = 1e-9
+    trains = []
+    for step in range(p.n_steps):
+        start = torch.as_tensor((step - shift) % p.n_steps, device=rates.device)
+        before, after = per_step * start, per_step * (start + 1)
+        trains.append(after.add_(margin).floor_() > before.add_(margin).floor_())
+    return torch.stack(trains)

@@ -26,7 +26,7 @@ def draw_kernels(network: SpikingNetwork, path: Path) -> None:
     figure = Figure(figsize=(9, 2.6 * rows), layout="constrained")
     grid = figure.subplots(rows, 2, squeeze=False, width_ratios=(2.2, 1))
     for number, (learned, (left, right)) in enumerate(zip(network.layers, grid, strict=True), 1):
-        kernels = learned.layer.conductance.cpu().numpy()
+        kernels = learned.layer.conductance.numpy()
         colour = kernels.shape[1] == 3
         tiles = kernels.transpose(0, 2, 3, 1) if colour else kernels.mean(1)[..., None]
         left.imshow(_mosaic(tiles).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")

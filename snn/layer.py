@@ -9,6 +9,7 @@ threshold fires (equal: seeded draw); every map there goes to v_reset, and all b
 ``inhibition_time``.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -89,41 +90,51 @@ class SpikingConv2d:
         Returns:
             bool (T, B, C_out, H_out, W_out).
         """
-        return self.simulate_conv(self.convolve(pre_spikes), inhibition=inhibition, generator=generator)
+        return self.simulate_drive(self.convolve(pre_spikes), inhibition=inhibition, generator=generator)
 
-    def convolve(self, pre_spikes: Tensor) -> Tensor:
-        """``sum_j G_cj s_j`` of every step, before the gain: (T, B, C_out, H_out, W_out)."""
+    def convolve(self, pre_spikes: Tensor) -> Iterator[Tensor]:
+        """``sum_j G_cj s_j`` of each step in turn, before the gain: (B, C_out, H_out, W_out), not to be kept.
+
+        ``torch.stack`` the steps where the drive of a whole presentation is wanted.
+        """
         pulse, _ = self.geometry.steps(self.dt)
-        pulses = hold(pre_spikes, pulse)
         p = self.geometry
-        height, width = ((n + 2 * p.padding - p.kernel_size) // p.stride + 1 for n in pulses.shape[-2:])
-        shape = (*pulses.shape[:2], p.maps, height, width)
-        drive = torch.empty(shape, dtype=self.conductance.dtype, device=pulses.device)
+        # A few images at a time stay in a CPU's cache; one buffer serves all steps.
+        height, width = ((n + 2 * p.padding - p.kernel_size) // p.stride + 1 for n in pre_spikes.shape[-2:])
         chunk = max(1, DRIVE_CHUNK // (p.maps * height * width))
-        for part, out in zip(pulses.flatten(0, 1).split(chunk), drive.flatten(0, 1).split(chunk), strict=True):
-            out.copy_(conv2d(part.to(drive.dtype), self.conductance, stride=p.stride, padding=p.padding))
-        return drive
+        like = {"dtype": self.conductance.dtype, "device": pre_spikes.device}
+        drive = torch.empty((pre_spikes.shape[1], p.maps, height, width), **like)
+        for pulses in hold(pre_spikes, pulse):
+            for part, out in zip(pulses.split(chunk), drive.split(chunk), strict=True):
+                out.copy_(conv2d(part.to(drive.dtype), self.conductance, stride=p.stride, padding=p.padding))
+            yield drive
 
-    def simulate_conv(
-        self, convolved: Tensor, *, inhibition: bool, generator: torch.Generator | None = None
+    def simulate_drive(
+        self, drives: Iterable[Tensor], *, inhibition: bool, generator: torch.Generator | None = None
     ) -> Tensor:
-        """As :meth:`simulate`, from what :meth:`convolve` returned (the same for any gain and threshold)."""
+        """As :meth:`simulate`, from what :meth:`convolve` yields (the same for any gain and threshold)."""
         per_map = (1, -1, 1, 1)
-        threshold = self.v_threshold.reshape(per_map)
-        neuron = norse_parameters(self.lif, threshold)
+        neuron = norse_parameters(self.lif, self.v_threshold.reshape(per_map))
         scale = (self.gain * self.lif.volts_per_current).reshape(per_map)
         _, blocked_steps = self.geometry.steps(self.dt)
-        state = SheetState(
-            v=torch.full_like(convolved[0], self.lif.v_init),
-            blocked=torch.zeros_like(convolved[0], dtype=torch.int16),
-        )
-        spikes = torch.empty(convolved.shape, dtype=torch.bool, device=convolved.device)
-        for step, drive in enumerate(convolved):
+        state, spikes = None, []
+        for drive in drives:
+            if state is None:
+                state = SheetState(torch.full_like(drive, self.lif.v_init), torch.zeros_like(drive, dtype=torch.int16))
             if inhibition:
-                spikes[step], state = inhibited_step(drive * scale, state, neuron, self.dt, blocked_steps, generator)
+                fired, state = inhibited_step(drive * scale, state, neuron, self.dt, blocked_steps, generator)
             else:
-                spikes[step], state = free_step(drive * scale, state, neuron, self.dt)
-        return spikes
+                fired, state = free_step(drive * scale, state, neuron, self.dt)
+            spikes.append(fired)
+        return torch.stack(spikes)
+
+    def to(self, device: torch.device | str) -> "SpikingConv2d":
+        """A copy on ``device``."""
+        return self.with_values(
+            conductance=self.conductance.to(device),
+            gain=self.gain.to(device),
+            v_threshold=self.v_threshold.to(device),
+        )
 
     def with_values(self, **values: Tensor) -> "SpikingConv2d":
         """A copy with ``conductance``, ``gain`` or ``v_threshold`` replaced."""

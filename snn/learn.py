@@ -109,7 +109,7 @@ def learn(images: Tensor, config: LearnConfig, device: torch.device) -> SpikingN
     for maps in config.maps:
         learned = _learn_layer(images, calibration, layers, maps, config, generator)
         layers.append(learned)
-    return SpikingNetwork(
+    network = SpikingNetwork(
         source=config.source,
         input_shape=tuple(images.shape[1:]),
         encoding=config.encoding,
@@ -117,6 +117,7 @@ def learn(images: Tensor, config: LearnConfig, device: torch.device) -> SpikingN
         layers=tuple(layers),
         seed=config.seed,
     )
+    return network.to("cpu")
 
 
 def _learn_layer(
@@ -150,7 +151,7 @@ def _learn_layer(
         lif=config.lif,
         dt=p.dt,
     )
-    layer = calibrate_gain(layer, layer.convolve(pre), config.start_count)
+    layer = calibrate_gain(layer, _whole_drive(layer, pre), config.start_count)
     start = layer
 
     history: list[tuple[int, Tensor, float]] = []
@@ -168,17 +169,21 @@ def _learn_layer(
         seen = len(chosen) + (history[-1][0] if history else 0)
         history.append((seen, wins.cpu(), change))
 
-    convolved = layer.convolve(presynaptic(calibration))
-    layer = lower_threshold(layer, convolved, config.output_rate * p.presentation / 1000)
+    drive = _whole_drive(layer, presynaptic(calibration))
+    layer = lower_threshold(layer, drive, config.output_rate * p.presentation / 1000)
     seen, wins, change = zip(*history, strict=True)
     return LearnedLayer(
         layer=layer,
         initial_conductance=initial,
         learning_gain=start.gain[0].item(),
         rate_limits=limits,
-        mean_rate=mean_count(layer, convolved) * 1000 / p.presentation,
+        mean_rate=mean_count(layer, drive) * 1000 / p.presentation,
         history=LayerHistory(torch.tensor(seen), torch.stack(wins), torch.tensor(change, dtype=torch.float64)),
     )
+
+
+def _whole_drive(layer: SpikingConv2d, pre_spikes: Tensor) -> Tensor:
+    return torch.stack([drive.clone() for drive in layer.convolve(pre_spikes)])
 
 
 def _batches(n_images: int, config: LearnConfig, generator: torch.Generator) -> Iterator[Tensor]:

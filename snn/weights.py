@@ -1,6 +1,6 @@
 """``snn.h5``: the learned spiking layers, how they were learned, and the history of learning."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +45,11 @@ class LearnedLayer:
     """Mean rate that it passes on, in Hz, on the calibration images."""
     history: LayerHistory
 
+    def to(self, device: torch.device | str) -> "LearnedLayer":
+        """A copy on ``device``; the history stays where it is."""
+        initial = self.initial_conductance.to(device)
+        return replace(self, layer=self.layer.to(device), initial_conductance=initial)
+
     @property
     def mean_move(self) -> float:
         """Mean |G - G0|."""
@@ -69,6 +74,10 @@ class SpikingNetwork:
     layers: tuple[LearnedLayer, ...]
     seed: int
 
+    def to(self, device: torch.device | str) -> "SpikingNetwork":
+        """A copy whose layers compute on ``device``."""
+        return replace(self, layers=tuple(learned.to(device) for learned in self.layers))
+
     def simulate(self, spikes: Tensor) -> list[Tensor]:
         """Spikes of every layer, inhibition off, for encoded images bool (T, B, C, H, W)."""
         outputs = []
@@ -84,7 +93,7 @@ def save_network(path: Path, network: SpikingNetwork, command: str) -> str:
     for number, learned in enumerate(network.layers, 1):
         layers[f"conv{number}"] = _layer_tree(learned)
         history[f"conv{number}"] = {
-            name: value.cpu().numpy() for name, value in learned.history._asdict().items()
+            name: value.numpy() for name, value in learned.history._asdict().items()
         } | {"images_unit": "images", "wins_unit": "spikes", "mean_change_unit": "conductance"}
     channels, height, width = network.input_shape
     tree = {
@@ -101,12 +110,12 @@ def save_network(path: Path, network: SpikingNetwork, command: str) -> str:
 def _layer_tree(learned: LearnedLayer) -> Tree:
     layer = learned.layer
     return {
-        "conductance": layer.conductance.cpu().numpy(),
-        "initial_conductance": learned.initial_conductance.cpu().numpy(),
+        "conductance": layer.conductance.numpy(),
+        "initial_conductance": learned.initial_conductance.numpy(),
         "conductance_unit": "1 (g_min to g_max)",
-        "gain": layer.gain.cpu().numpy(),
+        "gain": layer.gain.numpy(),
         "gain_unit": "current of Eq. 1 per conductance",
-        "v_threshold": layer.v_threshold.cpu().numpy(),
+        "v_threshold": layer.v_threshold.numpy(),
         "v_threshold_unit": "mV",
         "learning_gain": learned.learning_gain,
         "rate_low": learned.rate_limits[0],

@@ -1,0 +1,38 @@
+"""How simulated neurons answer their drive: the data to which an SAU is fitted."""
+
+import torch
+from torch import Tensor
+
+from snn.command import progress
+from snn.encode import encode
+from snn.layer import SpikingConv2d
+from snn.weights import SpikingNetwork
+
+
+def simulate_counts(
+    network: SpikingNetwork, images: Tensor, generator: torch.Generator, batch_size: int = 16
+) -> list[Tensor]:
+    """Spike counts of every neuron of every layer, inhibition off, thresholds as after learning.
+
+    Args:
+        network: learned layers.
+        images: uint8 (N, C, H, W).
+        generator: of the encoder.
+
+    Returns:
+        One int16 tensor (N, C_out, H, W) per layer.
+    """
+    parts: list[list[Tensor]] = [[] for _ in network.layers]
+    batches = images.split(batch_size)
+    for batch in progress(batches, "simulating responses", "batch"):
+        for part, spikes in zip(parts, network.simulate(encode(batch, network.encoding, generator)), strict=True):
+            part.append(spikes.sum(0).to(torch.int16))
+    return [torch.cat(part) for part in parts]
+
+
+def neuron_response(layer: SpikingConv2d, currents: Tensor, presentation: float) -> Tensor:
+    """Rates in Hz (N,) of one neuron with the first map's threshold at constant currents (N,), over T in ms."""
+    neuron = layer.with_values(gain=torch.ones_like(layer.gain[:1]), v_threshold=layer.v_threshold[:1])
+    drive = currents.reshape(1, 1, 1, -1)
+    spikes = neuron.simulate_drive([drive] * round(presentation / layer.dt), inhibition=False)
+    return spikes.sum(0).flatten() * (1000 / presentation)
