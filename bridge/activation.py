@@ -48,9 +48,7 @@ def fit_steps(drive: np.ndarray, counts: np.ndarray, presentation: float, min_sh
         if above.mean() < min_share:
             break
         # misplaced[i]: neurons on the wrong side when the i smallest drives are put below the edge
-        misplaced = np.concatenate(([0], np.cumsum(above))) + np.concatenate(
-            (np.cumsum(~above[::-1])[::-1], [0])
-        )
+        misplaced = np.concatenate(([0], np.cumsum(above))) + np.concatenate((np.cumsum(~above[::-1])[::-1], [0]))
         # Only between different drives can an edge lie.
         possible = np.concatenate(([True], x[1:] > x[:-1], [True]))
         split = int(np.argmin(np.where(possible, misplaced, len(x) + 1)))
@@ -78,7 +76,7 @@ class _StepFunction(torch.autograd.Function):
         slope, low, high = limits
         ctx.slope = slope
         ctx.save_for_backward((x >= low) & (x < high))
-        return heights[torch.bucketize(x, edges, right=True, out_int32=True)].to(x.dtype)
+        return heights[torch.bucketize(x.contiguous(), edges, right=True, out_int32=True)].to(x.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):

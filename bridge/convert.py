@@ -58,7 +58,10 @@ class ConvertConfig:
     """Also write the printed figures to this file."""
 
     def __post_init__(self) -> None:
-        check(self.images >= 2, f"images = {self.images}: at least 2 are needed, half to fit and half to measure")
+        check(
+            self.images >= 2,
+            f"images = {self.images}: at least 2 are needed, half to fit and half to measure",
+        )
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ from snn.figures import save_figure
 from snn.weights import SpikingNetwork
 
 
-def draw_responses(
-    frontend: SpikingFrontEnd, responses: list[Response], network: SpikingNetwork, path: Path
-) -> None:
+def draw_responses(frontend: SpikingFrontEnd, responses: list[Response], network: SpikingNetwork, path: Path) -> None:
     """Per layer: simulated neurons as a density, the single neuron at constant current, and the SAU."""
     p = network.encoding
     figure = Figure(figsize=(4.2 * len(responses), 3.8), layout="constrained")
@@ -31,7 +29,11 @@ def draw_responses(
             response.drive, response.rate, bins=(np.linspace(0, right, 61), levels * one_spike)
         )
         image = panel.pcolormesh(
-            x_edges, y_edges, np.where(density > 0, density / density.sum() * 100, np.nan).T, cmap="Greys", norm="log"
+            x_edges,
+            y_edges,
+            np.where(density > 0, density / density.sum() * 100, np.nan).T,
+            cmap="Greys",
+            norm="log",
         )
         figure.colorbar(image, ax=panel, label="neurons (%)", pad=0.02)
         single = neuron_response(learned.layer, drives, p.presentation)

@@ -77,7 +77,7 @@ class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
     Batch statistics would shift drives across the edges of the SAU from batch to batch.
     """
 
-    def train(self, mode: bool = True) -> "FrozenStatisticsBatchNorm":  # noqa: ARG002
+    def train(self, mode: bool = True) -> "FrozenStatisticsBatchNorm":
         """Stay in evaluation mode."""
         return super().train(False)
 
@@ -155,9 +155,7 @@ def save_frontend(
 ) -> str:
     """Write ``frontend.h5``; return its digest."""
     layers = {}
-    for number, (layer, response, residual) in enumerate(
-        zip(frontend.layers, responses, residuals, strict=True), 1
-    ):
+    for number, (layer, response, residual) in enumerate(zip(frontend.layers, responses, residuals, strict=True), 1):
         layers[f"conv{number}"] = {
             "state": {key: value.cpu().numpy() for key, value in layer.state_dict().items()},
             "weight_unit": "current per Hz",
@@ -186,7 +184,7 @@ def load_frontend(path: Path) -> tuple[SpikingFrontEnd, DataSource, str]:
     frontend = SpikingFrontEnd.empty(spec_from_tree(tree["spec"], shape))
     for number, layer in enumerate(frontend.layers, 1):
         state = tree["layers"][f"conv{number}"]["state"]
-        layer.load_state_dict({key: torch.from_numpy(np.asarray(value)) for key, value in state.items()})
+        layer.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     return frontend, source_from_tree(tree["input"]), tree["digest"]
 
 

@@ -29,7 +29,10 @@ def mean_count(layer: SpikingConv2d, drive: Tensor) -> float:
 def calibrate_gain(layer: SpikingConv2d, drive: Tensor, target: float) -> SpikingConv2d:
     """Scale ``gain`` (all maps alike) so that :func:`mean_count` is ``target`` spikes."""
     peak = drive.amax().item()
-    check(peak > 0, "no presynaptic spike arrives, so no gain makes this layer fire; raise the rates of its input")
+    check(
+        peak > 0,
+        "no presynaptic spike arrives, so no gain makes this layer fire; raise the rates of its input",
+    )
 
     def scaled(factor: float) -> SpikingConv2d:
         return layer.with_values(gain=layer.gain * factor)

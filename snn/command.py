@@ -64,9 +64,7 @@ def check_outputs(*paths: Path | None) -> None:
             os.close(handle)
             os.unlink(probe)
         except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; choose a folder you can write to"
-            ) from error
+            raise UserError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from error
 
 
 def choose_device(name: DeviceName) -> torch.device:

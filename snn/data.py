@@ -64,7 +64,10 @@ def load_images(source: DataSource, split: Split, seed: int) -> Images:
     limit = source.limit_train if split == "train" else source.limit_test
     check(limit is None or limit >= 1, f"--limit-{split} {limit}: at least one image is needed; give 1 or more")
     size = source.image_size
-    check(size is None or size >= 4, f"--image-size {size}: images need a side of at least 4 pixels; give 4 or more")
+    check(
+        size is None or size >= 4,
+        f"--image-size {size}: images need a side of at least 4 pixels; give 4 or more",
+    )
     kind, _, path = source.data.partition(":")
     if kind == "folder":
         return _load_folder(Path(path), split, size, limit, seed)
@@ -115,7 +118,10 @@ def _cifar10(source: DataSource, split: Split) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _load_folder(folder: Path, split: Split, size: int | None, limit: int | None, seed: int) -> Images:
-    check(folder.is_dir(), f"--data folder:{folder}: there is no such folder; give one that holds train/ and test/")
+    check(
+        folder.is_dir(),
+        f"--data folder:{folder}: there is no such folder; give one that holds train/ and test/",
+    )
     classes = {}
     for part in ("train", "test"):
         check(

@@ -133,7 +133,7 @@ def _read_group(group: h5py.Group) -> Tree:
             value = json.loads(value.removeprefix("json:"))
         tree[name] = value
     for name, item in group.items():
-        tree[name] = _read_group(item) if isinstance(item, h5py.Group) else item[()]
+        tree[name] = _read_group(item) if isinstance(item, h5py.Group) else np.asarray(item[()])
     return tree
 
 

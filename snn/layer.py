@@ -45,7 +45,10 @@ class LayerParameters:
     def __post_init__(self) -> None:
         for name in ("maps", "kernel_size", "stride"):
             check(getattr(self, name) >= 1, f"layer {name} = {getattr(self, name)}: must be 1 or more")
-        check(0 <= self.padding < self.kernel_size, f"layer padding {self.padding}: expected 0 to kernel_size - 1")
+        check(
+            0 <= self.padding < self.kernel_size,
+            f"layer padding {self.padding}: expected 0 to kernel_size - 1",
+        )
 
     def steps(self, dt: float) -> tuple[int, int]:
         """(pulse, inhibition) in steps of ``dt`` ms."""
@@ -149,9 +152,7 @@ def hold(spikes: Tensor, steps: int) -> Tensor:
     return held
 
 
-def free_step(
-    depolarisation: Tensor, state: SheetState, p: LIFBoxParameters, dt: float
-) -> tuple[Tensor, SheetState]:
+def free_step(depolarisation: Tensor, state: SheetState, p: LIFBoxParameters, dt: float) -> tuple[Tensor, SheetState]:
     """One step without inhibition: every neuron that crosses threshold fires. ``depolarisation`` in mV."""
     crossed, v = integrate(depolarisation, state.v, p, dt)
     return crossed, SheetState(torch.where(crossed, p.v_reset, v), state.blocked)

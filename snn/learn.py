@@ -191,7 +191,9 @@ def _batches(n_images: int, config: LearnConfig, generator: torch.Generator) -> 
     per_pass = -(-n_images // config.batch_size)
     passes = max(config.epochs, -(-config.min_updates // per_pass))
     for _ in range(passes):
-        yield from torch.randperm(n_images, generator=generator, device=generator.device).cpu().split(config.batch_size)
+        yield from (
+            torch.randperm(n_images, generator=generator, device=generator.device).cpu().split(config.batch_size)
+        )
 
 
 def _balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeostasis) -> SpikingConv2d:

@@ -47,7 +47,10 @@ class LIFParameters:
 
     def __post_init__(self) -> None:
         check(self.b < 0, f"LIF b = {self.b}: the leak must be negative")
-        check(self.membrane_time_scale > 0, f"LIF membrane_time_scale = {self.membrane_time_scale}: must be positive")
+        check(
+            self.membrane_time_scale > 0,
+            f"LIF membrane_time_scale = {self.membrane_time_scale}: must be positive",
+        )
         check(
             self.v_reset < self.v_leak < self.v_threshold,
             f"LIF potentials: expected v_reset {self.v_reset} < rest {self.v_leak:.2f} < v_threshold "

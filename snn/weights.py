@@ -92,9 +92,11 @@ def save_network(path: Path, network: SpikingNetwork, command: str) -> str:
     layers, history = {}, {}
     for number, learned in enumerate(network.layers, 1):
         layers[f"conv{number}"] = _layer_tree(learned)
-        history[f"conv{number}"] = {
-            name: value.numpy() for name, value in learned.history._asdict().items()
-        } | {"images_unit": "images", "wins_unit": "spikes", "mean_change_unit": "conductance"}
+        history[f"conv{number}"] = {name: value.numpy() for name, value in learned.history._asdict().items()} | {
+            "images_unit": "images",
+            "wins_unit": "spikes",
+            "mean_change_unit": "conductance",
+        }
     channels, height, width = network.input_shape
     tree = {
         "input": asdict(network.source) | {"channels": channels, "height": height, "width": width},

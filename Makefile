@@ -1,0 +1,63 @@
+# make demo: the main job on bundled data.  make test: all checks that run in minutes.
+# Both make the environment they need in .venv and use it again next time.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+RUNS := runs/demo
+
+.PHONY: help demo test lint format install clean
+
+help:
+	@echo "make demo     learn, convert, train and evaluate on bundled digits (results in $(RUNS))"
+	@echo "make test     run the test suite"
+	@echo "make lint     check style (ruff)"
+	@echo "make format   apply the project's formatting (ruff)"
+	@echo "make install  make or update the environment in $(VENV)"
+	@echo "make clean    remove $(VENV) and caches (not runs/)"
+
+install: $(VENV)/.installed
+
+# The first working Python 3.11 or 3.12.
+$(VENV)/.installed: pyproject.toml
+	@set -e; for candidate in $(PYTHON) python3.12 python3.11 python3 python; do \
+	  if $$candidate -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then \
+	    python=$$candidate; break; fi; done; \
+	if [ -z "$$python" ]; then \
+	  echo "error: Python 3.11 or 3.12 is needed; install one, or name it: make install PYTHON=/path/to/python" >&2; exit 2; fi; \
+	echo "Installing safe-dnn into $(VENV) with $$($$python --version) (PyTorch is large: this takes a few minutes)"; \
+	$$python -m venv $(VENV); \
+	$(PY) -m pip install --quiet --upgrade pip; \
+	$(PY) -m pip install --quiet --editable '.[dev,validation]'; \
+	touch $@; \
+	echo "Environment ready."
+
+demo: install
+	@mkdir -p $(RUNS)
+	@echo "[1/5] Learning spiking features, layer by layer"
+	@$(PY) -m snn.learn --data digits --out $(RUNS)/snn.h5
+	@echo "[2/5] Converting them into a frozen front end"
+	@$(PY) -m bridge.convert $(RUNS)/snn.h5 --out $(RUNS)/frontend.h5
+	@echo "[3/5] Training SAFE-MobileNetV2"
+	@$(PY) -m hybrid.train --data digits --backbone mobilenet_v2 --frontend $(RUNS)/frontend.h5 --out $(RUNS)/safe.h5
+	@echo "[4/5] Training the baseline"
+	@$(PY) -m hybrid.train --data digits --backbone mobilenet_v2 --variant baseline --out $(RUNS)/baseline.h5
+	@echo "[5/5] Measuring both under noise"
+	@$(PY) -m hybrid.evaluate $(RUNS)/safe.h5 $(RUNS)/baseline.h5 \
+	  --noise clean awgn:40 awgn:30 awgn:25 awgn:20 awgn:15 awgn:12 salt-pepper:0.05 salt-pepper:0.20 \
+	  --out $(RUNS)/results.csv
+	@echo "Figures are in $(RUNS): snn_kernels.png, frontend_response.png, safe_training.png, baseline_training.png, results.png"
+
+test: install
+	@echo "Running the tests"
+	@$(PY) -m pytest
+
+lint: install
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: install
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

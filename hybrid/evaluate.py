@@ -1,0 +1,221 @@
+"""Accuracy of saved models on clean and noisy test images: a table, a CSV file in long format, a figure."""
+
+import csv
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from hybrid.figures import draw_noise
+from hybrid.model import Paths, SafeNetwork, TrainedModel, load_model
+from hybrid.noise import Condition, awgn_sigma, parse_condition
+from snn.command import (
+    DeviceName,
+    check_outputs,
+    choose_device,
+    progress,
+    run_command,
+    write_atomically,
+    write_json,
+)
+from snn.data import Images, load_images
+from snn.errors import check
+
+NOISE_CHUNK = 256
+"""Images that share one draw; fixed, so that results do not depend on the batch size."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure saved models under noise; write results.csv, a figure and a table."""
+
+    models: tyro.conf.Positional[tuple[Path, ...]]
+    """Files written by hybrid.train."""
+    out: Path
+    """CSV file to write, for example runs/demo/results.csv."""
+    noise: tuple[str, ...] = ("clean", "awgn:40", "awgn:30", "awgn:25", "awgn:20", "awgn:15", "awgn:12")
+    """Conditions: clean, awgn:DB, salt-pepper:SHARE, poisson:PEAK, wald:MEAN,SCALE (8-bit units)."""
+    data: str | None = None
+    """Test images, if not those of the training run: digits, cifar10 or folder:PATH."""
+    root: Path | None = None
+    """Folder that holds CIFAR-10, if not that of the training run."""
+    limit_test: int | None = None
+    """Take at most this many test images, balanced over classes; None: as given in training, or all."""
+    batch_size: int = 256
+    """Images per forward pass; results do not depend on it."""
+    seed: int = 0
+    """Seed of the noise and of the choice of test images."""
+    device: DeviceName = "auto"
+    """Where to compute."""
+    figures: bool = True
+    """Draw accuracy against noise beside --out."""
+    json: Path | None = None
+    """Also write the printed figures to this file."""
+
+    def __post_init__(self) -> None:
+        check(len(self.models) >= 1, "no model given; name at least one file written by hybrid.train")
+        check(len(self.noise) >= 1, "--noise: give at least one condition, for example clean")
+        check(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be 1 or more")
+
+
+def noisy_batches(images: Tensor, condition: Condition, seed: int) -> list[Tensor]:
+    """All images under one condition, float32 in [0, 1], in chunks of :data:`NOISE_CHUNK`.
+
+    The draws depend on the seed and the condition alone (and are made on the CPU), so every model sees the same images.
+    """
+    entropy = np.random.SeedSequence([seed, *condition.name.encode()]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(entropy) >> 1)
+    return [condition.apply(chunk.float() / 255, generator) for chunk in images.split(NOISE_CHUNK)]
+
+
+def predict(network: torch.nn.Module, images: list[Tensor], device: torch.device, paths: Paths = "both") -> Tensor:
+    """Predicted classes (N,), on the CPU, of batches of images in [0, 1]."""
+    arguments = {"paths": paths} if isinstance(network, SafeNetwork) else {}
+    network = network.to(device).eval()
+    with torch.inference_mode():
+        return torch.cat([network(batch.to(device), **arguments).argmax(1).cpu() for batch in images])
+
+
+def evaluate(
+    models: dict[str, TrainedModel], data: Images, conditions: list[Condition], config: EvaluateConfig
+) -> list[dict]:
+    """One row of results per model, condition and choice of paths.
+
+    SAFE networks are also measured on the first condition with one path silenced at a time: what each contributes.
+    """
+    device = choose_device(config.device)
+    rows = []
+    with progress(None, "evaluating", "run", total=len(models) * len(conditions)) as bar:
+        for index, condition in enumerate(conditions):
+            chunks = noisy_batches(data.images, condition, config.seed)
+            batches = list(torch.cat(chunks).split(config.batch_size))
+            for name, model in models.items():
+                alone = index == 0 and isinstance(model.network, SafeNetwork)
+                for paths in ("both", "spiking", "auxiliary") if alone else ("both",):
+                    correct = (predict(model.network, batches, device, paths) == data.labels).sum().item()
+                    rows.append(_row(name, model, condition, paths, correct, data, config))
+                bar.update()
+    order = list(models)
+    return sorted(rows, key=lambda row: (order.index(row["model"]), row["paths"] != "both"))
+
+
+def _row(
+    name: str,
+    model: TrainedModel,
+    condition: Condition,
+    paths: Paths,
+    correct: int,
+    data: Images,
+    config: EvaluateConfig,
+) -> dict:
+    count = len(data.labels)
+    share = correct / count
+    sigma = "" if condition.snr is None else awgn_sigma(data.images.float() / 255, condition.snr).mean().item()
+    return {
+        "model": name,
+        "variant": model.spec.variant,
+        "backbone": model.spec.backbone,
+        "paths": paths,
+        "condition": condition.name,
+        "snr_dB": "" if condition.snr is None else condition.snr,
+        "mean_sigma": sigma if sigma == "" else round(sigma, 5),
+        "images": count,
+        "correct": correct,
+        "accuracy_percent": round(100 * share, 3),
+        "standard_error_percent": round(100 * (share * (1 - share) / count) ** 0.5, 3),
+        "noise_seed": config.seed,
+        "training_seed": model.seed,
+        "model_digest": model.digest,
+    }
+
+
+def print_table(rows: list[dict], console: Console) -> None:
+    """Conditions x models, in percent with the standard error; then what each path of SAFE networks contributes."""
+    both = [row for row in rows if row["paths"] == "both"]
+    models = list(dict.fromkeys(row["model"] for row in both))
+    found = {(row["condition"], row["model"]): row for row in both}
+    table = Table(title=f"Top-1 accuracy (% ± standard error) on {both[0]['images']} test images")
+    for heading in ("condition", "mean sigma", *models):
+        table.add_column(heading, justify="left" if heading == "condition" else "right", overflow="fold")
+    for condition in dict.fromkeys(row["condition"] for row in both):
+        sigma = found[condition, models[0]]["mean_sigma"]
+        cells = (_percent(found[condition, model]) for model in models)
+        table.add_row(condition, f"{sigma:.3f}" if sigma != "" else "", *cells)
+    console.print(table)
+    alone = {(row["model"], row["paths"]): row for row in rows if row["paths"] != "both"}
+    if not alone:
+        return
+    condition = next(iter(alone.values()))["condition"]
+    table = Table(title=f"Both paths, and each alone with the other set to zero (%, {condition})")
+    for heading in ("model", "both", "spiking alone", "auxiliary alone"):
+        table.add_column(heading, justify="left" if heading == "model" else "right", overflow="fold")
+    for model in dict.fromkeys(model for model, _ in alone):
+        cells = (found[condition, model], alone[model, "spiking"], alone[model, "auxiliary"])
+        table.add_row(model, *map(_percent, cells))
+    console.print(table)
+
+
+def _percent(row: dict) -> str:
+    return f"{row['accuracy_percent']:.1f} ± {row['standard_error_percent']:.1f}"
+
+
+def write_csv(rows: list[dict], path: Path) -> None:
+    """Write the rows in long format."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def run(config: EvaluateConfig) -> None:
+    """The command: load, evaluate, write, report."""
+    figure = config.out.with_suffix(".png") if config.figures else None
+    check_outputs(config.out, config.json, figure)
+    choose_device(config.device)
+    conditions = [parse_condition(text) for text in dict.fromkeys(config.noise)]
+    stems = [path.stem for path in config.models]
+    unique = len(set(stems)) == len(stems)
+    models = {path.stem if unique else str(path): load_model(path) for path in config.models}
+    data = _test_images(config, models)
+    rows = evaluate(models, data, conditions, config)
+    write_csv(rows, config.out)
+    print_table(rows, Console())
+    write_json(config.json, {"results": rows, "seed": config.seed})
+    if figure:
+        draw_noise([row for row in rows if row["paths"] == "both"], figure)
+    print(f"wrote {config.out}" + (f" and {figure}" if figure else ""))
+
+
+def _test_images(config: EvaluateConfig, models: dict[str, TrainedModel]) -> Images:
+    """The test images, checked against every model."""
+    first = next(iter(models.values()))
+    given = {"data": config.data, "root": config.root, "limit_test": config.limit_test}
+    source = replace(first.source, **{name: value for name, value in given.items() if value is not None})
+    data = load_images(source, "test", config.seed)
+    for name, model in models.items():
+        check(
+            model.spec.input_shape == data.shape and model.spec.classes == data.classes,
+            f"model {name} was trained on {len(model.spec.classes)} classes and images of shape "
+            f"{model.spec.input_shape}, {source.data} has {len(data.classes)} classes and shape {data.shape}; "
+            "evaluate together only models of one data set",
+        )
+    return data
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m hybrid.evaluate``."""
+    return run_command(EvaluateConfig, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Pictures of training and of accuracy under noise."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from hybrid.model import TrainedModel
+from snn.figures import save_figure
+
+
+def draw_training(model: TrainedModel, title: str, path: Path) -> None:
+    """Loss and accuracy per epoch, on training images and on those held out (paper, Fig. 5)."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    epochs = np.arange(1, len(model.history["train_loss"]) + 1)
+    for part, label, colour in (("train", "training (augmented)", "C0"), ("val", "held out", "C1")):
+        loss.plot(epochs, model.history[f"{part}_loss"], color=colour, label=label)
+        accuracy.plot(epochs, 100 * model.history[f"{part}_accuracy"], color=colour, label=label)
+    loss.set_ylabel("cross-entropy (nat)")
+    accuracy.set_ylabel("accuracy (%)")
+    for panel in (loss, accuracy):
+        panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False)
+    figure.suptitle(title, fontsize=11)
+    save_figure(figure, path)
+
+
+def draw_noise(rows: list[dict], path: Path) -> None:
+    """Accuracy against SNR with the clean accuracy beside it, and bars for all other noises.
+
+    Args:
+        rows: results with both paths, as :mod:`hybrid.evaluate` writes them.
+        path: PNG to write.
+    """
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    others = list(
+        dict.fromkeys(row["condition"] for row in rows if row["snr_dB"] == "" and row["condition"] != "clean")
+    )
+    has_snr = any(row["snr_dB"] != "" for row in rows)
+    panels = has_snr + bool(others) or 1
+    figure = Figure(figsize=(5.2 * panels, 3.8), layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    if has_snr or not others:
+        _draw_snr(axes.pop(0), rows, models)
+    if others:
+        _draw_bars(axes.pop(0), rows, models, others)
+    save_figure(figure, path)
+
+
+def _draw_snr(axes: Axes, rows: list[dict], models: list[str]) -> None:
+    levels = sorted({row["snr_dB"] for row in rows if row["snr_dB"] != ""}, reverse=True)
+    place = {"": 0, **{level: index for index, level in enumerate(levels, 1)}}
+    for number, model in enumerate(models):
+        shown = [row for row in rows if row["model"] == model]
+        shown = [row for row in shown if row["condition"] == "clean" or row["snr_dB"] != ""]
+        shown.sort(key=lambda row: place[row["snr_dB"]])
+        axes.errorbar(
+            [place[row["snr_dB"]] for row in shown],
+            [row["accuracy_percent"] for row in shown],
+            yerr=[row["standard_error_percent"] for row in shown],
+            marker="os^Dv"[number % 5],
+            capsize=3,
+            label=model,
+        )
+    axes.set_xticks(range(len(levels) + 1), ["clean", *(f"{level:g}" for level in levels)])
+    axes.set_xlabel("signal-to-noise ratio of white Gaussian noise (dB)")
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _draw_bars(axes: Axes, rows: list[dict], models: list[str], conditions: list[str]) -> None:
+    width = 0.8 / len(models)
+    for number, model in enumerate(models):
+        found = {row["condition"]: row for row in rows if row["model"] == model}
+        axes.bar(
+            np.arange(len(conditions)) + (number - (len(models) - 1) / 2) * width,
+            [found[name]["accuracy_percent"] for name in conditions],
+            width,
+            yerr=[found[name]["standard_error_percent"] for name in conditions],
+            capsize=3,
+            label=model,
+        )
+    axes.set_xticks(range(len(conditions)), conditions)
+    axes.set_xlabel("noise and its level")
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_ylim(0, 100)
+    axes.grid(axis="y", alpha=0.3)
+    # Above the bars, which may fill the panel.
+    axes.legend(frameon=False, ncols=len(models), loc="lower center", bbox_to_anchor=(0.5, 1.0))

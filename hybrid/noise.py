@@ -1,0 +1,123 @@
+"""Perturbations of images in [0, 1], before any normalisation (paper, 5.1 and 5.3).
+
+A condition is written ``name`` or ``name:level``:
+
+- ``clean``
+- ``awgn:DB``: white Gaussian noise at a signal-to-noise ratio in dB, ``sigma = sqrt(mean(x^2) / 10^(DB/10))`` with the
+  mean over the whole image.
+- ``salt-pepper:SHARE``: each pixel (all its channels) becomes white or black with this probability, half and half.
+- ``poisson:PEAK``: ``poisson(x PEAK) / PEAK``.
+- ``wald:MEAN,SCALE``: an inverse Gaussian value in 8-bit units is added to every channel value.
+
+Results are clipped to [0, 1].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn.errors import UserError, check
+
+Noise = Callable[[Tensor, tuple[float, ...], torch.Generator], Tensor]
+
+
+def awgn_sigma(images: Tensor, decibel: float) -> Tensor:
+    """Standard deviation (B, 1, 1, 1) that gives each image in [0, 1], (B, C, H, W), this signal-to-noise ratio."""
+    power = images.square().mean(dim=(1, 2, 3), keepdim=True)
+    return (power / 10 ** (decibel / 10)).sqrt()
+
+
+def _clean(images: Tensor, levels: tuple[float, ...], generator: torch.Generator) -> Tensor:
+    return images
+
+
+def _awgn(images: Tensor, levels: tuple[float, ...], generator: torch.Generator) -> Tensor:
+    normal = torch.randn(images.shape, generator=generator, device=images.device)
+    return images + awgn_sigma(images, levels[0]) * normal
+
+
+def _salt_pepper(images: Tensor, levels: tuple[float, ...], generator: torch.Generator) -> Tensor:
+    batch, _, height, width = images.shape
+    draw = torch.rand((batch, 1, height, width), generator=generator, device=images.device)
+    (share,) = levels
+    return images.masked_fill(draw < share, 0.0).masked_fill(draw < share / 2, 1.0)
+
+
+def _poisson(images: Tensor, levels: tuple[float, ...], generator: torch.Generator) -> Tensor:
+    (peak,) = levels
+    return torch.poisson(images * peak, generator=generator) / peak
+
+
+def _wald(images: Tensor, levels: tuple[float, ...], generator: torch.Generator) -> Tensor:
+    # NumPy has this distribution, torch does not; its seed is drawn from the generator.
+    seed = torch.randint(2**62, (), generator=generator, device=images.device).item()
+    values = np.random.default_rng(seed).wald(*levels, size=tuple(images.shape))
+    return images + torch.from_numpy(values).to(images) / 255
+
+
+@dataclass(frozen=True)
+class _Kind:
+    function: Noise
+    expected: str
+    """The form of the level, for messages."""
+    ranges: tuple[tuple[float, float], ...]
+    """Allowed smallest and largest value of each number."""
+
+
+_KINDS = {
+    "clean": _Kind(_clean, "clean takes no level", ()),
+    "awgn": _Kind(_awgn, "awgn:DB with a signal-to-noise ratio of -20 to 100 dB", ((-20, 100),)),
+    "salt-pepper": _Kind(_salt_pepper, "salt-pepper:SHARE with a share of pixels from 0 to 1", ((0, 1),)),
+    "poisson": _Kind(_poisson, "poisson:PEAK with a peak of 1 to 1000000", ((1, 1e6),)),
+    "wald": _Kind(
+        _wald,
+        "wald:MEAN,SCALE with a mean and a scale of 0.001 to 255 (8-bit units)",
+        ((1e-3, 255), (1e-3, 255)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A perturbation with its level."""
+
+    name: str
+    """As written, for example awgn:20."""
+    kind: str
+    levels: tuple[float, ...]
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Perturbed images.
+
+        Args:
+            images: float32 (B, C, H, W) in [0, 1].
+            generator: on the device of ``images``.
+
+        Returns:
+            Like ``images``, clipped to [0, 1].
+        """
+        return _KINDS[self.kind].function(images, self.levels, generator).clamp(0, 1)
+
+    @property
+    def snr(self) -> float | None:
+        """Nominal signal-to-noise ratio in dB, where the condition states one."""
+        return self.levels[0] if self.kind == "awgn" else None
+
+
+def parse_condition(text: str) -> Condition:
+    """Read ``name`` or ``name:level``; :class:`UserError` for an unknown name or a level out of range."""
+    kind, _, level = text.partition(":")
+    check(kind in _KINDS, f"--noise {text}: unknown noise {kind!r}; choose from {', '.join(_KINDS)}")
+    expected = _KINDS[kind]
+    try:
+        levels = tuple(float(part) for part in level.split(",")) if level else ()
+    except ValueError as error:
+        raise UserError(f"--noise {text}: level {level!r} is not a number; expected {expected.expected}") from error
+    valid = len(levels) == len(expected.ranges) and all(
+        low <= value <= high for value, (low, high) in zip(levels, expected.ranges, strict=True)
+    )
+    check(valid, f"--noise {text}: level out of range; expected {expected.expected}")
+    return Condition(text, kind, levels)
