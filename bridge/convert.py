@@ -173,7 +173,8 @@ def run(config: ConvertConfig) -> None:
     for number, (layer, fidelity) in enumerate(zip(conversion.frontend.layers, conversion.fidelity, strict=True), 1):
         figures[f"conv{number}"] = {"sau_steps": len(layer.activation.edges), **fidelity}
         print(
-            f"  conv{number}: {len(layer.activation.edges)} steps, mean rate {fidelity['mean_simulated_rate_Hz']:.1f} Hz, "
+            f"  conv{number}: {len(layer.activation.edges)} steps, "
+            f"mean rate {fidelity['mean_simulated_rate_Hz']:.1f} Hz, "
             f"mean error {fidelity['mean_error_Hz']:.2f} Hz, correlation {fidelity['correlation']:.3f}, "
             f"spike count off in {fidelity['count_off_by_one_or_more_share']:.1%} of neurons"
         )

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from bridge.frontend import Response, SpikingFrontEnd
 from bridge.response import neuron_response
-from snn.figures import save_figure
+from snn.command import save_figure
 from snn.weights import SpikingNetwork
 
 

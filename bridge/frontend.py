@@ -13,13 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import batch_norm, conv2d
 
 from bridge.activation import SpecialActivationUnit
-from snn.data import DataSource
+from snn.data import DataSource, source_from_tree
 from snn.encode import Encoding
-from snn.h5file import read_file, write_file
-from snn.weights import source_from_tree
+from snn.h5file import from_tree, read_file, write_file
 
 SCHEMA = "frontend/1"
 REMEDY = "python -m bridge.convert snn.h5 --out FILE"
@@ -77,9 +76,8 @@ class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
     Batch statistics would shift drives across the edges of the SAU from batch to batch.
     """
 
-    def train(self, mode: bool = True) -> "FrozenStatisticsBatchNorm":
-        """Stay in evaluation mode."""
-        return super().train(False)
+    def forward(self, x: Tensor) -> Tensor:
+        return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def pass_through(self, mean: Tensor, variance: Tensor) -> None:
         """Set statistics (C,) and the affine part that undoes them."""
@@ -190,7 +188,4 @@ def load_frontend(path: Path) -> tuple[SpikingFrontEnd, DataSource, str]:
 
 def spec_from_tree(tree: dict, input_shape: tuple[int, int, int]) -> FrontEndSpec:
     """The :class:`FrontEndSpec` stored in a file."""
-    fields = {name: tree[name] for name in FrontEndSpec.__dataclass_fields__ if name in tree}
-    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    encoding = Encoding(**tree["encoding"])
-    return FrontEndSpec(**{**fields, **lists, "encoding": encoding, "input_shape": input_shape})
+    return from_tree(FrontEndSpec, tree, encoding=from_tree(Encoding, tree["encoding"]), input_shape=input_shape)

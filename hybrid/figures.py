@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hybrid.model import TrainedModel
-from snn.figures import save_figure
+from snn.command import save_figure
 
 
 def draw_training(model: TrainedModel, title: str, path: Path) -> None:

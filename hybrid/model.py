@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from bridge.frontend import FrontEndSpec, SpikingFrontEnd, spec_from_tree
 from hybrid.backbones import full_backbone, main_cnn
-from snn.data import DataSource
+from snn.data import DataSource, source_from_tree
 from snn.errors import check
-from snn.h5file import read_file, write_file
-from snn.weights import source_from_tree
+from snn.h5file import from_tree, read_file, write_file
 
 SCHEMA = "hybrid/1"
 REMEDY = "python -m hybrid.train --out FILE"
@@ -160,15 +159,7 @@ def load_model(path: Path) -> TrainedModel:
     shape = tuple(tree["input"][name] for name in ("channels", "height", "width"))
     config = tree["config"]
     frontend = spec_from_tree(config["frontend"], shape) if "frontend" in config else None
-    spec = ModelSpec(
-        variant=config["variant"],
-        backbone=config["backbone"],
-        width=config["width"],
-        input_shape=shape,
-        classes=tuple(config["classes"]),
-        auxiliary_maps=config["auxiliary_maps"],
-        frontend=frontend,
-    )
+    spec = from_tree(ModelSpec, config, input_shape=shape, frontend=frontend)
     network = build_model(spec)
     network.load_state_dict({key: torch.from_numpy(value) for key, value in tree["state"].items()})
     return TrainedModel(

@@ -104,7 +104,7 @@ class Classifier(lightning.LightningModule):
         images, labels = batch
         logits = self.network(augment(images, self.augmentation, self.generator).float() / 255)
         loss = cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        self._add("train", loss, logits, labels)
+        self._add("train", cross_entropy(logits.detach(), labels), logits, labels)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
@@ -114,7 +114,7 @@ class Classifier(lightning.LightningModule):
 
     def _add(self, part: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         correct = (logits.detach().argmax(1) == labels).sum()
-        row = torch.stack((loss.detach() * len(labels), correct, torch.tensor(len(labels), device=self.device)))
+        row = torch.stack((loss * len(labels), correct, torch.tensor(len(labels), device=self.device)))
         self._sums[part] = self._sums[part].to(self.device) + row
 
     def on_train_epoch_end(self) -> None:

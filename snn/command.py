@@ -7,13 +7,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 import tyro
 from tqdm import tqdm
 
 from snn.errors import UserError, check
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
@@ -112,3 +115,8 @@ def write_json(path: Path | None, figures: dict) -> None:
     if path is not None:
         text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
         write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a matplotlib figure to ``path`` (PNG), whole or not at all; needs no display."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))

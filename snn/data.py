@@ -16,6 +16,7 @@ from torch import Tensor
 
 from snn.command import progress
 from snn.errors import UserError, check
+from snn.h5file import Tree, from_tree
 
 Split = Literal["train", "test"]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
@@ -38,6 +39,11 @@ class DataSource:
     """Take at most this many training images, balanced over classes and drawn with --seed; None takes all."""
     limit_test: int | None = None
     """The same for test images."""
+
+
+def source_from_tree(tree: Tree) -> DataSource:
+    """The :class:`DataSource` stored in the ``/input`` group of a file."""
+    return from_tree(DataSource, tree, root=Path(tree["root"]))
 
 
 class Images(NamedTuple):
@@ -112,7 +118,8 @@ def _cifar10(source: DataSource, split: Split) -> tuple[np.ndarray, np.ndarray, 
         dataset = CIFAR10(source.root, train=split == "train", download=source.download)
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"--data cifar10: cannot load it from {source.root} ({error}); give its folder with --root, or add --download"
+            f"--data cifar10: cannot load it from {source.root} ({error}); give its folder with --root, or add "
+            "--download"
         ) from error
     return dataset.data, np.array(dataset.targets, dtype=np.int64), tuple(dataset.classes)
 

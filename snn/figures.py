@@ -3,17 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from snn.command import write_atomically
+from snn.command import save_figure
 from snn.weights import SpikingNetwork
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write ``figure`` to ``path`` (PNG) without any window system, whole or not at all."""
-    FigureCanvasAgg(figure)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))
 
 
 def draw_kernels(network: SpikingNetwork, path: Path) -> None:

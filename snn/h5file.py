@@ -10,7 +10,7 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -19,6 +19,7 @@ from snn.command import write_atomically
 from snn.errors import UserError, check
 
 Tree = dict[str, Any]
+Record = TypeVar("Record")
 
 # How a file was made, not what it says: left out of the digest, so that equal results have equal digests.
 PROVENANCE = ("command", "git_commit", "versions", "created", "digest")
@@ -91,6 +92,13 @@ def read_file(path: Path, schema: str, remedy: str) -> Tree:
         f"{path} does not match its digest: it was changed after writing; make it again with: {remedy}",
     )
     return tree
+
+
+def from_tree(kind: type[Record], tree: Tree, **given: Any) -> Record:
+    """The dataclass ``kind`` from a stored group: its fields by name, ``given`` ones as they are, others by default."""
+    stored = {name: tree[name] for name in kind.__dataclass_fields__ if name in tree}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    return kind(**values | given)
 
 
 def _plain(tree: Tree) -> Tree:

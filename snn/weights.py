@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snn.data import DataSource
+from snn.data import DataSource, source_from_tree
 from snn.encode import Encoding
-from snn.h5file import Tree, read_file, write_file
+from snn.h5file import Tree, from_tree, read_file, write_file
 from snn.layer import LayerParameters, SpikingConv2d
 from snn.neuron import LIFParameters
 from snn.stdp import STDPParameters
@@ -135,7 +135,7 @@ def load_network(path: Path) -> tuple[SpikingNetwork, str]:
     Raises :class:`snn.errors.UserError` for missing, truncated, foreign or altered files.
     """
     tree = read_file(path, SCHEMA, REMEDY)
-    encoding = Encoding(**_fields(Encoding, tree["encoding"]))
+    encoding = from_tree(Encoding, tree["encoding"])
     layers = []
     for name in sorted(tree["layers"], key=lambda name: int(name.removeprefix("conv"))):
         part, history = tree["layers"][name], tree["history"][name]
@@ -145,8 +145,8 @@ def load_network(path: Path) -> tuple[SpikingNetwork, str]:
                     conductance=torch.from_numpy(part["conductance"]),
                     gain=torch.from_numpy(part["gain"]),
                     v_threshold=torch.from_numpy(part["v_threshold"]),
-                    geometry=LayerParameters(**_fields(LayerParameters, part["geometry"])),
-                    lif=LIFParameters(**_fields(LIFParameters, part["lif"])),
+                    geometry=from_tree(LayerParameters, part["geometry"]),
+                    lif=from_tree(LIFParameters, part["lif"]),
                     dt=encoding.dt,
                 ),
                 initial_conductance=torch.from_numpy(part["initial_conductance"]),
@@ -160,18 +160,8 @@ def load_network(path: Path) -> tuple[SpikingNetwork, str]:
         source=source_from_tree(tree["input"]),
         input_shape=(tree["input"]["channels"], tree["input"]["height"], tree["input"]["width"]),
         encoding=encoding,
-        stdp=STDPParameters(**_fields(STDPParameters, tree["stdp"])),
+        stdp=from_tree(STDPParameters, tree["stdp"]),
         layers=tuple(layers),
         seed=tree["seed"],
     )
     return network, tree["digest"]
-
-
-def source_from_tree(tree: Tree) -> DataSource:
-    """The :class:`DataSource` stored in an ``/input`` group."""
-    fields = _fields(DataSource, tree)
-    return DataSource(**fields | {"root": Path(fields["root"])})
-
-
-def _fields(kind: type, tree: Tree) -> Tree:
-    return {name: tree[name] for name in kind.__dataclass_fields__ if name in tree}

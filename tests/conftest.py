@@ -1,0 +1,63 @@
+"""A small run of all four stages on digits, made once, and a small folder of images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from bridge.convert import main as convert
+from hybrid.evaluate import main as evaluate
+from hybrid.train import main as train
+from snn.learn import main as learn
+
+LEARN = ["--data", "digits", "--limit-train", "200", "--maps", "6", "8", "--min-updates", "13"]
+TRAIN = ["--data", "digits", "--limit-train", "300", "--width", "0.25", "--epochs", "2", "--batch-size", "32"]
+CONDITIONS = ["clean", "awgn:12", "salt-pepper:0.2"]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Files of the small run."""
+
+    folder: Path
+
+    def __getattr__(self, name: str) -> Path:
+        return self.folder / f"{name}.h5"
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results.csv"
+
+
+def run_pipeline(folder: Path) -> Pipeline:
+    files = Pipeline(folder)
+    assert learn([*LEARN, "--out", str(files.snn), "--json", str(folder / "snn.json")]) == 0
+    assert convert([str(files.snn), "--out", str(files.frontend), "--images", "40"]) == 0
+    assert train([*TRAIN, "--frontend", str(files.frontend), "--out", str(files.safe)]) == 0
+    assert train([*TRAIN, "--variant", "baseline", "--out", str(files.baseline)]) == 0
+    models = [str(files.safe), str(files.baseline)]
+    assert evaluate([*models, "--noise", *CONDITIONS, "--out", str(files.results)]) == 0
+    return files
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory) -> Pipeline:
+    return run_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """train/CLASS and test/CLASS with 12 and 5 digits of three classes, 8x8, grey PNG."""
+    digits = load_digits()
+    root = tmp_path / "images"
+    for label, name in enumerate(("nought", "one", "two")):
+        images = digits.images[digits.target == label]
+        for split, part in (("train", images[:12]), ("test", images[12:17])):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number, image in enumerate(part):
+                Image.fromarray((image * 15).astype(np.uint8)).save(folder / f"{number:02d}.png")
+    return root

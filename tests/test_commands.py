@@ -1,0 +1,264 @@
+"""The four commands: what they write, that they repeat themselves bit by bit, and how they refuse wrong input."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import CONDITIONS, LEARN, TRAIN, run_pipeline
+
+from bridge.convert import main as convert
+from hybrid.evaluate import main as evaluate
+from hybrid.train import main as train
+from snn.data import DataSource, load_images
+from snn.learn import main as learn
+from snn.weights import load_network, save_network
+
+
+def arrays(path: Path) -> dict[str, bytes]:
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
+        )
+    return found
+
+
+def digest(path: Path) -> str:
+    with h5py.File(path) as file:
+        return file.attrs["digest"]
+
+
+def test_every_stage_repeats_itself_bit_by_bit(pipeline, tmp_path):
+    again = run_pipeline(tmp_path)
+    for name in ("snn", "frontend", "safe", "baseline"):
+        first, second = getattr(pipeline, name), getattr(again, name)
+        assert arrays(first) == arrays(second), name
+        assert digest(first) == digest(second), name
+    assert pipeline.results.read_bytes() == again.results.read_bytes()
+
+
+def test_another_seed_learns_something_else(pipeline, tmp_path):
+    assert learn([*LEARN, "--out", str(tmp_path / "snn.h5"), "--seed", "1"]) == 0
+    other, first = arrays(tmp_path / "snn.h5"), arrays(pipeline.snn)
+    assert other["layers/conv1/conductance"] != first["layers/conv1/conductance"]
+
+
+def test_learning_is_alive_and_recorded(pipeline):
+    network, _ = load_network(pipeline.snn)
+    assert [learned.layer.geometry.maps for learned in network.layers] == [6, 8]
+    for learned in network.layers:
+        assert learned.mean_move > 0.05
+        assert learned.winning_share >= 0.8
+        assert learned.mean_rate == pytest.approx(15.0, abs=0.3)
+        assert learned.layer.lif.v_leak < learned.layer.v_threshold[0] <= learned.layer.lif.v_threshold
+        assert 0 <= learned.layer.conductance.min() < learned.layer.conductance.max() <= 1
+        assert (learned.history.mean_change > 0).all()
+        assert learned.history.images[-1] == 200
+    figures = json.loads((pipeline.folder / "snn.json").read_text())
+    assert figures["layers"]["conv1"]["mean_conductance_change_from_start"] == network.layers[0].mean_move
+
+
+def test_snn_file_round_trip(pipeline, tmp_path):
+    network, file_digest = load_network(pipeline.snn)
+    again = tmp_path / "again.h5"
+    assert save_network(again, network, "copy") == file_digest
+    assert arrays(again) == arrays(pipeline.snn)
+    loaded, _ = load_network(again)
+    assert loaded.encoding == network.encoding
+    assert loaded.stdp == network.stdp
+    assert loaded.source == network.source
+    for ours, theirs in zip(loaded.layers, network.layers, strict=True):
+        assert (ours.layer.geometry, ours.layer.lif) == (theirs.layer.geometry, theirs.layer.lif)
+        assert torch.equal(ours.layer.conductance, theirs.layer.conductance)
+
+
+def test_figures_are_drawn(pipeline):
+    names = {p.name for p in pipeline.folder.glob("*.png")}
+    drawn = {"snn_kernels", "frontend_response", "safe_training", "baseline_training", "results"}
+    assert names == {f"{name}.png" for name in drawn}
+    assert all((pipeline.folder / name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_results_are_traceable_and_do_not_depend_on_the_batch_size(pipeline, tmp_path, capsys):
+    with open(pipeline.results) as file:
+        rows = list(csv.DictReader(file))
+    both = [row for row in rows if row["paths"] == "both"]
+    assert [(row["model"], row["condition"]) for row in both] == [
+        (model, condition) for model in ("safe", "baseline") for condition in CONDITIONS
+    ]
+    assert [row["paths"] for row in rows if row["paths"] != "both"] == ["spiking", "auxiliary"]
+    for row in rows:
+        assert row["model_digest"] == digest(getattr(pipeline, row["model"]))
+        assert float(row["accuracy_percent"]) == pytest.approx(100 * int(row["correct"]) / 600, abs=1e-3)
+    images = load_images(DataSource(), "test", seed=0).images.double() / 255
+    sigma = (images.square().mean((1, 2, 3)) / 10**1.2).sqrt().mean().item()
+    assert float(both[1]["mean_sigma"]) == pytest.approx(sigma, abs=1e-5)
+    models = [str(pipeline.safe), str(pipeline.baseline)]
+    out, figures = tmp_path / "other.csv", tmp_path / "other.json"
+    options = ["--batch-size", "77", "--json", str(figures), "--no-figures"]
+    assert evaluate([*models, "--noise", *CONDITIONS, "--out", str(out), *options]) == 0
+    assert out.read_bytes() == pipeline.results.read_bytes()
+    results = json.loads(figures.read_text())["results"]
+    assert [row["correct"] for row in results] == [int(row["correct"]) for row in rows]
+    shown = capsys.readouterr().out
+    assert all(f"{float(row['accuracy_percent']):.1f}" in shown for row in rows)
+
+
+def test_commands_run_as_processes_on_a_folder_of_images(image_folder, tmp_path):
+    def python(*arguments):
+        command = [sys.executable, "-m", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    data = ["--data", f"folder:{image_folder}"]
+    steps = [
+        ["snn.learn", *data, "--out", "snn.h5", "--maps", "4", "--min-updates", "3"],
+        ["bridge.convert", "snn.h5", "--out", "frontend.h5", "--images", "20"],
+        ["hybrid.train", *data, "--frontend", "frontend.h5", "--out", "safe.h5", "--width", "0.25", "--epochs", "1",
+         "--batch-size", "8"],
+        ["hybrid.evaluate", "safe.h5", "--noise", "clean", "--out", "results.csv"],
+    ]  # fmt: skip
+    for step in steps:
+        result = python(*step)
+        assert result.returncode == 0, result.stderr
+        assert re.search(rf"^wrote {step[step.index('--out') + 1]}", result.stdout, re.MULTILINE)
+    with h5py.File(tmp_path / "snn.h5") as file:
+        assert file.attrs["command"].startswith("python -m snn.learn --data folder:")
+        assert file["layers/conv1/conductance"].shape == (4, 3, 3, 3)
+    result = python("hybrid.train", *data, "--frontend", "snn.h5", "--out", "other.h5")
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "schema 'snn/1', expected 'frontend/1'" in result.stderr
+
+
+@pytest.mark.parametrize("module", ["snn.learn", "bridge.convert", "hybrid.train", "hybrid.evaluate"])
+def test_help_names_units_and_defaults(module):
+    result = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+    words = " ".join(re.sub(r"[│─╭╮╰╯]", " ", result.stdout).split())
+    assert "--out PATH" in words
+    assert "(required)" in words
+    assert "(default: 0)" in words
+    if module == "snn.learn":
+        assert "Rate of intensity 1, in Hz (paper 4.2; ParallelSpikeSim 2019). (default: 30.0)" in words
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Call a command; expect status 2, one line on stderr with all ``words``, and nothing new on disk."""
+
+    def call(main, *arguments, words):
+        capsys.readouterr()
+        before = sorted(tmp_path.rglob("*"))
+        assert main([str(a) for a in arguments]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        assert all(word in lines[0] for word in words), lines[0]
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return call
+
+
+def test_wrong_data_is_refused(refused, image_folder, tmp_path):
+    out, data = tmp_path / "x.h5", f"folder:{image_folder}"
+    for main, extra in ((learn, ()), (train, ("--variant", "baseline"))):
+        refused(main, "--data", "folder:nowhere", "--out", out, *extra, words=["nowhere", "no such folder"])
+        bad = image_folder / "train" / "one" / "bad.jpg"
+        bad.write_text("no image")
+        refused(main, "--data", data, "--out", out, *extra, words=["bad.jpg", "not a readable image"])
+        bad.unlink()
+        (image_folder / "test" / "nine").mkdir()
+        refused(main, "--data", data, "--out", out, *extra, words=["nine", "train"])
+        (image_folder / "test" / "nine").rmdir()
+        (image_folder / "test").rename(image_folder / "elsewhere")
+        refused(main, "--data", data, "--out", out, *extra, words=["'test'", "train/CLASS and test/CLASS"])
+        (image_folder / "elsewhere").rename(image_folder / "test")
+
+
+def test_wrong_outputs_are_refused_before_any_work(refused, pipeline, tmp_path):
+    commands = [
+        (learn, []),
+        (convert, [pipeline.snn]),
+        (train, ["--variant", "baseline"]),
+        (evaluate, [pipeline.safe]),
+    ]
+    for main, arguments in commands:
+        refused(main, *arguments, "--out", tmp_path / "missing" / "x", words=["missing", "does not exist"])
+        refused(main, *arguments, "--out", "/proc/x", words=["/proc/x", "cannot write"])
+        refused(main, *arguments, "--out", tmp_path, words=["it is a folder"])
+        json_out = ["--out", tmp_path / "x", "--json", tmp_path / "missing" / "y"]
+        refused(main, *arguments, *json_out, words=["missing"])
+
+
+def test_wrong_frontends_and_files_are_refused(refused, pipeline, tmp_path):
+    out = ["--out", tmp_path / "x.h5"]
+    refused(train, *TRAIN, *out, words=["--frontend", "bridge.convert"])
+    refused(train, *TRAIN, *out, "--frontend", tmp_path / "no.h5", words=["no.h5", "does not exist"])
+    refused(train, *TRAIN, *out, "--frontend", pipeline.snn, words=["snn/1", "frontend/1"])
+    refused(convert, pipeline.frontend, *out, words=["frontend/1", "snn/1"])
+    refused(evaluate, pipeline.frontend, *out, words=["frontend/1", "hybrid/1"])
+    size = ["--image-size", "12", "--frontend", pipeline.frontend]
+    refused(train, *TRAIN, *out, *size, words=["(1, 8, 8)", "(1, 12, 12)"])
+    both = ["--variant", "baseline", "--frontend", pipeline.frontend]
+    refused(train, *TRAIN, *out, *both, words=["--variant baseline"])
+    cut = tmp_path / "cut.h5"
+    for source, main, flags in (
+        (pipeline.snn, convert, [cut]),
+        (pipeline.frontend, train, [*TRAIN, "--frontend", cut]),
+        (pipeline.safe, evaluate, [cut]),
+    ):
+        whole = source.read_bytes()
+        cut.write_bytes(whole[: len(whole) * 2 // 3])
+        refused(main, *flags, *out, words=["cut.h5", "truncated"])
+
+
+def test_wrong_choices_are_refused(refused, pipeline, tmp_path):
+    out = ["--out", tmp_path / "x"]
+    refused(train, *out, "--backbone", "vgg", "--variant", "baseline", words=["vgg", "mobilenet_v2"])
+    refused(train, *out, "--variant", "mu", words=["mu", "baseline"])
+    refused(evaluate, pipeline.safe, *out, "--noise", "clean", "snow:3", words=["snow", "awgn"])
+    refused(evaluate, pipeline.safe, *out, "--noise", "salt-pepper:1.2", words=["1.2", "from 0 to 1"])
+    refused(evaluate, pipeline.safe, *out, "--noise", "awgn:1e9", words=["1e9", "dB"])
+    refused(evaluate, *out, words=["no model"])
+    refused(learn, *out, "--encoding.f-max", "5", words=["5.0", "f_min < f_max"])
+    refused(learn, *out, "--limit-train", "0", words=["--limit-train 0"])
+    if not torch.cuda.is_available():
+        for main, arguments in (
+            (learn, []),
+            (convert, [pipeline.snn]),
+            (train, ["--variant", "baseline"]),
+            (evaluate, [pipeline.safe]),
+        ):
+            refused(main, *arguments, *out, "--device", "cuda", words=["--device cuda", "cpu"])
+
+
+def test_models_of_other_data_are_refused(refused, pipeline, image_folder, tmp_path):
+    data = ["--data", f"folder:{image_folder}"]
+    words = ["safe", "10 classes", "3 classes"]
+    refused(evaluate, pipeline.safe, *data, "--out", tmp_path / "x.csv", words=words)
+    refused(convert, pipeline.snn, *data, "--out", tmp_path / "x.h5", words=["(1, 8, 8)", "(3, 8, 8)"])
+
+
+def test_interrupted_learning_leaves_nothing(tmp_path):
+    command = [sys.executable, "-m", "snn.learn", "--data", "digits", "--out", str(tmp_path / "snn.h5")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(8)
+    process.send_signal(2)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted, nothing was written" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stored_history_has_an_entry_per_update(pipeline):
+    with h5py.File(pipeline.snn) as file:
+        history = file["history/conv1"]
+        assert history["wins"].shape == (13, 6)
+        assert np.all(np.diff(history["images"][()]) > 0)
+        assert file["layers/conv1"].attrs["v_threshold_unit"] == "mV"

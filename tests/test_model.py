@@ -1,0 +1,123 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torchvision.models import mobilenet_v2
+
+from bridge.frontend import load_frontend
+from hybrid.augment import augment, resolve_augmentation
+from hybrid.backbones import full_backbone, main_cnn
+from hybrid.model import ModelSpec, build_model, load_model
+from snn.errors import UserError
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def safe_network(pipeline, seed=0):
+    frontend, _, _ = load_frontend(pipeline.frontend)
+    spec = ModelSpec("safe", "mobilenet_v2", 0.25, (1, 8, 8), tuple("0123456789"), 8, frontend.spec)
+    torch.manual_seed(seed)
+    return build_model(spec, frontend)
+
+
+def test_stock_backbone_is_torchvisions():
+    torch.manual_seed(0)
+    ours = full_backbone("mobilenet_v2", 3, 10, image_size=224).eval()
+    theirs = mobilenet_v2(num_classes=10).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.rand(2, 3, 224, 224)
+    assert torch.equal(ours(images), theirs(images))
+    assert count(full_backbone("mobilenet_v2", 3, 1000, image_size=224)) == 3_504_872
+
+
+def test_main_cnn_drops_the_stem_and_the_following_block():
+    full, main = (build("mobilenet_v2", 64, 10, 32) for build in (full_backbone, main_cnn))
+    assert len(main.features) == len(full.features) - 2
+    shapes = [tuple(p.shape) for p in main.features[1:].parameters()]
+    assert shapes == [tuple(p.shape) for p in full.features[3:].parameters()]
+    assert main(torch.rand(2, 64, 32, 32)).shape == (2, 10)
+
+
+def test_small_images_keep_their_resolution_longer():
+    sizes = {}
+    for image_size in (32, 224):
+        network = full_backbone("mobilenet_v2", 3, 10, image_size).eval()
+        x, sizes[image_size] = torch.rand(1, 3, image_size, image_size), []
+        for block in network.features:
+            x = block(x)
+            sizes[image_size].append(image_size // x.shape[-1])
+    assert [sizes[32][i] for i in (0, 2, 4, 7, 14, 18)] == [1, 1, 2, 4, 8, 8]
+    assert [sizes[224][i] for i in (0, 2, 4, 7, 14, 18)] == [2, 4, 8, 16, 32, 32]
+
+
+def test_one_step_changes_everything_but_frozen_values(pipeline):
+    network = safe_network(pipeline).train()
+    before = copy.deepcopy(network.state_dict())
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=1e-3)
+    images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    cross_entropy(network(images), torch.arange(16) % 10).backward()
+    optimizer.step()
+    after = network.state_dict()
+    frozen = [k for k in before if k.startswith("frontend.") and not k.endswith(("norm.weight", "norm.bias"))]
+    assert {k.rsplit(".", 1)[1] for k in frozen} >= {"weight", "edges", "heights", "running_mean", "running_var"}
+    for key in before:
+        changed = not torch.equal(before[key], after[key])
+        assert changed == (key not in frozen and not key.startswith("normalise.")), key
+
+
+def test_silencing_a_path_is_the_same_as_zeroing_its_features(pipeline):
+    network = safe_network(pipeline).eval()
+    images = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        spiking, auxiliary = network.frontend(images), network.auxiliary(network.normalise(images))
+        assert spiking.shape[-2:] == auxiliary.shape[-2:]
+        for paths, keep in (("both", (1, 1)), ("spiking", (1, 0)), ("auxiliary", (0, 1))):
+            expected = network.main(torch.cat((spiking * keep[0], auxiliary * keep[1]), 1))
+            assert torch.equal(network(images, paths), expected)
+
+
+def test_saved_models_answer_as_when_saved(pipeline):
+    for path in (pipeline.safe, pipeline.baseline):
+        model, again = load_model(path), load_model(path)
+        images = torch.rand(8, 1, 8, 8)
+        with torch.no_grad():
+            assert torch.equal(model.network(images), again.network(images))
+        assert len(model.history["train_loss"]) == len(model.history["val_accuracy"]) == 2
+        assert model.spec.classes == tuple("0123456789")
+        assert not model.network.training
+    # The saved front end is the converted one, except for the affine part of its normalisation.
+    trained, (converted, _, _) = load_model(pipeline.safe).network.frontend, load_frontend(pipeline.frontend)
+    for ours, theirs in zip(trained.layers, converted.layers, strict=True):
+        assert torch.equal(ours.weight, theirs.weight)
+        assert torch.equal(ours.activation.edges, theirs.activation.edges)
+        assert torch.equal(ours.norm.running_var, theirs.norm.running_var)
+        assert not torch.equal(ours.norm.bias, theirs.norm.bias)
+
+
+def test_unknown_backbones_variants_and_widths_are_refused():
+    with pytest.raises(UserError, match="mobilenet_v2"):
+        full_backbone("alexnet", 3, 10, 32)
+    with pytest.raises(UserError, match="--width"):
+        main_cnn("mobilenet_v2", 3, 10, 32, width=0.0)
+    with pytest.raises(UserError, match="--variant"):
+        build_model(ModelSpec("mu", "mobilenet_v2", 1.0, (3, 32, 32), ("a", "b"), 8, None))
+
+
+def test_augmentation_shifts_by_up_to_an_eighth_and_mirrors():
+    image = torch.zeros(400, 1, 16, 16, dtype=torch.uint8)
+    image[:, 0, 8, 5] = 200
+    moved = augment(image, "shift", torch.Generator().manual_seed(0))
+    places = {tuple(p) for p in moved.nonzero()[:, 2:].tolist()}
+    assert places == {(y, x) for y in range(6, 11) for x in range(3, 8)}
+    flipped = augment(image, "shift-flip", torch.Generator().manual_seed(0))
+    columns = flipped.nonzero()[:, 3]
+    assert len(columns) == 400
+    assert 150 < (columns > 7).sum() < 250
+    assert set(columns.tolist()) == set(range(3, 8)) | set(range(8, 13))
+    assert torch.equal(augment(image, "none", torch.Generator()), image)
+    assert resolve_augmentation("auto", "digits") == "shift"
+    assert resolve_augmentation("auto", "folder:x") == "shift-flip"
