@@ -87,16 +87,18 @@ def evaluate(
 ) -> list[dict]:
     """One row of results per model, condition and choice of paths.
 
-    SAFE networks are also measured on the first condition with one path silenced at a time: what each contributes.
+    SAFE networks are also measured with one path silenced at a time, on clean images or else on the first condition:
+    what each path contributes.
     """
     device = choose_device(config.device)
     rows = []
+    ablated = next((condition for condition in conditions if condition.kind == "clean"), conditions[0])
     with progress(None, "evaluating", "run", total=len(models) * len(conditions)) as bar:
-        for index, condition in enumerate(conditions):
+        for condition in conditions:
             chunks = noisy_batches(data.images, condition, config.seed)
             batches = list(torch.cat(chunks).split(config.batch_size))
             for name, model in models.items():
-                alone = index == 0 and isinstance(model.network, SafeNetwork)
+                alone = condition == ablated and isinstance(model.network, SafeNetwork)
                 for paths in ("both", "spiking", "auxiliary") if alone else ("both",):
                     correct = (predict(model.network, batches, device, paths) == data.labels).sum().item()
                     rows.append(_row(name, model, condition, paths, correct, data, config))

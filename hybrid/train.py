@@ -211,13 +211,12 @@ def train(data: Images, config: TrainConfig, device: torch.device, frontend: Spi
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-        trainer.fit(
-            module,
-            _loader(data, kept, recipe.batch_size, generator),
-            _loader(data, held_out, 256, None),
-        )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        training, held = _loader(data, kept, recipe.batch_size, generator), _loader(data, held_out, 256, None)
+        try:
+            trainer.fit(module, training, held)
+        except SystemExit as stop:
+            # Lightning turns Ctrl-C into an exit without a word.
+            raise KeyboardInterrupt from stop
     return TrainedModel(
         spec=spec,
         network=network.cpu().eval(),

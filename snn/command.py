@@ -89,25 +89,20 @@ def progress(items: Iterable[Item], what: str, unit: str, total: int | None = No
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call ``write`` with a temporary path beside ``path``, sync it, then rename it to ``path``."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    temporary = Path(name)
+    """Call ``write`` with a temporary path beside ``path``, sync it, then rename it to ``path``.
+
+    Whatever goes wrong, an older file at ``path`` stays as it was; a full disk is a :class:`UserError`.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        os.fchmod(handle, 0o666 & ~_umask())
-        os.close(handle)
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}; free some space or write elsewhere with --out") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: Path | None, figures: dict) -> None:

@@ -38,7 +38,7 @@ class DataSource:
     limit_train: int | None = None
     """Take at most this many training images, balanced over classes and drawn with --seed; None takes all."""
     limit_test: int | None = None
-    """The same for test images."""
+    """The same for test images, which only hybrid.evaluate reads."""
 
 
 def source_from_tree(tree: Tree) -> DataSource:
