@@ -73,18 +73,25 @@ class Conversion:
     fidelity: list[dict[str, float]]
 
 
-def convert(network: SpikingNetwork, images: Tensor, config: ConvertConfig, device: torch.device) -> Conversion:
+def convert(
+    network: SpikingNetwork,
+    images: Tensor,
+    *,
+    quantise_input: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Conversion:
     """Convert all layers of ``network`` with responses to uint8 ``images`` (N, C, H, W), N at least 2.
 
     The first half of the images gives normalisation statistics and SAUs, the second half measures how well the
     converted layers (each fed by the converted layer before it) match the spike counts of the simulation.
     """
-    generator = torch.Generator(device).manual_seed(config.seed)
-    random = np.random.default_rng(config.seed)
+    generator = torch.Generator(device).manual_seed(seed)
+    random = np.random.default_rng(seed)
     p = network.encoding
     network, images = network.to(device), images.to(device)
     half = len(images) // 2
-    rates = input_rates(images / 255, p, config.quantise_input)
+    rates = input_rates(images / 255, p, quantise_input)
     converted, responses, fidelity = [], [], []
     for learned, count in zip(network.layers, simulate_counts(network, images, generator), strict=True):
         layer = convert_weights(learned.layer).to(device)
@@ -108,7 +115,7 @@ def convert(network: SpikingNetwork, images: Tensor, config: ConvertConfig, devi
         paddings=tuple(g.padding for g in geometries),
         steps=tuple(len(layer.activation.edges) for layer in converted),
         encoding=p,
-        quantise_input=config.quantise_input,
+        quantise_input=quantise_input,
     )
     return Conversion(SpikingFrontEnd(spec, converted).cpu(), responses, fidelity)
 
@@ -149,15 +156,16 @@ def run(config: ConvertConfig) -> None:
     figure = config.out.with_name(f"{config.out.stem}_response.png") if config.figures else None
     check_outputs(config.out, config.json, figure)
     device = choose_device(config.device)
-    network, source_digest = load_network(config.snn)
-    source = network.source if config.data is None else replace(network.source, data=config.data)
+    network, source, source_digest = load_network(config.snn)
+    if config.data is not None:
+        source = replace(source, data=config.data)
     images = load_images(replace(source, limit_train=config.images), "train", config.seed)
     check(
         images.shape == network.input_shape,
         f"images of {source.data} have shape {images.shape}, {config.snn} was learned on {network.input_shape} "
         "(channels, height, width); give the data it was learned on with --data",
     )
-    conversion = convert(network, images.images, config, device)
+    conversion = convert(network, images.images, quantise_input=config.quantise_input, seed=config.seed, device=device)
     digest = save_frontend(
         config.out,
         conversion.frontend,

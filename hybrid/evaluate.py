@@ -74,7 +74,9 @@ def noisy_batches(images: Tensor, condition: Condition, seed: int) -> list[Tenso
     return [condition.apply(chunk.float() / 255, generator) for chunk in images.split(NOISE_CHUNK)]
 
 
-def predict(network: torch.nn.Module, images: list[Tensor], device: torch.device, paths: Paths = "both") -> Tensor:
+def predict(
+    network: torch.nn.Module, images: list[Tensor], device: torch.device | str, paths: Paths = "both"
+) -> Tensor:
     """Predicted classes (N,), on the CPU, of batches of images in [0, 1]."""
     arguments = {"paths": paths} if isinstance(network, SafeNetwork) else {}
     network = network.to(device).eval()
@@ -83,25 +85,30 @@ def predict(network: torch.nn.Module, images: list[Tensor], device: torch.device
 
 
 def evaluate(
-    models: dict[str, TrainedModel], data: Images, conditions: list[Condition], config: EvaluateConfig
+    models: dict[str, TrainedModel],
+    data: Images,
+    conditions: list[Condition],
+    *,
+    batch_size: int = 256,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> list[dict]:
     """One row of results per model, condition and choice of paths.
 
     SAFE networks are also measured with one path silenced at a time, on clean images or else on the first condition:
     what each path contributes.
     """
-    device = choose_device(config.device)
     rows = []
     ablated = next((condition for condition in conditions if condition.kind == "clean"), conditions[0])
     with progress(None, "evaluating", "run", total=len(models) * len(conditions)) as bar:
         for condition in conditions:
-            chunks = noisy_batches(data.images, condition, config.seed)
-            batches = list(torch.cat(chunks).split(config.batch_size))
+            chunks = noisy_batches(data.images, condition, seed)
+            batches = list(torch.cat(chunks).split(batch_size))
             for name, model in models.items():
                 alone = condition == ablated and isinstance(model.network, SafeNetwork)
                 for paths in ("both", "spiking", "auxiliary") if alone else ("both",):
                     correct = (predict(model.network, batches, device, paths) == data.labels).sum().item()
-                    rows.append(_row(name, model, condition, paths, correct, data, config))
+                    rows.append(_row(name, model, condition, paths, correct, data, seed))
                 bar.update()
     order = list(models)
     return sorted(rows, key=lambda row: (order.index(row["model"]), row["paths"] != "both"))
@@ -114,7 +121,7 @@ def _row(
     paths: Paths,
     correct: int,
     data: Images,
-    config: EvaluateConfig,
+    seed: int,
 ) -> dict:
     count = len(data.labels)
     share = correct / count
@@ -126,12 +133,12 @@ def _row(
         "paths": paths,
         "condition": condition.name,
         "snr_dB": "" if condition.snr is None else condition.snr,
-        "mean_sigma": sigma if sigma == "" else round(sigma, 5),
+        "mean_sigma_intensity": sigma if sigma == "" else round(sigma, 5),
         "images": count,
         "correct": correct,
         "accuracy_percent": round(100 * share, 3),
         "standard_error_percent": round(100 * (share * (1 - share) / count) ** 0.5, 3),
-        "noise_seed": config.seed,
+        "noise_seed": seed,
         "training_seed": model.seed,
         "model_digest": model.digest,
     }
@@ -146,7 +153,7 @@ def print_table(rows: list[dict], console: Console) -> None:
     for heading in ("condition", "mean sigma", *models):
         table.add_column(heading, justify="left" if heading == "condition" else "right", overflow="fold")
     for condition in dict.fromkeys(row["condition"] for row in both):
-        sigma = found[condition, models[0]]["mean_sigma"]
+        sigma = found[condition, models[0]]["mean_sigma_intensity"]
         cells = (_percent(found[condition, model]) for model in models)
         table.add_row(condition, f"{sigma:.3f}" if sigma != "" else "", *cells)
     console.print(table)
@@ -183,13 +190,13 @@ def run(config: EvaluateConfig) -> None:
     """The command: load, evaluate, write, report."""
     figure = config.out.with_suffix(".png") if config.figures else None
     check_outputs(config.out, config.json, figure)
-    choose_device(config.device)
+    device = choose_device(config.device)
     conditions = [parse_condition(text) for text in dict.fromkeys(config.noise)]
     stems = [path.stem for path in config.models]
     unique = len(set(stems)) == len(stems)
     models = {path.stem if unique else str(path): load_model(path) for path in config.models}
     data = _test_images(config, models)
-    rows = evaluate(models, data, conditions, config)
+    rows = evaluate(models, data, conditions, batch_size=config.batch_size, seed=config.seed, device=device)
     write_csv(rows, config.out)
     print_table(rows, Console())
     write_json(config.json, {"results": rows, "seed": config.seed})

@@ -113,9 +113,19 @@ def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> nn.
     """The network of ``spec``; ``frontend`` gives the converted layers' values (safe), else they are to be loaded.
 
     Weights are drawn from torch's global generator. Raises :class:`snn.errors.UserError` for an unknown backbone or
-    variant.
+    variant, a front end that is missing, or one that the variant has no place for.
     """
     check(spec.variant in ("safe", "baseline"), f"--variant {spec.variant}: unknown; choose from safe, baseline")
+    if spec.variant == "safe":
+        remedy = (
+            "give --frontend FILE, made by python -m bridge.convert; the conventional network is --variant baseline"
+        )
+        check(spec.frontend is not None, f"--variant safe needs a spiking front end: {remedy}")
+    else:
+        check(
+            spec.frontend is None,
+            f"--variant {spec.variant} has no place for the spiking front end given with --frontend; leave one out",
+        )
     return SafeNetwork(spec, frontend) if spec.variant == "safe" else BaselineNetwork(spec)
 
 

@@ -61,22 +61,29 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """Which network."""
+
+    backbone: str = "mobilenet_v2"
+    """Main CNN from torchvision: mobilenet_v2."""
+    variant: str = "safe"
+    """safe: spiking front end and auxiliary CNN before the main CNN; baseline: the backbone as it is."""
+    width: float = 1.0
+    """Multiplier of the backbone's channels."""
+    auxiliary_maps: int = 8
+    """Feature maps of the auxiliary CNN (safe)."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Train a SAFE network or its baseline on clean images and write hybrid.h5."""
 
     out: Path
     """File to write, for example runs/demo/safe.h5."""
     source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
-    backbone: str = "mobilenet_v2"
-    """Main CNN from torchvision: mobilenet_v2."""
-    variant: str = "safe"
-    """safe: spiking front end and auxiliary CNN before the main CNN; baseline: the backbone as it is."""
+    architecture: Annotated[Architecture, tyro.conf.arg(name="")] = field(default_factory=Architecture)
     frontend: Path | None = None
     """File written by bridge.convert; needed for safe."""
-    width: float = 1.0
-    """Multiplier of the backbone's channels."""
-    auxiliary_maps: int = 8
-    """Feature maps of the auxiliary CNN."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     seed: int = 0
     """Seed of weights, order, augmentation and of the held-out part."""
@@ -161,39 +168,53 @@ class TrainingProgress(Callback):
         self.bar.close()
 
 
-def train(data: Images, config: TrainConfig, device: torch.device, frontend: SpikingFrontEnd | None) -> TrainedModel:
+def train(
+    data: Images,
+    architecture: Architecture,
+    recipe: Recipe | None = None,
+    *,
+    frontend: SpikingFrontEnd | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> TrainedModel:
     """Train one network on clean images.
 
     Args:
         data: training images; a part is held out for the validation curve.
-        config: architecture and recipe.
+        architecture: backbone, variant and widths.
+        recipe: hyperparameters (None: defaults).
+        frontend: converted spiking layers; needed for variant safe, whose network takes it over.
+        seed: of weights, order, augmentation and the held-out part.
         device: where to train.
-        frontend: converted spiking layers (variant safe).
 
     Raises:
-        UserError: unknown backbone or variant, or too few images.
+        UserError: unknown backbone or variant, a front end for other images, or too few images.
     """
-    recipe = config.recipe
-    held_out = balanced_subset(data.labels.numpy(), max(1, round(recipe.holdout * len(data.labels))), config.seed)
+    recipe, device = recipe or Recipe(), torch.device(device)
+    if frontend is not None:
+        expected = frontend.spec.input_shape
+        check(
+            data.shape == expected,
+            f"--frontend is for images of shape {expected}, {data.source.data} has {data.shape} (channels, height, "
+            "width); convert one learned on this data, or set --image-size",
+        )
+    held_out = balanced_subset(data.labels.numpy(), max(1, round(recipe.holdout * len(data.labels))), seed)
     kept = np.setdiff1d(np.arange(len(data.labels)), held_out)
     check(
         len(kept) >= recipe.batch_size,
         f"{len(kept)} training images are fewer than one batch of {recipe.batch_size}; lower --batch-size",
     )
     spec = ModelSpec(
-        variant=config.variant,
-        backbone=config.backbone,
-        width=config.width,
+        **asdict(architecture),
         input_shape=data.shape,
         classes=data.classes,
-        auxiliary_maps=config.auxiliary_maps,
         frontend=frontend.spec if frontend else None,
     )
     # torchvision and Lightning draw from the global generators: seeded here, once.
-    lightning.seed_everything(config.seed, verbose=False)
+    lightning.seed_everything(seed, verbose=False)
     network = build_model(spec, frontend)
     network.normalise.measure(data.images[kept])
-    module = Classifier(network, recipe, resolve_augmentation(recipe.augmentation, config.source.data), config.seed)
+    module = Classifier(network, recipe, resolve_augmentation(recipe.augmentation, data.source.data), seed)
     trainer = lightning.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
@@ -205,7 +226,7 @@ def train(data: Images, config: TrainConfig, device: torch.device, frontend: Spi
         num_sanity_val_steps=0,
         callbacks=[TrainingProgress()],
     )
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(seed)
     with warnings.catch_warnings():
         # Batches are slices of tensors in memory: loader workers would only slow them down.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -220,8 +241,8 @@ def train(data: Images, config: TrainConfig, device: torch.device, frontend: Spi
     return TrainedModel(
         spec=spec,
         network=network.cpu().eval(),
-        source=config.source,
-        seed=config.seed,
+        source=data.source,
+        seed=seed,
         history={name: np.array(values) for name, values in module.history.items()},
         recipe=asdict(recipe),
     )
@@ -242,29 +263,23 @@ def run(config: TrainConfig) -> None:
     check_outputs(config.out, config.json, curves)
     device = choose_device(config.device)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    frontend, source_digest = _frontend(config)
+    frontend, _, source_digest = load_frontend(config.frontend) if config.frontend else (None, None, "")
     data = load_images(config.source, "train", config.seed)
-    if frontend:
-        expected = frontend.spec.input_shape
-        check(
-            data.shape == expected,
-            f"--frontend {config.frontend} is for images of shape {expected}, {config.source.data} has {data.shape} "
-            "(channels, height, width); convert one learned on this data, or set --image-size",
-        )
     began = perf_counter()
-    model = train(data, config, device, frontend)
+    model = train(data, config.architecture, config.recipe, frontend=frontend, seed=config.seed, device=device)
     seconds = perf_counter() - began
     digest = save_model(config.out, model, command_line("hybrid.train", config), source_digest)
     last = {name: values[-1].item() for name, values in model.history.items()}
     parameters = sum(p.numel() for p in model.network.parameters())
+    name = f"{config.architecture.variant} {config.architecture.backbone}"
     print(
-        f"trained {config.variant} {config.backbone} ({parameters / 1e6:.2f} M parameters) for {config.recipe.epochs} "
-        f"epochs in {seconds:.0f} s on {device.type}: accuracy {last['train_accuracy']:.1%} on training, "
+        f"trained {name} ({parameters / 1e6:.2f} M parameters) for {config.recipe.epochs} epochs "
+        f"in {seconds:.0f} s on {device.type}: accuracy {last['train_accuracy']:.1%} on training, "
         f"{last['val_accuracy']:.1%} on held-out training images"
     )
     figures = {
-        "variant": config.variant,
-        "backbone": config.backbone,
+        "variant": config.architecture.variant,
+        "backbone": config.architecture.backbone,
         "parameters": parameters,
         "epochs": config.recipe.epochs,
         "seconds": seconds,
@@ -277,25 +292,8 @@ def run(config: TrainConfig) -> None:
     }
     write_json(config.json, figures)
     if curves:
-        draw_training(model, f"{config.variant} {config.backbone} on {config.source.data}", curves)
+        draw_training(model, f"{name} on {config.source.data}", curves)
     print(f"wrote {config.out}" + (f" and {curves}" if curves else ""))
-
-
-def _frontend(config: TrainConfig) -> tuple[SpikingFrontEnd | None, str]:
-    """The front end that the variant needs, and its file's digest."""
-    if config.variant != "safe":
-        check(
-            config.frontend is None,
-            f"--frontend is given, but --variant {config.variant} has no spiking front end; leave out one of them",
-        )
-        return None, ""
-    check(
-        config.frontend is not None,
-        "--variant safe needs --frontend FILE (made by python -m bridge.convert); "
-        "for the conventional network give --variant baseline",
-    )
-    frontend, _, digest = load_frontend(config.frontend)
-    return frontend, digest
 
 
 def main(argv: list[str] | None = None) -> int:

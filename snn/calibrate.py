@@ -15,13 +15,31 @@ from snn.errors import check
 from snn.layer import SpikingConv2d
 
 BISECTIONS = 14
+PLACES = 4096
+"""Places (of all calibration images together) at which rates are measured."""
 LOWEST_ABOVE_REST = 1.0
 """The lowest threshold lies this far above rest, in mV (ours)."""
 
 
+def sample_drive(layer: SpikingConv2d, pre_spikes: Tensor, generator: torch.Generator) -> Tensor:
+    """Drive before the gain of all maps at up to :data:`PLACES` random places: (T, P, C_out, 1, 1).
+
+    Args:
+        layer: whose drive.
+        pre_spikes: bool (T, B, C_in, H, W).
+        generator: chooses the places.
+    """
+    chosen, steps = None, []
+    for drive in layer.convolve(pre_spikes):
+        places = drive.permute(0, 2, 3, 1).flatten(0, 2)
+        if chosen is None:
+            chosen = torch.randperm(len(places), generator=generator, device=places.device)[:PLACES]
+        steps.append(places[chosen, :, None, None])
+    return torch.stack(steps)
+
+
 def mean_count(layer: SpikingConv2d, drive: Tensor) -> float:
-    """Mean spikes per neuron and presentation, inhibition off; ``drive``: the
-    stacked steps of :meth:`SpikingConv2d.convolve`."""
+    """Mean spikes per neuron and presentation, inhibition off; ``drive`` from :func:`sample_drive`."""
     spikes = layer.simulate_drive(drive, inhibition=False)
     return spikes.sum().item() / spikes[0].numel()
 

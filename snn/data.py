@@ -40,6 +40,10 @@ class DataSource:
     limit_test: int | None = None
     """The same for test images, which only hybrid.evaluate reads."""
 
+    def limit(self, split: Split) -> int | None:
+        """The limit on one split."""
+        return self.limit_train if split == "train" else self.limit_test
+
 
 def source_from_tree(tree: Tree) -> DataSource:
     """The :class:`DataSource` stored in the ``/input`` group of a file."""
@@ -54,6 +58,8 @@ class Images(NamedTuple):
     labels: Tensor
     """int64 (N,), indices into ``classes``."""
     classes: tuple[str, ...]
+    source: DataSource = DataSource(data="unnamed")
+    """Where they came from; the files of all stages record it."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,7 +73,7 @@ def load_images(source: DataSource, split: Split, seed: int) -> Images:
     Raises :class:`UserError` for an unknown or missing data set, a folder without ``train`` or ``test``, a class that
     occurs only in ``test``, and images that cannot be read or differ in size.
     """
-    limit = source.limit_train if split == "train" else source.limit_test
+    limit = source.limit(split)
     check(limit is None or limit >= 1, f"--limit-{split} {limit}: at least one image is needed; give 1 or more")
     size = source.image_size
     check(
@@ -76,7 +82,7 @@ def load_images(source: DataSource, split: Split, seed: int) -> Images:
     )
     kind, _, path = source.data.partition(":")
     if kind == "folder":
-        return _load_folder(Path(path), split, size, limit, seed)
+        return _load_folder(source, Path(path), split, seed)
     check(
         source.data in ("digits", "cifar10"),
         f"--data {source.data}: unknown data set; give digits, cifar10 or folder:PATH",
@@ -84,7 +90,7 @@ def load_images(source: DataSource, split: Split, seed: int) -> Images:
     arrays, labels, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
     chosen = balanced_subset(labels, limit, seed)
     images = np.stack([_to_array(Image.fromarray(arrays[i]), size) for i in chosen])
-    return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), classes)
+    return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), classes, source)
 
 
 def balanced_subset(labels: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
@@ -124,7 +130,8 @@ def _cifar10(source: DataSource, split: Split) -> tuple[np.ndarray, np.ndarray, 
     return dataset.data, np.array(dataset.targets, dtype=np.int64), tuple(dataset.classes)
 
 
-def _load_folder(folder: Path, split: Split, size: int | None, limit: int | None, seed: int) -> Images:
+def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> Images:
+    size = source.image_size
     check(
         folder.is_dir(),
         f"--data folder:{folder}: there is no such folder; give one that holds train/ and test/",
@@ -157,7 +164,7 @@ def _load_folder(folder: Path, split: Split, size: int | None, limit: int | None
         labels += [label] * len(members)
     check(bool(files), f"{folder / split} holds no images; expected files under {split}/CLASS")
     labels = np.array(labels, dtype=np.int64)
-    chosen = balanced_subset(labels, limit, seed)
+    chosen = balanced_subset(labels, source.limit(split), seed)
     first = _read_image(files[chosen[0]], size)
     images = np.empty((len(chosen), *first.shape), dtype=np.uint8)
     for row, index in enumerate(progress(chosen, f"reading {split} images", "image")):
@@ -168,7 +175,7 @@ def _load_folder(folder: Path, split: Split, size: int | None, limit: int | None
             f"{first.shape[2]}x{first.shape[1]}; bring them to one size with --image-size",
         )
         images[row] = image
-    return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), tuple(classes["train"]))
+    return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), tuple(classes["train"]), source)
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -15,7 +15,14 @@ import torch
 import tyro
 from torch import Tensor
 
-from snn.calibrate import calibrate_gain, lower_threshold, mean_count, normalised_rates, rate_range
+from snn.calibrate import (
+    calibrate_gain,
+    lower_threshold,
+    mean_count,
+    normalised_rates,
+    rate_range,
+    sample_drive,
+)
 from snn.command import (
     DeviceName,
     check_outputs,
@@ -53,12 +60,9 @@ class Homeostasis:
 
 
 @dataclass(frozen=True)
-class LearnConfig:
-    """Learn spiking convolution layers by STDP and write snn.h5."""
+class Learning:
+    """What is learned, and how."""
 
-    out: Path
-    """File to write, for example runs/demo/snn.h5."""
-    source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
     maps: tuple[int, ...] = (32, 40, 56)
     """Feature maps of each layer (paper: ParallelSpikeSim's CIFAR-10 configuration)."""
     kernel_size: int = 3
@@ -79,14 +83,6 @@ class LearnConfig:
     lif: LIFParameters = field(default_factory=LIFParameters)
     stdp: STDPParameters = field(default_factory=STDPParameters)
     homeostasis: Homeostasis = field(default_factory=Homeostasis)
-    seed: int = 0
-    """Seed of all random draws."""
-    device: DeviceName = "auto"
-    """Where to compute."""
-    figures: bool = True
-    """Draw the learned kernels beside --out."""
-    json: Path | None = None
-    """Also write the printed figures to this file."""
 
     def __post_init__(self) -> None:
         check(len(self.maps) >= 1, "--maps: give at least one layer, for example --maps 32 40 56")
@@ -97,103 +93,109 @@ class LearnConfig:
             check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}: must be positive")
 
 
-def learn(images: Tensor, config: LearnConfig, device: torch.device) -> SpikingNetwork:
-    """Learn all layers of ``config`` on uint8 ``images`` (N, C, H, W).
+@dataclass(frozen=True)
+class LearnConfig:
+    """Learn spiking convolution layers by STDP and write snn.h5."""
+
+    out: Path
+    """File to write, for example runs/demo/snn.h5."""
+    source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
+    learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
+    seed: int = 0
+    """Seed of all random draws."""
+    device: DeviceName = "auto"
+    """Where to compute."""
+    figures: bool = True
+    """Draw the learned kernels beside --out."""
+    json: Path | None = None
+    """Also write the printed figures to this file."""
+
+
+def learn(
+    images: Tensor, p: Learning | None = None, *, seed: int = 0, device: torch.device | str = "cpu"
+) -> SpikingNetwork:
+    """Learn all layers of ``p`` (None: defaults) on uint8 ``images`` (N, C, H, W).
 
     Returns the network, on the CPU. The same arguments give the same bits on the same machine.
     """
-    generator = torch.Generator(device).manual_seed(config.seed)
-    calibration = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))]
-    calibration = calibration[: config.calibration_images].to(device)
+    p = p or Learning()
+    generator = torch.Generator(device).manual_seed(seed)
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    calibration = images[chosen[: p.calibration_images]].to(device)
     layers: list[LearnedLayer] = []
-    for maps in config.maps:
-        learned = _learn_layer(images, calibration, layers, maps, config, generator)
-        layers.append(learned)
-    network = SpikingNetwork(
-        source=config.source,
-        input_shape=tuple(images.shape[1:]),
-        encoding=config.encoding,
-        stdp=config.stdp,
-        layers=tuple(layers),
-        seed=config.seed,
-    )
-    return network.to("cpu")
+    for _ in p.maps:
+        layers.append(_learn_layer(images, calibration, layers, p, generator))
+    shape = tuple(images.shape[1:])
+    return SpikingNetwork(shape, p.encoding, p.stdp, tuple(layers), seed).to("cpu")
 
 
 def _learn_layer(
     images: Tensor,
     calibration: Tensor,
     below: list[LearnedLayer],
-    maps: int,
-    config: LearnConfig,
+    p: Learning,
     generator: torch.Generator,
 ) -> LearnedLayer:
     """Learn one layer on top of the learned layers ``below``."""
-    device, number = calibration.device, len(below) + 1
-    p = config.encoding
+    device, number, maps = calibration.device, len(below) + 1, p.maps[len(below)]
+    encoding, presentation = p.encoding, p.encoding.presentation
 
     def presynaptic(batch: Tensor) -> Tensor:
-        spikes = encode(batch, p, generator)
+        spikes = encode(batch, encoding, generator)
         for learned in below:
             spikes = learned.layer.simulate(spikes, inhibition=False)
         return spikes
 
     pre = presynaptic(calibration)
     # The encoder's limits are exact; a hidden layer's are measured.
-    limits = rate_range(pre, p.presentation) if below else (p.f_min, p.f_max)
-    shape = (maps, pre.shape[2], config.kernel_size, config.kernel_size)
+    limits = rate_range(pre, presentation) if below else (encoding.f_min, encoding.f_max)
+    shape = (maps, pre.shape[2], p.kernel_size, p.kernel_size)
     initial = 0.2 + 0.6 * torch.rand(shape, generator=generator, device=device)
     layer = SpikingConv2d(
         conductance=initial,
         gain=torch.ones(maps, device=device),
-        v_threshold=torch.full((maps,), config.lif.v_threshold, device=device),
-        geometry=LayerParameters(maps, config.kernel_size, padding=config.kernel_size // 2),
-        lif=config.lif,
-        dt=p.dt,
+        v_threshold=torch.full((maps,), p.lif.v_threshold, device=device),
+        geometry=LayerParameters(maps, p.kernel_size, padding=p.kernel_size // 2),
+        lif=p.lif,
+        dt=encoding.dt,
     )
-    layer = calibrate_gain(layer, _whole_drive(layer, pre), config.start_count)
+    layer = calibrate_gain(layer, sample_drive(layer, pre, generator), p.start_count)
     start = layer
 
     history: list[tuple[int, Tensor, float]] = []
-    batches = list(_batches(len(images), config, generator))
-    for chosen in progress(batches, f"layer {number} of {len(config.maps)}", "update"):
+    batches = list(_batches(len(images), p, generator))
+    for chosen in progress(batches, f"layer {number} of {len(p.maps)}", "update"):
         pre = presynaptic(images[chosen].to(device))
         post = layer.simulate(pre, inhibition=True, generator=generator)
-        fn = normalised_rates(pre, p.presentation, limits)
+        fn = normalised_rates(pre, presentation, limits)
         g = layer.geometry
-        counts = count_events(pre, post, fn, g.kernel_size, g.stride, g.padding, p.dt, config.stdp, generator)
-        conductance = update(layer.conductance, counts, config.stdp)
+        counts = count_events(pre, post, fn, g.kernel_size, g.stride, g.padding, encoding.dt, p.stdp, generator)
+        conductance = update(layer.conductance, counts, p.stdp)
         change = (conductance - layer.conductance).abs().mean().item()
         wins = post.sum((0, 1, 3, 4))
-        layer = _balance(layer.with_values(conductance=conductance), start, wins, config.homeostasis)
+        layer = _balance(layer.with_values(conductance=conductance), start, wins, p.homeostasis)
         seen = len(chosen) + (history[-1][0] if history else 0)
         history.append((seen, wins.cpu(), change))
 
-    drive = _whole_drive(layer, presynaptic(calibration))
-    layer = lower_threshold(layer, drive, config.output_rate * p.presentation / 1000)
+    drive = sample_drive(layer, presynaptic(calibration), generator)
+    layer = lower_threshold(layer, drive, p.output_rate * presentation / 1000)
     seen, wins, change = zip(*history, strict=True)
     return LearnedLayer(
         layer=layer,
         initial_conductance=initial,
         learning_gain=start.gain[0].item(),
         rate_limits=limits,
-        mean_rate=mean_count(layer, drive) * 1000 / p.presentation,
+        mean_rate=mean_count(layer, drive) * 1000 / presentation,
         history=LayerHistory(torch.tensor(seen), torch.stack(wins), torch.tensor(change, dtype=torch.float64)),
     )
 
 
-def _whole_drive(layer: SpikingConv2d, pre_spikes: Tensor) -> Tensor:
-    return torch.stack([drive.clone() for drive in layer.convolve(pre_spikes)])
-
-
-def _batches(n_images: int, config: LearnConfig, generator: torch.Generator) -> Iterator[Tensor]:
+def _batches(n_images: int, p: Learning, generator: torch.Generator) -> Iterator[Tensor]:
     """Shuffled mini-batches of indices for all passes."""
-    per_pass = -(-n_images // config.batch_size)
-    passes = max(config.epochs, -(-config.min_updates // per_pass))
+    per_pass = -(-n_images // p.batch_size)
+    passes = max(p.epochs, -(-p.min_updates // per_pass))
     for _ in range(passes):
-        yield from (
-            torch.randperm(n_images, generator=generator, device=generator.device).cpu().split(config.batch_size)
-        )
+        yield from torch.randperm(n_images, generator=generator, device=generator.device).cpu().split(p.batch_size)
 
 
 def _balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeostasis) -> SpikingConv2d:
@@ -233,9 +235,9 @@ def run(config: LearnConfig) -> None:
     device = choose_device(config.device)
     images = load_images(config.source, "train", config.seed)
     began = perf_counter()
-    network = learn(images.images, config, device)
+    network = learn(images.images, config.learning, seed=config.seed, device=device)
     seconds = perf_counter() - began
-    digest = save_network(config.out, network, command_line("snn.learn", config))
+    digest = save_network(config.out, network, config.source, command_line("snn.learn", config))
     figures = summary(network)
     print(f"learned {len(network.layers)} layers on {len(images.images)} images in {seconds:.0f} s on {device.type}")
     for name, layer in figures.items():

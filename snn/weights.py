@@ -66,7 +66,6 @@ class LearnedLayer:
 class SpikingNetwork:
     """Content of ``snn.h5``."""
 
-    source: DataSource
     input_shape: tuple[int, int, int]
     """(C, H, W) of the images."""
     encoding: Encoding
@@ -87,8 +86,8 @@ class SpikingNetwork:
         return outputs
 
 
-def save_network(path: Path, network: SpikingNetwork, command: str) -> str:
-    """Write ``snn.h5``; return its digest."""
+def save_network(path: Path, network: SpikingNetwork, source: DataSource, command: str) -> str:
+    """Write ``snn.h5`` for a network learned on images of ``source``; return its digest."""
     layers, history = {}, {}
     for number, learned in enumerate(network.layers, 1):
         layers[f"conv{number}"] = _layer_tree(learned)
@@ -99,7 +98,7 @@ def save_network(path: Path, network: SpikingNetwork, command: str) -> str:
         }
     channels, height, width = network.input_shape
     tree = {
-        "input": asdict(network.source) | {"channels": channels, "height": height, "width": width},
+        "input": asdict(source) | {"channels": channels, "height": height, "width": width},
         "encoding": asdict(network.encoding)
         | {"f_min_unit": "Hz", "f_max_unit": "Hz", "presentation_unit": "ms", "dt_unit": "ms"},
         "stdp": asdict(network.stdp),
@@ -129,8 +128,8 @@ def _layer_tree(learned: LearnedLayer) -> Tree:
     }
 
 
-def load_network(path: Path) -> tuple[SpikingNetwork, str]:
-    """Read ``snn.h5``; return the network (on the CPU) and the file's digest.
+def load_network(path: Path) -> tuple[SpikingNetwork, DataSource, str]:
+    """Read ``snn.h5``: the network on the CPU, the data it was learned on, and the file's digest.
 
     Raises :class:`snn.errors.UserError` for missing, truncated, foreign or altered files.
     """
@@ -157,11 +156,10 @@ def load_network(path: Path) -> tuple[SpikingNetwork, str]:
             )
         )
     network = SpikingNetwork(
-        source=source_from_tree(tree["input"]),
         input_shape=(tree["input"]["channels"], tree["input"]["height"], tree["input"]["width"]),
         encoding=encoding,
         stdp=from_tree(STDPParameters, tree["stdp"]),
         layers=tuple(layers),
         seed=tree["seed"],
     )
-    return network, tree["digest"]
+    return network, source_from_tree(tree["input"]), tree["digest"]

@@ -152,7 +152,7 @@ def test_input_rates_with_quantisation_are_those_of_the_encoder():
 
 def test_frontend_file_keeps_every_value_and_the_response(pipeline):
     frontend, source, digest = load_frontend(pipeline.frontend)
-    network, snn_digest = load_network(pipeline.snn)
+    network, _, snn_digest = load_network(pipeline.snn)
     assert source.data == "digits"
     images = load_images(source, "test", seed=0).images[:32]
     features = frontend(images / 255)
@@ -173,7 +173,7 @@ def test_frontend_file_keeps_every_value_and_the_response(pipeline):
 
 def test_converted_layers_answer_as_the_simulation_does(pipeline):
     frontend, source, _ = load_frontend(pipeline.frontend)
-    network, _ = load_network(pipeline.snn)
+    network, _, _ = load_network(pipeline.snn)
     images = load_images(source, "test", seed=0).images[:64]
     simulated = network.simulate(encode(images, network.encoding, torch.Generator().manual_seed(9)))
     for rates, spikes in zip(frontend.rates(images / 255), simulated, strict=True):

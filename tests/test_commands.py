@@ -51,7 +51,7 @@ def test_another_seed_learns_something_else(pipeline, tmp_path):
 
 
 def test_learning_is_alive_and_recorded(pipeline):
-    network, _ = load_network(pipeline.snn)
+    network, _, _ = load_network(pipeline.snn)
     assert [learned.layer.geometry.maps for learned in network.layers] == [6, 8]
     for learned in network.layers:
         assert learned.mean_move > 0.05
@@ -66,14 +66,14 @@ def test_learning_is_alive_and_recorded(pipeline):
 
 
 def test_snn_file_round_trip(pipeline, tmp_path):
-    network, file_digest = load_network(pipeline.snn)
+    network, source, file_digest = load_network(pipeline.snn)
     again = tmp_path / "again.h5"
-    assert save_network(again, network, "copy") == file_digest
+    assert save_network(again, network, source, "copy") == file_digest
     assert arrays(again) == arrays(pipeline.snn)
-    loaded, _ = load_network(again)
+    loaded, loaded_source, _ = load_network(again)
     assert loaded.encoding == network.encoding
     assert loaded.stdp == network.stdp
-    assert loaded.source == network.source
+    assert loaded_source == source
     for ours, theirs in zip(loaded.layers, network.layers, strict=True):
         assert (ours.layer.geometry, ours.layer.lif) == (theirs.layer.geometry, theirs.layer.lif)
         assert torch.equal(ours.layer.conductance, theirs.layer.conductance)
@@ -99,7 +99,7 @@ def test_results_are_traceable_and_do_not_depend_on_the_batch_size(pipeline, tmp
         assert float(row["accuracy_percent"]) == pytest.approx(100 * int(row["correct"]) / 600, abs=1e-3)
     images = load_images(DataSource(), "test", seed=0).images.double() / 255
     sigma = (images.square().mean((1, 2, 3)) / 10**1.2).sqrt().mean().item()
-    assert float(both[1]["mean_sigma"]) == pytest.approx(sigma, abs=1e-5)
+    assert float(both[1]["mean_sigma_intensity"]) == pytest.approx(sigma, abs=1e-5)
     models = [str(pipeline.safe), str(pipeline.baseline)]
     out, figures = tmp_path / "other.csv", tmp_path / "other.json"
     options = ["--batch-size", "77", "--json", str(figures), "--no-figures"]

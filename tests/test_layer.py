@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from snn.calibrate import calibrate_gain, lower_threshold, mean_count
+from snn.calibrate import calibrate_gain, lower_threshold, mean_count, sample_drive
 from snn.layer import LayerParameters, SpikingConv2d, pick_winner
 from snn.neuron import LIFParameters
 
@@ -106,7 +106,8 @@ def test_gain_and_threshold_reach_their_targets():
     layer = make_layer(maps=8, dtype=torch.float32)
     layer = layer.with_values(v_threshold=torch.full((8,), -60.2), gain=torch.ones(8))
     pre = torch.rand(120, 4, 2, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.05
-    drive = torch.stack([step.clone() for step in layer.convolve(pre)])
+    drive = sample_drive(layer, pre, torch.Generator())
+    assert drive.shape == (120, 4 * 64, 8, 1, 1)
     layer = calibrate_gain(layer, drive, 3.0)
     assert mean_count(layer, drive) == pytest.approx(3.0, abs=0.02)
     lowered = lower_threshold(layer, drive, 4.0)
