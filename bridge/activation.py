@@ -52,8 +52,13 @@ def fit_steps(drive: np.ndarray, counts: np.ndarray, presentation: float, min_sh
         # Only between different drives can an edge lie.
         possible = np.concatenate(([True], x[1:] > x[:-1], [True]))
         split = int(np.argmin(np.where(possible, misplaced, len(x) + 1)))
+        if split == len(x):
+            # At no drive is this level right more often than wrong.
+            break
         low = x[split - 1] if split > 0 else x[0] - 1e-3 * max(1.0, abs(x[0]))
-        edge = np.float32((low + x[min(split, len(x) - 1)]) / 2)
+        edge = np.float32((low + x[split]) / 2)
+        # Between neighbouring numbers the midpoint may round down onto the drive that lies below the edge.
+        edge = edge if edge > low else np.float32(x[split])
         rate = level * 1000 / presentation
         if edges and edge <= edges[-1]:
             # Two levels begin at one drive: the lower one is never seen.

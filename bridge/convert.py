@@ -24,7 +24,16 @@ from bridge.frontend import (
     save_frontend,
 )
 from bridge.response import simulate_counts
-from snn.command import DeviceName, check_outputs, choose_device, command_line, run_command, write_json
+from snn.command import (
+    DeviceName,
+    beside,
+    check_outputs,
+    check_seed,
+    choose_device,
+    command_line,
+    run_command,
+    write_json,
+)
 from snn.data import load_images
 from snn.errors import check
 from snn.layer import SpikingConv2d
@@ -44,6 +53,8 @@ class ConvertConfig:
     """File to write, for example runs/demo/frontend.h5."""
     data: str | None = None
     """Images to measure responses on, if not those of the learning run: digits, cifar10 or folder:PATH."""
+    root: Path | None = None
+    """Folder that holds CIFAR-10, if not that of the learning run."""
     images: int = 128
     """Training images on which responses are simulated; half fit the SAU, half measure the fit."""
     quantise_input: bool = False
@@ -58,6 +69,7 @@ class ConvertConfig:
     """Also write the printed figures to this file."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         check(
             self.images >= 2,
             f"images = {self.images}: at least 2 are needed, half to fit and half to measure",
@@ -83,13 +95,15 @@ def convert(
 ) -> Conversion:
     """Convert all layers of ``network`` with responses to uint8 ``images`` (N, C, H, W), N at least 2.
 
-    The first half of the images gives normalisation statistics and SAUs, the second half measures how well the
-    converted layers (each fed by the converted layer before it) match the spike counts of the simulation.
+    One half of the images, drawn with ``seed``, gives normalisation statistics and SAUs; the other measures how well
+    the converted layers (each fed by the converted layer before it) match the spike counts of the simulation.
     """
     generator = torch.Generator(device).manual_seed(seed)
     random = np.random.default_rng(seed)
-    p = network.encoding
-    network, images = network.to(device), images.to(device)
+    p = network.learning.encoding
+    # Images may come ordered by class: both halves must hold all of them.
+    order = torch.from_numpy(random.permutation(len(images)))
+    network, images = network.to(device), images[order].to(device)
     half = len(images) // 2
     rates = input_rates(images / 255, p, quantise_input)
     converted, responses, fidelity = [], [], []
@@ -153,12 +167,12 @@ def _sample(drive: Tensor, counts: Tensor, size: int, random: np.random.Generato
 
 def run(config: ConvertConfig) -> None:
     """The command: load, convert, write, report."""
-    figure = config.out.with_name(f"{config.out.stem}_response.png") if config.figures else None
-    check_outputs(config.out, config.json, figure)
+    figure = beside(config.out, "_response.png") if config.figures else None
+    check_outputs(config.out, config.json, figure, inputs=[config.snn])
     device = choose_device(config.device)
     network, source, source_digest = load_network(config.snn)
-    if config.data is not None:
-        source = replace(source, data=config.data)
+    given = {"data": config.data, "root": config.root}
+    source = replace(source, **{name: value for name, value in given.items() if value is not None})
     images = load_images(replace(source, limit_train=config.images), "train", config.seed)
     check(
         images.shape == network.input_shape,

@@ -14,7 +14,7 @@ from snn.weights import SpikingNetwork
 
 def draw_responses(frontend: SpikingFrontEnd, responses: list[Response], network: SpikingNetwork, path: Path) -> None:
     """Per layer: simulated neurons as a density, the single neuron at constant current, and the SAU."""
-    p = network.encoding
+    p = network.learning.encoding
     figure = Figure(figsize=(4.2 * len(responses), 3.8), layout="constrained")
     panels = figure.subplots(1, len(responses), squeeze=False)[0]
     one_spike = 1000 / p.presentation

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d
 
 from bridge.activation import SpecialActivationUnit
-from snn.data import DataSource, source_from_tree
+from snn.data import DataSource
 from snn.encode import Encoding
-from snn.h5file import from_tree, read_file, write_file
+from snn.h5file import Tree, from_tree, input_tree, read_file, read_input, write_file
 
 SCHEMA = "frontend/1"
 REMEDY = "python -m bridge.convert snn.h5 --out FILE"
@@ -163,9 +163,8 @@ def save_frontend(
             "residual": residual,
         }
     spec = asdict(frontend.spec)
-    channels, height, width = spec.pop("input_shape")
     tree = {
-        "input": asdict(source) | {"channels": channels, "height": height, "width": width},
+        "input": input_tree(source, spec.pop("input_shape")),
         "spec": spec,
         "layers": layers,
     }
@@ -177,15 +176,18 @@ def load_frontend(path: Path) -> tuple[SpikingFrontEnd, DataSource, str]:
 
     Raises :class:`snn.errors.UserError` for missing, truncated, foreign or altered files.
     """
-    tree = read_file(path, SCHEMA, REMEDY)
-    shape = tuple(tree["input"][name] for name in ("channels", "height", "width"))
+    return read_file(path, SCHEMA, REMEDY, _frontend_from_tree)
+
+
+def _frontend_from_tree(tree: Tree) -> tuple[SpikingFrontEnd, DataSource, str]:
+    source, shape = read_input(tree["input"])
     frontend = SpikingFrontEnd.empty(spec_from_tree(tree["spec"], shape))
     for number, layer in enumerate(frontend.layers, 1):
         state = tree["layers"][f"conv{number}"]["state"]
         layer.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
-    return frontend, source_from_tree(tree["input"]), tree["digest"]
+    return frontend, source, tree["digest"]
 
 
-def spec_from_tree(tree: dict, input_shape: tuple[int, int, int]) -> FrontEndSpec:
+def spec_from_tree(tree: Tree, input_shape: tuple[int, int, int]) -> FrontEndSpec:
     """The :class:`FrontEndSpec` stored in a file."""
     return from_tree(FrontEndSpec, tree, encoding=from_tree(Encoding, tree["encoding"]), input_shape=input_shape)

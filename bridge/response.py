@@ -25,7 +25,9 @@ def simulate_counts(
     parts: list[list[Tensor]] = [[] for _ in network.layers]
     batches = images.split(batch_size)
     for batch in progress(batches, "simulating responses", "batch"):
-        for part, spikes in zip(parts, network.simulate(encode(batch, network.encoding, generator)), strict=True):
+        for part, spikes in zip(
+            parts, network.simulate(encode(batch, network.learning.encoding, generator)), strict=True
+        ):
             part.append(spikes.sum(0).to(torch.int16))
     return [torch.cat(part) for part in parts]
 

@@ -53,10 +53,10 @@ def _set_stride(block: InvertedResidual, stride: int) -> None:
 BACKBONES: dict[str, Callable[..., nn.Module]] = {"mobilenet_v2": _mobilenet_v2}
 
 
-def _build(name: str, **arguments) -> nn.Module:
+def check_backbone(name: str, width: float) -> None:
+    """Raise :class:`snn.errors.UserError` for an unknown name or an impossible width."""
     check(name in BACKBONES, f"--backbone {name}: unknown; choose from {', '.join(sorted(BACKBONES))}")
-    check(arguments["width"] > 0, f"--width {arguments['width']}: must be positive, 1 is the published width")
-    return BACKBONES[name](**arguments)
+    check(0 < width <= 10, f"--width {width}: expected above 0 and up to 10; 1 is the published width")
 
 
 def full_backbone(name: str, in_channels: int, classes: int, image_size: int, width: float = 1.0) -> nn.Module:
@@ -64,11 +64,11 @@ def full_backbone(name: str, in_channels: int, classes: int, image_size: int, wi
 
     Raises :class:`snn.errors.UserError` for an unknown name or width.
     """
-    small = uses_small_strides(image_size)
-    return _build(name, in_channels=in_channels, classes=classes, width=width, small=small, stem=True)
+    check_backbone(name, width)
+    return BACKBONES[name](in_channels, classes, width, uses_small_strides(image_size), stem=True)
 
 
 def main_cnn(name: str, in_channels: int, classes: int, image_size: int, width: float = 1.0) -> nn.Module:
     """The classifier without stem and following block, for features (B, in_channels, H, W) to logits (B, classes)."""
-    small = uses_small_strides(image_size)
-    return _build(name, in_channels=in_channels, classes=classes, width=width, small=small, stem=False)
+    check_backbone(name, width)
+    return BACKBONES[name](in_channels, classes, width, uses_small_strides(image_size), stem=False)

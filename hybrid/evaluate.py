@@ -17,7 +17,9 @@ from hybrid.model import Paths, SafeNetwork, TrainedModel, load_model
 from hybrid.noise import Condition, awgn_sigma, parse_condition
 from snn.command import (
     DeviceName,
+    beside,
     check_outputs,
+    check_seed,
     choose_device,
     progress,
     run_command,
@@ -59,6 +61,7 @@ class EvaluateConfig:
     """Also write the printed figures to this file."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         check(len(self.models) >= 1, "no model given; name at least one file written by hybrid.train")
         check(len(self.noise) >= 1, "--noise: give at least one condition, for example clean")
         check(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be 1 or more")
@@ -69,7 +72,7 @@ def noisy_batches(images: Tensor, condition: Condition, seed: int) -> list[Tenso
 
     The draws depend on the seed and the condition alone (and are made on the CPU), so every model sees the same images.
     """
-    entropy = np.random.SeedSequence([seed, *condition.name.encode()]).generate_state(1, np.uint64)[0]
+    entropy = np.random.SeedSequence([seed, *condition.key.encode()]).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(entropy) >> 1)
     return [condition.apply(chunk.float() / 255, generator) for chunk in images.split(NOISE_CHUNK)]
 
@@ -128,8 +131,8 @@ def _row(
     sigma = "" if condition.snr is None else awgn_sigma(data.images.float() / 255, condition.snr).mean().item()
     return {
         "model": name,
-        "variant": model.spec.variant,
-        "backbone": model.spec.backbone,
+        "variant": model.spec.architecture.variant,
+        "backbone": model.spec.architecture.backbone,
         "paths": paths,
         "condition": condition.name,
         "snr_dB": "" if condition.snr is None else condition.snr,
@@ -188,13 +191,14 @@ def write_csv(rows: list[dict], path: Path) -> None:
 
 def run(config: EvaluateConfig) -> None:
     """The command: load, evaluate, write, report."""
-    figure = config.out.with_suffix(".png") if config.figures else None
-    check_outputs(config.out, config.json, figure)
+    figure = beside(config.out, ".png") if config.figures else None
+    check_outputs(config.out, config.json, figure, inputs=config.models)
     device = choose_device(config.device)
-    conditions = [parse_condition(text) for text in dict.fromkeys(config.noise)]
-    stems = [path.stem for path in config.models]
-    unique = len(set(stems)) == len(stems)
-    models = {path.stem if unique else str(path): load_model(path) for path in config.models}
+    # Given twice, a condition is measured once.
+    conditions = list({condition.key: condition for condition in map(parse_condition, config.noise)}.values())
+    paths = list(dict.fromkeys(config.models))
+    unique = len({path.stem for path in paths}) == len(paths)
+    models = {path.stem if unique else str(path): load_model(path) for path in paths}
     data = _test_images(config, models)
     rows = evaluate(models, data, conditions, batch_size=config.batch_size, seed=config.seed, device=device)
     write_csv(rows, config.out)

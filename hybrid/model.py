@@ -5,17 +5,17 @@ A model takes raw images in [0, 1] and normalises inside, so that a saved model 
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bridge.frontend import FrontEndSpec, SpikingFrontEnd, spec_from_tree
-from hybrid.backbones import full_backbone, main_cnn
-from snn.data import DataSource, source_from_tree
+from hybrid.backbones import check_backbone, full_backbone, main_cnn
+from snn.data import DataSource
 from snn.errors import check
-from snn.h5file import from_tree, read_file, write_file
+from snn.h5file import Tree, from_tree, input_tree, read_file, read_input, write_file
 
 SCHEMA = "hybrid/1"
 REMEDY = "python -m hybrid.train --out FILE"
@@ -25,19 +25,52 @@ Paths = Literal["both", "spiking", "auxiliary"]
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """Everything that determines a network's architecture."""
+class Architecture:
+    """Which network."""
 
-    variant: Variant
-    backbone: str
-    width: float
+    backbone: str = "mobilenet_v2"
+    """Main CNN from torchvision: mobilenet_v2 (paper)."""
+    variant: str = "safe"
+    """safe: spiking front end and auxiliary CNN before the main CNN; baseline: the backbone as it is."""
+    width: float = 1.0
+    """Multiplier of the backbone's channels."""
+    auxiliary_maps: int = 8
+    """Feature maps of the auxiliary CNN (safe; ours, the paper says smaller than the spiking module)."""
+
+    def __post_init__(self) -> None:
+        check_backbone(self.backbone, self.width)
+        check(
+            self.variant in get_args(Variant),
+            f"--variant {self.variant}: unknown; choose from {', '.join(get_args(Variant))}",
+        )
+        check(self.auxiliary_maps >= 1, f"--auxiliary-maps {self.auxiliary_maps}: must be 1 or more")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that determines a network's shape."""
+
+    architecture: Architecture
     input_shape: tuple[int, int, int]
     """(C, H, W)."""
     classes: tuple[str, ...]
-    auxiliary_maps: int
-    """Maps of the auxiliary CNN (safe)."""
     frontend: FrontEndSpec | None
     """Of the spiking front end (safe)."""
+
+    def __post_init__(self) -> None:
+        if self.architecture.variant == "baseline":
+            check(self.frontend is None, "--variant baseline has no place for --frontend; leave one of them out")
+            return
+        check(
+            self.frontend is not None,
+            "--variant safe needs --frontend FILE, made by python -m bridge.convert; the conventional network is "
+            "--variant baseline",
+        )
+        check(
+            self.input_shape == self.frontend.input_shape,
+            f"--frontend is for images of shape {self.frontend.input_shape}, these have {self.input_shape} (channels, "
+            "height, width); convert one learned on this data, or set --image-size",
+        )
 
 
 class Normalise(nn.Module):
@@ -66,7 +99,8 @@ class BaselineNetwork(nn.Module):
         super().__init__()
         channels, height, _ = spec.input_shape
         self.normalise = Normalise(channels)
-        self.main = full_backbone(spec.backbone, channels, len(spec.classes), height, spec.width)
+        a = spec.architecture
+        self.main = full_backbone(a.backbone, channels, len(spec.classes), height, a.width)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.main(self.normalise(images))
@@ -84,9 +118,10 @@ class SafeNetwork(nn.Module):
         channels, height, _ = spec.input_shape
         self.normalise = Normalise(channels)
         self.frontend = frontend if frontend is not None else SpikingFrontEnd.empty(spec.frontend)
-        self.auxiliary = auxiliary_cnn(channels, spec.auxiliary_maps, spec.frontend.stride)
-        features = spec.frontend.maps[-1] + spec.auxiliary_maps
-        self.main = main_cnn(spec.backbone, features, len(spec.classes), height, spec.width)
+        a = spec.architecture
+        self.auxiliary = auxiliary_cnn(channels, a.auxiliary_maps, spec.frontend.stride)
+        features = spec.frontend.maps[-1] + a.auxiliary_maps
+        self.main = main_cnn(a.backbone, features, len(spec.classes), height, a.width)
 
     def forward(self, images: Tensor, paths: Paths = "both") -> Tensor:
         spiking = self.frontend(images)
@@ -112,21 +147,9 @@ def auxiliary_cnn(channels: int, maps: int, stride: int) -> nn.Sequential:
 def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> nn.Module:
     """The network of ``spec``; ``frontend`` gives the converted layers' values (safe), else they are to be loaded.
 
-    Weights are drawn from torch's global generator. Raises :class:`snn.errors.UserError` for an unknown backbone or
-    variant, a front end that is missing, or one that the variant has no place for.
+    Weights are drawn from torch's global generator.
     """
-    check(spec.variant in ("safe", "baseline"), f"--variant {spec.variant}: unknown; choose from safe, baseline")
-    if spec.variant == "safe":
-        remedy = (
-            "give --frontend FILE, made by python -m bridge.convert; the conventional network is --variant baseline"
-        )
-        check(spec.frontend is not None, f"--variant safe needs a spiking front end: {remedy}")
-    else:
-        check(
-            spec.frontend is None,
-            f"--variant {spec.variant} has no place for the spiking front end given with --frontend; leave one out",
-        )
-    return SafeNetwork(spec, frontend) if spec.variant == "safe" else BaselineNetwork(spec)
+    return SafeNetwork(spec, frontend) if spec.architecture.variant == "safe" else BaselineNetwork(spec)
 
 
 @dataclass(frozen=True)
@@ -148,9 +171,8 @@ class TrainedModel:
 
 def save_model(path: Path, model: TrainedModel, command: str, source_digest: str) -> str:
     """Write ``hybrid.h5``; return its digest. ``source_digest``: of the front end's file, "" for a baseline."""
-    channels, height, width = model.spec.input_shape
     spec = asdict(model.spec)
-    del spec["input_shape"]
+    shape = spec.pop("input_shape")
     if spec["frontend"] is not None:
         del spec["frontend"]["input_shape"]
     tree = {
@@ -158,24 +180,28 @@ def save_model(path: Path, model: TrainedModel, command: str, source_digest: str
         "config": spec,
         "recipe": model.recipe,
         "history": model.history,
-        "input": asdict(model.source) | {"channels": channels, "height": height, "width": width},
+        "input": input_tree(model.source, shape),
     }
     return write_file(path, SCHEMA, tree, seed=model.seed, command=command, source_digest=source_digest)
 
 
 def load_model(path: Path) -> TrainedModel:
     """Read ``hybrid.h5``. Raises :class:`snn.errors.UserError` for missing, truncated, foreign or altered files."""
-    tree = read_file(path, SCHEMA, REMEDY)
-    shape = tuple(tree["input"][name] for name in ("channels", "height", "width"))
+    return read_file(path, SCHEMA, REMEDY, _model_from_tree)
+
+
+def _model_from_tree(tree: Tree) -> TrainedModel:
+    source, shape = read_input(tree["input"])
     config = tree["config"]
     frontend = spec_from_tree(config["frontend"], shape) if "frontend" in config else None
-    spec = from_tree(ModelSpec, config, input_shape=shape, frontend=frontend)
+    architecture = from_tree(Architecture, config["architecture"])
+    spec = from_tree(ModelSpec, config, architecture=architecture, input_shape=shape, frontend=frontend)
     network = build_model(spec)
     network.load_state_dict({key: torch.from_numpy(value) for key, value in tree["state"].items()})
     return TrainedModel(
         spec=spec,
         network=network.eval(),
-        source=source_from_tree(tree["input"]),
+        source=source,
         seed=tree["seed"],
         history=tree["history"],
         recipe=tree["recipe"],

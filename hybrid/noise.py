@@ -89,6 +89,11 @@ class Condition:
     kind: str
     levels: tuple[float, ...]
 
+    @property
+    def key(self) -> str:
+        """The same for different spellings of one condition, as awgn:20 and awgn:20.0."""
+        return f"{self.kind}{self.levels}"
+
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Perturbed images.
 
@@ -109,11 +114,11 @@ class Condition:
 
 def parse_condition(text: str) -> Condition:
     """Read ``name`` or ``name:level``; :class:`UserError` for an unknown name or a level out of range."""
-    kind, _, level = text.partition(":")
+    kind, colon, level = text.partition(":")
     check(kind in _KINDS, f"--noise {text}: unknown noise {kind!r}; choose from {', '.join(_KINDS)}")
     expected = _KINDS[kind]
     try:
-        levels = tuple(float(part) for part in level.split(",")) if level else ()
+        levels = tuple(float(part) for part in level.split(",")) if colon else ()
     except ValueError as error:
         raise UserError(f"--noise {text}: level {level!r} is not a number; expected {expected.expected}") from error
     valid = len(levels) == len(expected.ranges) and all(

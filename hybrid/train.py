@@ -1,6 +1,8 @@
 """Train a SAFE network or its baseline on clean images, and write ``hybrid.h5``."""
 
+import copy
 import logging
+import math
 import sys
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -20,10 +22,12 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from bridge.frontend import SpikingFrontEnd, load_frontend
 from hybrid.augment import Augmentation, augment, resolve_augmentation
 from hybrid.figures import draw_training
-from hybrid.model import ModelSpec, TrainedModel, build_model, save_model
+from hybrid.model import Architecture, ModelSpec, TrainedModel, build_model, save_model
 from snn.command import (
     DeviceName,
+    beside,
     check_outputs,
+    check_seed,
     choose_device,
     command_line,
     progress,
@@ -56,22 +60,11 @@ class Recipe:
     def __post_init__(self) -> None:
         check(self.epochs >= 1, f"--epochs {self.epochs}: must be 1 or more")
         check(self.batch_size >= 2, f"--batch-size {self.batch_size}: batch normalisation needs 2 or more")
-        check(self.learning_rate >= 0, f"--learning-rate {self.learning_rate}: must not be negative")
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            check(0 <= value < float("inf"), f"--{name.replace('_', '-')} {value}: must not be negative")
+        check(0 <= self.label_smoothing < 1, f"--label-smoothing {self.label_smoothing}: expected 0 to below 1")
         check(0 < self.holdout < 1, f"--holdout {self.holdout}: must lie between 0 and 1")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Which network."""
-
-    backbone: str = "mobilenet_v2"
-    """Main CNN from torchvision: mobilenet_v2."""
-    variant: str = "safe"
-    """safe: spiking front end and auxiliary CNN before the main CNN; baseline: the backbone as it is."""
-    width: float = 1.0
-    """Multiplier of the backbone's channels."""
-    auxiliary_maps: int = 8
-    """Feature maps of the auxiliary CNN (safe)."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +86,9 @@ class TrainConfig:
     """Draw the training curves beside --out."""
     json: Path | None = None
     """Also write the printed figures to this file."""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 class Classifier(lightning.LightningModule):
@@ -141,10 +137,16 @@ class Classifier(lightning.LightningModule):
         ]
         optimizer = torch.optim.SGD(groups, lr=self.recipe.learning_rate, momentum=0.9, nesterov=True)
         steps = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.recipe.learning_rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Share of the peak learning rate at a step: linear rise over the first fifth, then half a cosine down to 0."""
+    rise = steps / 5
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / (steps - rise))))
 
 
 class TrainingProgress(Callback):
@@ -183,7 +185,7 @@ def train(
         data: training images; a part is held out for the validation curve.
         architecture: backbone, variant and widths.
         recipe: hyperparameters (None: defaults).
-        frontend: converted spiking layers; needed for variant safe, whose network takes it over.
+        frontend: converted spiking layers; needed for variant safe.
         seed: of weights, order, augmentation and the held-out part.
         device: where to train.
 
@@ -191,28 +193,17 @@ def train(
         UserError: unknown backbone or variant, a front end for other images, or too few images.
     """
     recipe, device = recipe or Recipe(), torch.device(device)
-    if frontend is not None:
-        expected = frontend.spec.input_shape
-        check(
-            data.shape == expected,
-            f"--frontend is for images of shape {expected}, {data.source.data} has {data.shape} (channels, height, "
-            "width); convert one learned on this data, or set --image-size",
-        )
+    spec = ModelSpec(architecture, data.shape, data.classes, frontend.spec if frontend else None)
     held_out = balanced_subset(data.labels.numpy(), max(1, round(recipe.holdout * len(data.labels))), seed)
     kept = np.setdiff1d(np.arange(len(data.labels)), held_out)
     check(
         len(kept) >= recipe.batch_size,
         f"{len(kept)} training images are fewer than one batch of {recipe.batch_size}; lower --batch-size",
     )
-    spec = ModelSpec(
-        **asdict(architecture),
-        input_shape=data.shape,
-        classes=data.classes,
-        frontend=frontend.spec if frontend else None,
-    )
     # torchvision and Lightning draw from the global generators: seeded here, once.
     lightning.seed_everything(seed, verbose=False)
-    network = build_model(spec, frontend)
+    # The caller's front end stays as it was converted.
+    network = build_model(spec, copy.deepcopy(frontend))
     network.normalise.measure(data.images[kept])
     module = Classifier(network, recipe, resolve_augmentation(recipe.augmentation, data.source.data), seed)
     trainer = lightning.Trainer(
@@ -238,12 +229,17 @@ def train(
         except SystemExit as stop:
             # Lightning turns Ctrl-C into an exit without a word.
             raise KeyboardInterrupt from stop
+    history = {name: np.array(values) for name, values in module.history.items()}
+    check(
+        all(np.isfinite(values).all() for values in history.values()),
+        f"training diverged with --learning-rate {recipe.learning_rate}: the loss is no longer a number; lower it",
+    )
     return TrainedModel(
         spec=spec,
         network=network.cpu().eval(),
         source=data.source,
         seed=seed,
-        history={name: np.array(values) for name, values in module.history.items()},
+        history=history,
         recipe=asdict(recipe),
     )
 
@@ -259,8 +255,8 @@ def _loader(data: Images, rows: np.ndarray, batch_size: int, generator: torch.Ge
 
 def run(config: TrainConfig) -> None:
     """The command: load, train, write, report."""
-    curves = config.out.with_name(f"{config.out.stem}_training.png") if config.figures else None
-    check_outputs(config.out, config.json, curves)
+    curves = beside(config.out, "_training.png") if config.figures else None
+    check_outputs(config.out, config.json, curves, inputs=[config.frontend] if config.frontend else [])
     device = choose_device(config.device)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     frontend, _, source_digest = load_frontend(config.frontend) if config.frontend else (None, None, "")

@@ -56,7 +56,7 @@ def calibrate_gain(layer: SpikingConv2d, drive: Tensor, target: float) -> Spikin
         return layer.with_values(gain=layer.gain * factor)
 
     # At this factor the strongest drive of all just reaches the threshold: nothing fires yet.
-    rheobase = (layer.v_threshold.amin().item() - layer.lif.v_leak) / layer.lif.volts_per_current
+    rheobase = (layer.v_threshold.amin().item() - layer.lif.v_leak) / layer.lif.millivolts_per_current
     silent = rheobase / (peak * layer.gain.amax().item())
     high = 2 * silent
     while mean_count(scaled(high), drive) < target:

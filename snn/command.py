@@ -1,5 +1,7 @@
 """What every command shares: exit statuses, checks of its outputs before work starts, device, progress, JSON."""
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -28,21 +30,35 @@ def run_command(config_type: type[Config], function: Callable[[Config], None], a
 
     0: done. 2: a user error, told in one line on stderr. 130: interrupted.
     """
-    arguments = sys.argv[1:] if argv is None else argv
-    program = f"python -m {function.__module__}"
-    if function.__module__ == "__main__":
-        spec = sys.modules["__main__"].__spec__
-        program = f"python -m {spec.name}" if spec else "python"
+    module = function.__module__
+    spec = sys.modules[module].__spec__
+    program = f"python -m {spec.name if spec else module}"
     try:
-        config = tyro.cli(config_type, args=arguments, prog=program)
+        config = _parse(config_type, sys.argv[1:] if argv is None else argv, program)
         function(config)
-    except UserError as error:
+    except (UserError, OSError) as error:
+        # What the operating system refuses (a name too long, a folder that may not be read) is for the user to mend.
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{program}: interrupted, nothing was written", file=sys.stderr)
+        print(f"{program}: interrupted; no unfinished file is left", file=sys.stderr)
         return 130
     return 0
+
+
+def _parse(config_type: type[Config], arguments: list[str], program: str) -> Config:
+    """The configuration; a :class:`UserError` in place of the parser's own many lines."""
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(config_type, args=arguments, prog=program)
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        # The parser frames its message in a box with a rule above a hint.
+        lines = [line.strip("│╭╮╰╯─ ") for line in captured.getvalue().splitlines()]
+        message = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+        raise UserError(f"{message}; see {program} --help") from stop
 
 
 def command_line(module: str, config: object) -> str:
@@ -53,14 +69,27 @@ def command_line(module: str, config: object) -> str:
     return f"{module} called as a library with {config!r}"
 
 
-def check_outputs(*paths: Path | None) -> None:
-    """Raise :class:`UserError` unless each path (None is skipped) can be created or replaced; leaves no trace."""
+def beside(path: Path, ending: str) -> Path:
+    """``path`` without its suffix, plus ``ending``: where a figure of that file goes."""
+    return path.parent / f"{path.stem}{ending}"
+
+
+def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
+    """Raise :class:`UserError` unless each path (None is skipped) can be created or replaced; leaves no trace.
+
+    They must differ from each other and from ``inputs``, which would be lost.
+    """
+    taken = {path.resolve(): "is read by this command" for path in inputs}
     for path in paths:
         if path is None:
             continue
         folder = path.parent
         check(folder.is_dir(), f"cannot write {path}: folder {folder} does not exist; create it first")
         check(not path.is_dir(), f"cannot write {path}: it is a folder; give a file name inside it")
+        check(path.is_file() or not path.exists(), f"cannot write {path}: it is not a regular file; give another name")
+        reason = taken.setdefault(path.resolve(), "")
+        check(not reason, f"cannot write {path}: it {reason}; give another name")
+        taken[path.resolve()] = "is also the name of another output (or figure)"
         try:
             # Permission bits do not tell root or a read-only mount apart: try.
             handle, probe = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
@@ -68,6 +97,11 @@ def check_outputs(*paths: Path | None) -> None:
             os.unlink(probe)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from error
+
+
+def check_seed(seed: int) -> None:
+    """Raise :class:`UserError` unless all generators accept ``seed``."""
+    check(0 <= seed < 2**32, f"--seed {seed}: expected a whole number from 0 to {2**32 - 1}")
 
 
 def choose_device(name: DeviceName) -> torch.device:

@@ -3,20 +3,20 @@
 Images are uint8 tensors (N, C, H, W), labels int64 tensors (N,); intensity x = value / 255 lies in [0, 1].
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from snn.command import progress
 from snn.errors import UserError, check
-from snn.h5file import Tree, from_tree
 
 Split = Literal["train", "test"]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
@@ -43,11 +43,6 @@ class DataSource:
     def limit(self, split: Split) -> int | None:
         """The limit on one split."""
         return self.limit_train if split == "train" else self.limit_test
-
-
-def source_from_tree(tree: Tree) -> DataSource:
-    """The :class:`DataSource` stored in the ``/input`` group of a file."""
-    return from_tree(DataSource, tree, root=Path(tree["root"]))
 
 
 class Images(NamedTuple):
@@ -124,8 +119,8 @@ def _cifar10(source: DataSource, split: Split) -> tuple[np.ndarray, np.ndarray, 
         dataset = CIFAR10(source.root, train=split == "train", download=source.download)
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"--data cifar10: cannot load it from {source.root} ({error}); give its folder with --root, or add "
-            "--download"
+            f"--data cifar10: cannot load it from {source.root} ({error}); give its folder with --root, or fetch it: "
+            "python -m snn.learn --data cifar10 --download"
         ) from error
     return dataset.data, np.array(dataset.targets, dtype=np.int64), tuple(dataset.classes)
 
@@ -142,7 +137,7 @@ def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> I
             (folder / part).is_dir(),
             f"--data folder:{folder}: it has no folder {part!r}; expected train/CLASS and test/CLASS",
         )
-        classes[part] = sorted(p.name for p in (folder / part).iterdir() if p.is_dir())
+        classes[part] = sorted(p.name for p in (folder / part).iterdir() if p.is_dir() and not p.name.startswith("."))
     check(
         len(classes["train"]) >= 2,
         f"{folder / 'train'} holds {len(classes['train'])} class folders; at least 2 are needed",
@@ -186,10 +181,25 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _read_image(path: Path, size: int | None) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            return _to_array(image.convert("RGB"), size)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        with warnings.catch_warnings():
+            # Pillow warns of oddities in files that it reads all the same.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return _to_array(_to_rgb(image), size)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a readable image ({error}); repair or remove it") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; 16-bit grey is scaled, transparent parts become black."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode}: the range of its values is unknown; store it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert("RGB")
 
 
 def _to_array(image: Image.Image, size: int | None) -> np.ndarray:

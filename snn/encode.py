@@ -36,7 +36,7 @@ class Encoding:
             f"encoding rates {self.f_min} to {self.f_max} Hz: expected 0 <= f_min < f_max",
         )
         check(
-            self.dt > 0 and whole_steps(self.presentation, self.dt) >= 1,
+            self.dt > 0 and math.isfinite(self.presentation) and whole_steps(self.presentation, self.dt) >= 1,
             f"presentation {self.presentation} ms with dt {self.dt} ms: expected a whole number of steps, at least one",
         )
         check(

@@ -26,7 +26,7 @@ def draw_kernels(network: SpikingNetwork, path: Path) -> None:
         left.set_axis_off()
         what = "colour" if colour else ("conductance" if kernels.shape[1] == 1 else "mean over inputs")
         left.set_title(f"layer {number}: {len(kernels)} kernels ({what}, each at full contrast)", fontsize=10)
-        bins = np.linspace(network.stdp.g_min, network.stdp.g_max, 41)
+        bins = np.linspace(network.learning.stdp.g_min, network.learning.stdp.g_max, 41)
         right.hist(learned.initial_conductance.flatten().numpy(), bins, color="0.75", label="before")
         right.hist(kernels.ravel(), bins, histtype="step", color="C0", linewidth=1.5, label="after")
         right.set_xlabel("conductance G")

@@ -6,7 +6,10 @@ dictionaries groups. Nothing that could execute on load is ever stored.
 
 import hashlib
 import json
+import os
 import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,13 +19,15 @@ import h5py
 import numpy as np
 
 from snn.command import write_atomically
+from snn.data import DataSource
 from snn.errors import UserError, check
 
 Tree = dict[str, Any]
 Record = TypeVar("Record")
+Content = TypeVar("Content")
 
 # How a file was made, not what it says: left out of the digest, so that equal results have equal digests.
-PROVENANCE = ("command", "git_commit", "versions", "created", "digest")
+PROVENANCE = ("command", "git_commit", "versions", "created", "digest", "input/root", "input/download")
 
 
 def content_digest(tree: Tree) -> str:
@@ -66,32 +71,59 @@ def write_file(path: Path, schema: str, tree: Tree, *, seed: int, command: str, 
     }
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
-            _write_group(file, tree)
+        try:
+            with h5py.File(temporary, "w") as file:
+                _write_group(file, tree)
+        except RuntimeError as error:
+            # So h5py tells that it could not extend a file.
+            raise OSError(str(error)) from error
 
     write_atomically(path, write)
     return tree["digest"]
 
 
-def read_file(path: Path, schema: str, remedy: str) -> Tree:
-    """Read and check a file written by :func:`write_file`.
+def read_file(path: Path, schema: str, remedy: str, parse: Callable[[Tree], Content]) -> Content:
+    """Read and check a file written by :func:`write_file`, and return what ``parse`` makes of its tree.
 
     Raises :class:`UserError` (with ``remedy``, the command that makes such a file) for a missing, truncated or foreign
     file, another schema, or content that does not match its digest.
     """
-    check(path.is_file(), f"{path} does not exist; make it with: {remedy}")
+    check(path.exists(), f"{path} does not exist; make it with: {remedy}")
+    check(path.is_file(), f"{path} is not a file; give one made with: {remedy}")
+    check(os.access(path, os.R_OK), f"{path} cannot be read: permission denied; change its permissions")
+    # A damaged file can fail at any place, in the HDF5 library or in what is made of its values.
+    failures = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError)
     try:
         with h5py.File(path, "r") as file:
-            tree = _read_group(file)
-    except (OSError, RuntimeError, KeyError) as error:
+            found = file.attrs.get("schema")
+            other = isinstance(found, str) and found != schema
+            tree = None if other else _read_group(file)
+    except failures as error:
         raise UserError(f"{path} is truncated or not an HDF5 file; make it again with: {remedy}") from error
-    found = tree.get("schema")
-    check(found == schema, f"{path} has schema {found!r}, expected {schema!r}; make such a file with: {remedy}")
+    check(not other, f"{path} has schema {found!r}, expected {schema!r}; make such a file with: {remedy}")
+    try:
+        intact = tree.get("schema") == schema and tree.get("digest") == content_digest(tree)
+    except failures:
+        intact = False
     check(
-        tree.get("digest") == content_digest(tree),
-        f"{path} does not match its digest: it was changed after writing; make it again with: {remedy}",
+        intact,
+        f"{path} does not match its digest: it was made by something else or changed after writing; make it again "
+        f"with: {remedy}",
     )
-    return tree
+    try:
+        return parse(tree)
+    except failures as error:
+        raise UserError(f"{path} lacks parts of schema {schema!r} ({error}); make it again with: {remedy}") from error
+
+
+def input_tree(source: DataSource, shape: tuple[int, int, int]) -> Tree:
+    """The ``/input`` group of all files: data and image shape (C, H, W)."""
+    return asdict(source) | dict(zip(("channels", "height", "width"), shape, strict=True))
+
+
+def read_input(tree: Tree) -> tuple[DataSource, tuple[int, int, int]]:
+    """What :func:`input_tree` stored."""
+    return from_tree(DataSource, tree, root=Path(tree["root"])), (tree["channels"], tree["height"], tree["width"])
 
 
 def from_tree(kind: type[Record], tree: Tree, **given: Any) -> Record:

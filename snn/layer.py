@@ -118,7 +118,7 @@ class SpikingConv2d:
         """As :meth:`simulate`, from what :meth:`convolve` yields (the same for any gain and threshold)."""
         per_map = (1, -1, 1, 1)
         neuron = norse_parameters(self.lif, self.v_threshold.reshape(per_map))
-        scale = (self.gain * self.lif.volts_per_current).reshape(per_map)
+        scale = (self.gain * self.lif.millivolts_per_current).reshape(per_map)
         _, blocked_steps = self.geometry.steps(self.dt)
         state, spikes = None, []
         for drive in drives:

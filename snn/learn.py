@@ -16,6 +16,7 @@ import tyro
 from torch import Tensor
 
 from snn.calibrate import (
+    LOWEST_ABOVE_REST,
     calibrate_gain,
     lower_threshold,
     mean_count,
@@ -25,7 +26,9 @@ from snn.calibrate import (
 )
 from snn.command import (
     DeviceName,
+    beside,
     check_outputs,
+    check_seed,
     choose_device,
     command_line,
     progress,
@@ -33,64 +36,12 @@ from snn.command import (
     write_json,
 )
 from snn.data import DataSource, load_images
-from snn.encode import Encoding, encode
-from snn.errors import check
+from snn.encode import encode
 from snn.figures import draw_kernels
 from snn.layer import LayerParameters, SpikingConv2d
-from snn.neuron import LIFParameters
-from snn.stdp import STDPParameters, count_events, update
+from snn.settings import Homeostasis, Learning
+from snn.stdp import count_events, update
 from snn.weights import LayerHistory, LearnedLayer, SpikingNetwork, save_network
-
-
-@dataclass(frozen=True)
-class Homeostasis:
-    """Keeps maps from dying or monopolising (ours; both off: the paper's plain rule)."""
-
-    synaptic_scaling: bool = True
-    """Scale each map's drive so that the sum of its conductances acts as at the start of learning."""
-    threshold_step: float = 0.2
-    """While a layer learns, a map's threshold moves by this times (its share of the spikes / fair share - 1) at each
-    update, in mV; 0 keeps all thresholds equal."""
-    threshold_range: float = 4.0
-    """Largest departure of a map's threshold from the neuron's, in mV."""
-
-    def __post_init__(self) -> None:
-        check(self.threshold_step >= 0, f"threshold_step {self.threshold_step} mV: must not be negative")
-        check(self.threshold_range >= 0, f"threshold_range {self.threshold_range} mV: must not be negative")
-
-
-@dataclass(frozen=True)
-class Learning:
-    """What is learned, and how."""
-
-    maps: tuple[int, ...] = (32, 40, 56)
-    """Feature maps of each layer (paper: ParallelSpikeSim's CIFAR-10 configuration)."""
-    kernel_size: int = 3
-    """Side of all kernels, in pixels; padding keeps the image size."""
-    epochs: int = 1
-    """Passes over the training images for each layer."""
-    min_updates: int = 200
-    """Further passes are made over small data sets until a layer has had this many updates."""
-    batch_size: int = 16
-    """Images per update; 1 is the paper's online setting."""
-    start_count: float = 3.0
-    """Spikes per neuron and presentation to which a layer's gain is set when its learning starts."""
-    output_rate: float = 15.0
-    """Mean rate, in Hz, that a learned layer passes on; set through its lowered threshold."""
-    calibration_images: int = 32
-    """Training images on which gains, thresholds and rate limits are measured."""
-    encoding: Encoding = field(default_factory=Encoding)
-    lif: LIFParameters = field(default_factory=LIFParameters)
-    stdp: STDPParameters = field(default_factory=STDPParameters)
-    homeostasis: Homeostasis = field(default_factory=Homeostasis)
-
-    def __post_init__(self) -> None:
-        check(len(self.maps) >= 1, "--maps: give at least one layer, for example --maps 32 40 56")
-        for name in ("epochs", "batch_size", "calibration_images"):
-            check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be 1 or more")
-        check(self.kernel_size % 2 == 1, f"kernel_size {self.kernel_size}: must be odd, to keep the image size")
-        for name in ("start_count", "output_rate"):
-            check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}: must be positive")
 
 
 @dataclass(frozen=True)
@@ -110,6 +61,9 @@ class LearnConfig:
     json: Path | None = None
     """Also write the printed figures to this file."""
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
 
 def learn(
     images: Tensor, p: Learning | None = None, *, seed: int = 0, device: torch.device | str = "cpu"
@@ -126,7 +80,7 @@ def learn(
     for _ in p.maps:
         layers.append(_learn_layer(images, calibration, layers, p, generator))
     shape = tuple(images.shape[1:])
-    return SpikingNetwork(shape, p.encoding, p.stdp, tuple(layers), seed).to("cpu")
+    return SpikingNetwork(shape, p, tuple(layers), seed).to("cpu")
 
 
 def _learn_layer(
@@ -150,12 +104,21 @@ def _learn_layer(
     # The encoder's limits are exact; a hidden layer's are measured.
     limits = rate_range(pre, presentation) if below else (encoding.f_min, encoding.f_max)
     shape = (maps, pre.shape[2], p.kernel_size, p.kernel_size)
-    initial = 0.2 + 0.6 * torch.rand(shape, generator=generator, device=device)
+    g_min, g_range = p.stdp.g_min, p.stdp.g_max - p.stdp.g_min
+    low, span = g_min + p.initial_low * g_range, (p.initial_high - p.initial_low) * g_range
+    initial = low + span * torch.rand(shape, generator=generator, device=device)
     layer = SpikingConv2d(
         conductance=initial,
         gain=torch.ones(maps, device=device),
         v_threshold=torch.full((maps,), p.lif.v_threshold, device=device),
-        geometry=LayerParameters(maps, p.kernel_size, padding=p.kernel_size // 2),
+        geometry=LayerParameters(
+            maps,
+            p.kernel_size,
+            stride=1 if below else p.first_stride,
+            padding=p.kernel_size // 2,
+            pulse_width=p.pulse_width,
+            inhibition_time=p.inhibition_time,
+        ),
         lif=p.lif,
         dt=encoding.dt,
     )
@@ -205,8 +168,9 @@ def _balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeos
         layer = layer.with_values(gain=start.gain * (start.conductance.sum((1, 2, 3)).mean() / total))
     share = wins * (len(wins) / wins.sum().clamp(min=1))
     threshold = layer.v_threshold + p.threshold_step * (share - 1)
-    low, high = start.v_threshold - p.threshold_range, start.v_threshold + p.threshold_range
-    return layer.with_values(v_threshold=threshold.clamp(low, high))
+    neuron, floor = layer.lif.v_threshold, layer.lif.v_leak + LOWEST_ABOVE_REST
+    low = min(neuron, max(neuron - p.threshold_range, floor))
+    return layer.with_values(v_threshold=threshold.clamp(low, neuron + p.threshold_range))
 
 
 def summary(network: SpikingNetwork) -> dict:
@@ -230,7 +194,7 @@ def summary(network: SpikingNetwork) -> dict:
 
 def run(config: LearnConfig) -> None:
     """The command: load, learn, write, report."""
-    kernels = config.out.with_name(f"{config.out.stem}_kernels.png") if config.figures else None
+    kernels = beside(config.out, "_kernels.png") if config.figures else None
     check_outputs(config.out, config.json, kernels)
     device = choose_device(config.device)
     images = load_images(config.source, "train", config.seed)

@@ -68,14 +68,14 @@ class LIFParameters:
         return -1.0 / (self.b * self.membrane_time_scale)
 
     @property
-    def volts_per_current(self) -> float:
+    def millivolts_per_current(self) -> float:
         """Steady depolarisation per unit of current, c/(-b), in mV."""
         return -self.c / self.b
 
     def interspike_interval(self, current: float, v_threshold: float | None = None) -> float:
         """Closed-form interval between spikes, in ms, at a constant current; ``inf`` below the rheobase."""
         threshold = self.v_threshold if v_threshold is None else v_threshold
-        v_inf = self.v_leak + self.volts_per_current * current
+        v_inf = self.v_leak + self.millivolts_per_current * current
         if v_inf <= threshold:
             return math.inf
         return self.tau_mem * math.log((v_inf - self.v_reset) / (v_inf - threshold))

@@ -62,18 +62,21 @@ class STDPParameters:
     """Time constant of P_d, in ms (ours: the simulator's 5 makes P_d = 1 wherever LTD happens)."""
     ltp_window: float = 15.0
     """Longest dt that gives LTP, in ms (ParallelSpikeSim 2020)."""
-    ltd_delay: float = 100.0
-    """T_d of pairing ``post``, in ms: one period of the encoder's default f_min."""
+    ltd_delay: float | None = None
+    """T_d of pairing ``post``, in ms; None: one period of the encoder's f_min (ours: P_d reaches gamma_d for a synapse
+    whose input spikes no faster than a black pixel's)."""
     g_min: float = 0.0
-    """Smallest conductance."""
+    """Smallest conductance (paper: free; ours)."""
     g_max: float = 1.0
-    """Largest conductance."""
+    """Largest conductance (paper: free; ours, the scale is set by the gain)."""
     n_cap: int = 100
-    """Events of one synapse that a mini-batch may count for: dG = mean change per event x min(events, n_cap)."""
+    """Events of one synapse that a mini-batch may count for: dG = mean change per event x min(events, n_cap) (ours: a
+    batch's thousands of events would carry G across its whole range)."""
 
     def __post_init__(self) -> None:
         for name in ("alpha_p", "alpha_d", "tau_p", "tau_d", "ltp_window"):
             check(getattr(self, name) > 0, f"STDP {name} = {getattr(self, name)}: must be positive")
+        check(self.ltd_delay is None or self.ltd_delay >= 0, f"STDP ltd_delay = {self.ltd_delay}: must not be negative")
         for name in ("gamma_p", "gamma_d"):
             check(0 <= getattr(self, name) <= 1, f"STDP {name} = {getattr(self, name)}: must lie in [0, 1]")
         for name in ("phi_p", "phi_d"):
@@ -115,7 +118,10 @@ def ltd_probability(dt: Tensor, fn: Tensor, p: STDPParameters) -> Tensor:
     if p.rule == "deterministic":
         return outside.to(fn.dtype)
     phi = p.phi_d if p.rule == "fd" else 0.0
-    delay = p.ltd_delay if p.pairing == "post" else 0.0
+    delay = 0.0
+    if p.pairing == "post":
+        check(p.ltd_delay is not None, "STDP ltd_delay is not set; give T_d in ms, one period of the encoder's f_min")
+        delay = p.ltd_delay
     exponent = ((dt - delay) / (p.tau_d * (1 + phi * fn))).clamp(max=0.0)
     return torch.where(outside, p.gamma_d * torch.exp(exponent), 0.0)
 

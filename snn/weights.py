@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snn.data import DataSource, source_from_tree
+from snn.data import DataSource
 from snn.encode import Encoding
-from snn.h5file import Tree, from_tree, read_file, write_file
+from snn.h5file import Tree, from_tree, input_tree, read_file, read_input, write_file
 from snn.layer import LayerParameters, SpikingConv2d
 from snn.neuron import LIFParameters
+from snn.settings import Homeostasis, Learning
 from snn.stdp import STDPParameters
 
 SCHEMA = "snn/1"
@@ -68,8 +69,7 @@ class SpikingNetwork:
 
     input_shape: tuple[int, int, int]
     """(C, H, W) of the images."""
-    encoding: Encoding
-    stdp: STDPParameters
+    learning: Learning
     layers: tuple[LearnedLayer, ...]
     seed: int
 
@@ -96,12 +96,10 @@ def save_network(path: Path, network: SpikingNetwork, source: DataSource, comman
             "wins_unit": "spikes",
             "mean_change_unit": "conductance",
         }
-    channels, height, width = network.input_shape
     tree = {
-        "input": asdict(source) | {"channels": channels, "height": height, "width": width},
-        "encoding": asdict(network.encoding)
-        | {"f_min_unit": "Hz", "f_max_unit": "Hz", "presentation_unit": "ms", "dt_unit": "ms"},
-        "stdp": asdict(network.stdp),
+        "input": input_tree(source, network.input_shape),
+        "learning": asdict(network.learning),
+        "unit": {"potentials": "mV", "times": "ms", "rates": "Hz"},
         "layers": layers,
         "history": history,
     }
@@ -133,8 +131,18 @@ def load_network(path: Path) -> tuple[SpikingNetwork, DataSource, str]:
 
     Raises :class:`snn.errors.UserError` for missing, truncated, foreign or altered files.
     """
-    tree = read_file(path, SCHEMA, REMEDY)
-    encoding = from_tree(Encoding, tree["encoding"])
+    return read_file(path, SCHEMA, REMEDY, _network_from_tree)
+
+
+def _network_from_tree(tree: Tree) -> tuple[SpikingNetwork, DataSource, str]:
+    learning = from_tree(
+        Learning,
+        tree["learning"],
+        encoding=from_tree(Encoding, tree["learning"]["encoding"]),
+        lif=from_tree(LIFParameters, tree["learning"]["lif"]),
+        stdp=from_tree(STDPParameters, tree["learning"]["stdp"]),
+        homeostasis=from_tree(Homeostasis, tree["learning"]["homeostasis"]),
+    )
     layers = []
     for name in sorted(tree["layers"], key=lambda name: int(name.removeprefix("conv"))):
         part, history = tree["layers"][name], tree["history"][name]
@@ -146,7 +154,7 @@ def load_network(path: Path) -> tuple[SpikingNetwork, DataSource, str]:
                     v_threshold=torch.from_numpy(part["v_threshold"]),
                     geometry=from_tree(LayerParameters, part["geometry"]),
                     lif=from_tree(LIFParameters, part["lif"]),
-                    dt=encoding.dt,
+                    dt=learning.encoding.dt,
                 ),
                 initial_conductance=torch.from_numpy(part["initial_conductance"]),
                 learning_gain=part["learning_gain"],
@@ -155,11 +163,5 @@ def load_network(path: Path) -> tuple[SpikingNetwork, DataSource, str]:
                 history=LayerHistory(*(torch.from_numpy(history[field]) for field in LayerHistory._fields)),
             )
         )
-    network = SpikingNetwork(
-        input_shape=(tree["input"]["channels"], tree["input"]["height"], tree["input"]["width"]),
-        encoding=encoding,
-        stdp=from_tree(STDPParameters, tree["stdp"]),
-        layers=tuple(layers),
-        seed=tree["seed"],
-    )
-    return network, source_from_tree(tree["input"]), tree["digest"]
+    source, shape = read_input(tree["input"])
+    return SpikingNetwork(shape, learning, tuple(layers), tree["seed"]), source, tree["digest"]

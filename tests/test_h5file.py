@@ -24,7 +24,7 @@ def write(path, tree=TREE):
 def test_what_is_written_is_read_back(tmp_path):
     path = tmp_path / "file.h5"
     digest = write(path)
-    tree = read_file(path, "test/1", "again")
+    tree = read_file(path, "test/1", "again", dict)
     assert tree["digest"] == digest
     assert tree["source_digest"] == "abc"
     assert (tree["seed"], tree["command"], tree["schema"]) == (3, "a command", "test/1")
@@ -53,7 +53,7 @@ def test_altered_truncated_foreign_and_missing_files_are_refused(tmp_path):
 
     def refused(word, schema="test/1"):
         with pytest.raises(UserError, match=word) as caught:
-            read_file(path, schema, "the remedy")
+            read_file(path, schema, "the remedy", dict)
         assert "file.h5" in str(caught.value)
         assert "the remedy" in str(caught.value)
 

@@ -9,7 +9,7 @@ from torchvision.models import mobilenet_v2
 from bridge.frontend import load_frontend
 from hybrid.augment import augment, resolve_augmentation
 from hybrid.backbones import full_backbone, main_cnn
-from hybrid.model import ModelSpec, build_model, load_model
+from hybrid.model import Architecture, ModelSpec, build_model, load_model
 from snn.errors import UserError
 
 
@@ -19,7 +19,7 @@ def count(module: nn.Module) -> int:
 
 def safe_network(pipeline, seed=0):
     frontend, _, _ = load_frontend(pipeline.frontend)
-    spec = ModelSpec("safe", "mobilenet_v2", 0.25, (1, 8, 8), tuple("0123456789"), 8, frontend.spec)
+    spec = ModelSpec(Architecture(width=0.25), (1, 8, 8), tuple("0123456789"), frontend.spec)
     torch.manual_seed(seed)
     return build_model(spec, frontend)
 
@@ -104,7 +104,9 @@ def test_unknown_backbones_variants_and_widths_are_refused():
     with pytest.raises(UserError, match="--width"):
         main_cnn("mobilenet_v2", 3, 10, 32, width=0.0)
     with pytest.raises(UserError, match="--variant"):
-        build_model(ModelSpec("mu", "mobilenet_v2", 1.0, (3, 32, 32), ("a", "b"), 8, None))
+        Architecture(variant="mu")
+    with pytest.raises(UserError, match="needs --frontend"):
+        ModelSpec(Architecture(), (3, 32, 32), ("a", "b"), None)
 
 
 def test_augmentation_shifts_by_up_to_an_eighth_and_mirrors():

@@ -29,7 +29,7 @@ def test_norse_step_is_equation_1():
     p = LIFParameters()
     v, current, dt = -67.3, 9.1, 2.5
     expected = v + dt * p.membrane_time_scale * (p.a + p.b * v + p.c * current)
-    depolarisation = torch.tensor([current * p.volts_per_current], dtype=torch.float64)
+    depolarisation = torch.tensor([current * p.millivolts_per_current], dtype=torch.float64)
     threshold = torch.tensor([p.v_threshold], dtype=torch.float64)
     crossed, after = integrate(
         depolarisation, torch.tensor([v], dtype=torch.float64), norse_parameters(p, threshold), dt
@@ -80,12 +80,14 @@ def test_rheobase_and_time_constant():
     p = LIFParameters()
     assert p.v_leak == pytest.approx(-68.453, abs=1e-3)
     assert p.tau_mem == pytest.approx(252.78, abs=0.01)
-    rheobase = (p.v_threshold - p.v_leak) / p.volts_per_current
+    rheobase = (p.v_threshold - p.v_leak) / p.millivolts_per_current
     assert rheobase == pytest.approx(2.599, abs=1e-3)
     assert p.interspike_interval(rheobase * 0.999) == math.inf
     # (v_inf - v_reset) / (v_inf - v_threshold) = 2 at this current: one time constant times ln 2
     v_inf = 2 * p.v_threshold - p.v_reset
-    assert p.interspike_interval((v_inf - p.v_leak) / p.volts_per_current) == pytest.approx(p.tau_mem * math.log(2))
+    assert p.interspike_interval((v_inf - p.v_leak) / p.millivolts_per_current) == pytest.approx(
+        p.tau_mem * math.log(2)
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from snn.stdp import (
     update,
 )
 
+FD = STDPParameters(ltd_delay=100.0)
+
 
 def value(function, dt, fn, p):
     return function(torch.tensor([dt]), torch.tensor([fn]), p).item()
@@ -31,7 +34,7 @@ def test_magnitude_is_equation_2():
 
 
 def test_ltp_probability_is_equation_5():
-    p = STDPParameters()
+    p = FD
     assert value(ltp_probability, 0.0, 0.3, p) == pytest.approx(0.7)
     assert value(ltp_probability, 10.0, 0.0, p) == pytest.approx(0.7 * math.exp(-1))
     assert value(ltp_probability, 10.0, 1.0, p) == pytest.approx(0.7 * math.exp(-1 / 1.6))
@@ -43,7 +46,7 @@ def test_ltp_probability_is_equation_5():
 
 
 def test_ltd_probability_of_pairing_post():
-    p = STDPParameters()
+    p = FD
     assert value(ltd_probability, 60.0, 0.0, p) == pytest.approx(0.6 * math.exp(-1))
     assert value(ltd_probability, 60.0, 1.0, p) == pytest.approx(0.6 * math.exp(-40 / 64))
     assert value(ltd_probability, 17.5, 0.5, p) == pytest.approx(0.6 * math.exp(-82.5 / 52))
@@ -62,7 +65,7 @@ def test_ltd_probability_of_pairing_two_sided_is_equation_5():
 
 
 def test_plain_and_deterministic_rules():
-    plain, certain = STDPParameters(rule="stochastic"), STDPParameters(rule="deterministic")
+    plain, certain = (replace(FD, rule=rule) for rule in ("stochastic", "deterministic"))
     assert value(ltp_probability, 10.0, 1.0, plain) == value(ltp_probability, 10.0, 0.0, plain)
     assert value(ltd_probability, 60.0, 1.0, plain) == pytest.approx(0.6 * math.exp(-1))
     assert [value(ltp_probability, dt, 0.5, certain) for dt in (0.0, 15.0, 17.5)] == [1, 1, 0]
@@ -124,7 +127,7 @@ def test_deterministic_events_equal_a_naive_loop(pairing, kernel, stride, paddin
 
 def test_stochastic_events_have_the_probability_of_the_equation():
     # One synapse a place: presynaptic spike at step 2, postsynaptic spike at step 2 + lag, many places.
-    p, dt, places = STDPParameters(), 5.0, 40_000
+    p, dt, places = FD, 5.0, 40_000
     for lag, fn in ((0, 0.25), (2, 0.25), (2, 1.0), (5, 0.0), (12, 0.75)):
         pre = torch.zeros(16, 1, 1, 1, places, dtype=torch.bool)
         post = torch.zeros_like(pre)

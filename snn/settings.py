@@ -1,0 +1,82 @@
+"""What a network of spiking layers is learned with: every setting that decides the result, apart from data and seed."""
+
+from dataclasses import dataclass, field, replace
+
+from snn.encode import Encoding
+from snn.errors import check
+from snn.neuron import LIFParameters
+from snn.stdp import STDPParameters
+
+
+@dataclass(frozen=True)
+class Homeostasis:
+    """Keeps maps from dying, monopolising or saturating (ours; all off: the paper's plain rule)."""
+
+    synaptic_scaling: bool = True
+    """Scale each map's drive so that the sum of its conductances acts as at the start of learning."""
+    threshold_step: float = 0.2
+    """While a layer learns, a map's threshold moves by this times (its share of the spikes / fair share - 1) at each
+    update, in mV (ours, by trial: all maps win on digits and CIFAR-10); 0 keeps all thresholds equal."""
+    threshold_range: float = 4.0
+    """Largest departure of a map's threshold from the neuron's, in mV (ours); it always stays above rest."""
+
+    def __post_init__(self) -> None:
+        for name in ("threshold_step", "threshold_range"):
+            check(getattr(self, name) >= 0, f"homeostasis {name} = {getattr(self, name)} mV: must not be negative")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What is learned, and how."""
+
+    maps: tuple[int, ...] = (32, 40, 56)
+    """Feature maps of each layer (ParallelSpikeSim's CIFAR-10 configuration)."""
+    kernel_size: int = 3
+    """Side of all kernels, in pixels, odd (ParallelSpikeSim's CIFAR-10 configuration)."""
+    first_stride: int = 1
+    """Stride of the first layer, in pixels. 2 stands in for the stride of a dropped stem: for images of 96 pixels and
+    more."""
+    pulse_width: float = 15.0
+    """Time for which a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
+    inhibition_time: float = 10.0
+    """Time for which maps that lost at a place ignore their input, in ms (ours)."""
+    initial_low: float = 0.2
+    """Lowest conductance at the start, as a share of the range g_min to g_max (ours: leaves room on both sides)."""
+    initial_high: float = 0.8
+    """Highest conductance at the start, as a share of the range (ours)."""
+    epochs: int = 1
+    """Passes over the training images for each layer (paper: the layers learn all images of the training set)."""
+    min_updates: int = 200
+    """Further passes are made over small data sets until a layer has had this many updates (ours)."""
+    batch_size: int = 16
+    """Images per update; 1 is the paper's online setting (ours: a tenth of the time, the same kernels by eye)."""
+    start_count: float = 3.0
+    """Spikes per neuron and presentation to which a layer's gain is set when its learning starts (ours)."""
+    output_rate: float = 15.0
+    """Mean rate, in Hz, that a learned layer passes on, set through its lowered threshold (ours: near the encoder's
+    mean)."""
+    calibration_images: int = 32
+    """Training images on which gains, thresholds and rate limits are measured (ours)."""
+    encoding: Encoding = field(default_factory=Encoding)
+    lif: LIFParameters = field(default_factory=LIFParameters)
+    stdp: STDPParameters = field(default_factory=STDPParameters)
+    homeostasis: Homeostasis = field(default_factory=Homeostasis)
+
+    def __post_init__(self) -> None:
+        check(
+            len(self.maps) >= 1 and min(self.maps) >= 1,
+            f"--maps {self.maps}: give at least one layer of at least one map, for example --maps 32 40 56",
+        )
+        for name in ("kernel_size", "first_stride", "epochs", "batch_size", "calibration_images"):
+            check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be 1 or more")
+        check(self.kernel_size % 2 == 1, f"kernel_size {self.kernel_size}: must be odd, to keep the image size")
+        for name in ("start_count", "output_rate"):
+            check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}: must be positive")
+        check(
+            0 <= self.initial_low < self.initial_high <= 1,
+            f"initial conductances from {self.initial_low} to {self.initial_high}: expected 0 <= low < high <= 1",
+        )
+        if self.stdp.ltd_delay is None:
+            check(self.encoding.f_min > 0, "f_min = 0 Hz has no period to take for --stdp.ltd-delay; give one in ms")
+            delayed = replace(self.stdp, ltd_delay=1000 / self.encoding.f_min)
+            object.__setattr__(self, "stdp", delayed)
