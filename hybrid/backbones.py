@@ -33,9 +33,11 @@ def _mobilenet_v2(in_channels: int, classes: int, width: float, small: bool, ste
         features[0][0] = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
         nn.init.kaiming_normal_(features[0][0].weight, mode="fan_out")
         return network
-    # Stem and first inverted residual go; the next block is rebuilt for the features it gets instead.
+    # Stem and first inverted residual go; the next block is rebuilt for the features it gets instead. It keeps its
+    # hidden width (unless the features are wider): six times the new depth would double the network's cost.
     first = features[2]
-    rebuilt = InvertedResidual(in_channels, first.out_channels, first.stride, expand_ratio=6)
+    hidden = max(_depthwise(first).out_channels, in_channels)
+    rebuilt = InvertedResidual(in_channels, first.out_channels, first.stride, expand_ratio=hidden / in_channels)
     for module in rebuilt.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -43,9 +45,12 @@ def _mobilenet_v2(in_channels: int, classes: int, width: float, small: bool, ste
     return network
 
 
+def _depthwise(block: InvertedResidual) -> nn.Conv2d:
+    return next(m for m in block.modules() if isinstance(m, nn.Conv2d) and m.groups > 1)
+
+
 def _set_stride(block: InvertedResidual, stride: int) -> None:
-    depthwise = next(m for m in block.modules() if isinstance(m, nn.Conv2d) and m.groups > 1)
-    depthwise.stride = (stride, stride)
+    _depthwise(block).stride = (stride, stride)
     # No shortcut: the block's input and output differ in depth, as they did before.
     block.stride = stride
 

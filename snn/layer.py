@@ -102,15 +102,18 @@ class SpikingConv2d:
         """
         pulse, _ = self.geometry.steps(self.dt)
         p = self.geometry
-        # A few images at a time stay in a CPU's cache; one buffer serves all steps.
         height, width = ((n + 2 * p.padding - p.kernel_size) // p.stride + 1 for n in pre_spikes.shape[-2:])
+        batch = pre_spikes.shape[1]
+        # As many images at a time, of one or several steps, as stay in a CPU's cache; one buffer serves all.
         chunk = max(1, DRIVE_CHUNK // (p.maps * height * width))
+        steps = max(1, chunk // batch)
         like = {"dtype": self.conductance.dtype, "device": pre_spikes.device}
-        drive = torch.empty((pre_spikes.shape[1], p.maps, height, width), **like)
-        for pulses in hold(pre_spikes, pulse):
-            for part, out in zip(pulses.split(chunk), drive.split(chunk), strict=True):
-                out.copy_(conv2d(part.to(drive.dtype), self.conductance, stride=p.stride, padding=p.padding))
-            yield drive
+        buffer = torch.empty((steps * batch, p.maps, height, width), **like)
+        for group in hold(pre_spikes, pulse).split(steps):
+            drive = buffer[: len(group) * batch]
+            for pulses, out in zip(group.flatten(0, 1).split(chunk), drive.split(chunk), strict=True):
+                out.copy_(conv2d(pulses.to(drive.dtype), self.conductance, stride=p.stride, padding=p.padding))
+            yield from drive.unflatten(0, (len(group), batch))
 
     def simulate_drive(
         self, drives: Iterable[Tensor], *, inhibition: bool, generator: torch.Generator | None = None

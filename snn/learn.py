@@ -126,6 +126,7 @@ def _learn_layer(
     start = layer
 
     history: list[tuple[int, Tensor, float]] = []
+    ltd_factor = torch.ones((maps, 1, 1, 1), dtype=torch.float64, device=device)
     batches = list(_batches(len(images), p, generator))
     for chosen in progress(batches, f"layer {number} of {len(p.maps)}", "update"):
         pre = presynaptic(images[chosen].to(device))
@@ -133,10 +134,13 @@ def _learn_layer(
         fn = normalised_rates(pre, presentation, limits)
         g = layer.geometry
         counts = count_events(pre, post, fn, g.kernel_size, g.stride, g.padding, encoding.dt, p.stdp, generator)
-        conductance = update(layer.conductance, counts, p.stdp)
+        conductance = update(layer.conductance, counts, p.stdp, ltd_factor)
         change = (conductance - layer.conductance).abs().mean().item()
         wins = post.sum((0, 1, 3, 4))
         layer = _balance(layer.with_values(conductance=conductance), start, wins, p.homeostasis)
+        if p.homeostasis.mean_conductance > 0:
+            g = ((conductance.double() - g_min) / g_range).mean((1, 2, 3), keepdim=True)
+            ltd_factor = ltd_factor * torch.exp(p.homeostasis.ltd_step * (g - p.homeostasis.mean_conductance))
         seen = len(chosen) + (history[-1][0] if history else 0)
         history.append((seen, wins.cpu(), change))
 

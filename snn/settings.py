@@ -20,9 +20,17 @@ class Homeostasis:
     threshold_range: float = 4.0
     """Largest departure of a map's threshold from the neuron's, in mV (ours); it always stays above rest."""
 
+    mean_conductance: float = 0.3
+    """While a layer learns, the LTD magnitude of each map is raised or lowered until its mean conductance, as a share
+    of the range g_min to g_max, is this (ours: hidden layers fire in volleys, in which almost every synapse would be
+    potentiated up to g_max); 0 leaves the LTD magnitude as it is."""
+    ltd_step: float = 0.3
+    """Change of the logarithm of the LTD magnitude at each update, per departure from mean_conductance (ours)."""
+
     def __post_init__(self) -> None:
-        for name in ("threshold_step", "threshold_range"):
-            check(getattr(self, name) >= 0, f"homeostasis {name} = {getattr(self, name)} mV: must not be negative")
+        for name in ("threshold_step", "threshold_range", "ltd_step"):
+            check(getattr(self, name) >= 0, f"homeostasis {name} = {getattr(self, name)}: must not be negative")
+        check(0 <= self.mean_conductance < 1, f"homeostasis mean_conductance {self.mean_conductance}: expected 0 to 1")
 
 
 @dataclass(frozen=True)

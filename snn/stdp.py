@@ -183,9 +183,15 @@ def count_events(
     for t, b, c, y, x in zip(*(index.split(chunk) for index in post_spikes.nonzero().T), strict=True):
         fn_event = rate[b, :, y, x].flatten(1)
         dt_since = _milliseconds(since[t, b, :, y, x], dt)
-        ltp = torch.rand(dt_since.shape, generator=generator, device=device) < ltp_probability(dt_since, fn_event, p)
-        dt_ltd = dt_since if until is None else -_milliseconds(until[t, b, :, y, x], dt)
-        ltd = torch.rand(dt_since.shape, generator=generator, device=device) < ltd_probability(dt_ltd, fn_event, p)
+        draw = torch.rand(dt_since.shape, generator=generator, device=device)
+        ltp = draw < ltp_probability(dt_since, fn_event, p)
+        if until is None:
+            # A synapse is in the LTP window or out of it, never both: one draw decides either.
+            ltd = draw < ltd_probability(dt_since, fn_event, p)
+        else:
+            dt_until = -_milliseconds(until[t, b, :, y, x], dt)
+            draw = torch.rand(dt_since.shape, generator=generator, device=device)
+            ltd = draw < ltd_probability(dt_until, fn_event, p)
         # Sums of fewer than 2^24 ones are exact in float32, so their order cannot matter.
         of_map = torch.nn.functional.one_hot(c, c_out).T.float()
         for total, seen in zip(counts, (dt_since >= 0, ltp, ltd), strict=True):
@@ -199,9 +205,12 @@ def _milliseconds(steps: Tensor, dt: float) -> Tensor:
     return torch.where(flat >= NEVER, torch.inf, flat.to(torch.float32) * dt)
 
 
-def update(conductance: Tensor, counts: EventCounts, p: STDPParameters) -> Tensor:
-    """Eq. 4 over a mini-batch: dG = (mean change per event) x min(events, n_cap), clipped to [g_min, g_max]."""
+def update(conductance: Tensor, counts: EventCounts, p: STDPParameters, ltd_factor: Tensor | float = 1.0) -> Tensor:
+    """Eq. 4 over a mini-batch: dG = (mean change per event) x min(events, n_cap), clipped to [g_min, g_max].
+
+    ``ltd_factor`` multiplies dG_d (homeostasis; 1 is the plain rule) and broadcasts against the conductances.
+    """
     increase, decrease = magnitude(conductance.double(), p)
     scale = counts.events.clamp(max=p.n_cap) / counts.events.clamp(min=1)
-    change = (increase * counts.ltp - decrease * counts.ltd) * scale
+    change = (increase * counts.ltp - ltd_factor * decrease * counts.ltd) * scale
     return (conductance.double() + change).clamp(p.g_min, p.g_max).to(conductance.dtype)
