@@ -40,7 +40,7 @@ from snn.errors import check
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters of supervised training; the same for all variants."""
+    """Hyperparameters of supervised training, the same for all variants (ours; the paper states only SGD)."""
 
     epochs: int = 30
     """Passes over the training images."""
@@ -261,13 +261,14 @@ def run(config: TrainConfig) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     frontend, _, source_digest = load_frontend(config.frontend) if config.frontend else (None, None, "")
     data = load_images(config.source, "train", config.seed)
+    name = f"{config.architecture.variant} {config.architecture.backbone}"
+    print(f"training {name} on {len(data.images)} images ({device.type})", flush=True)
     began = perf_counter()
     model = train(data, config.architecture, config.recipe, frontend=frontend, seed=config.seed, device=device)
     seconds = perf_counter() - began
     digest = save_model(config.out, model, command_line("hybrid.train", config), source_digest)
     last = {name: values[-1].item() for name, values in model.history.items()}
     parameters = sum(p.numel() for p in model.network.parameters())
-    name = f"{config.architecture.variant} {config.architecture.backbone}"
     print(
         f"trained {name} ({parameters / 1e6:.2f} M parameters) for {config.recipe.epochs} epochs "
         f"in {seconds:.0f} s on {device.type}: accuracy {last['train_accuracy']:.1%} on training, "

@@ -38,7 +38,7 @@ class DataSource:
     limit_train: int | None = None
     """Take at most this many training images, balanced over classes and drawn with --seed; None takes all."""
     limit_test: int | None = None
-    """The same for test images, which only hybrid.evaluate reads."""
+    """The same for test images; the stages before hybrid.evaluate only record it, as its default."""
 
     def limit(self, split: Split) -> int | None:
         """The limit on one split."""

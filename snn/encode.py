@@ -28,7 +28,7 @@ class Encoding:
     """Time step, in ms (ours: against 0.25 ms it changes the spike count of 0.8 % of the neurons by one, and of 5.5 %
     at a lowered threshold)."""
     kind: Literal["regular", "poisson"] = "regular"
-    """Regular trains (random phase, exact spike count) or Poisson trains."""
+    """Regular trains with exact spike counts (paper 4.3: floor(F T)) or Poisson trains."""
 
     def __post_init__(self) -> None:
         check(

@@ -137,7 +137,7 @@ def _learn_layer(
         conductance = update(layer.conductance, counts, p.stdp, ltd_factor)
         change = (conductance - layer.conductance).abs().mean().item()
         wins = post.sum((0, 1, 3, 4))
-        layer = _balance(layer.with_values(conductance=conductance), start, wins, p.homeostasis)
+        layer = balance(layer.with_values(conductance=conductance), start, wins, p.homeostasis)
         if p.homeostasis.mean_conductance > 0:
             g = ((conductance.double() - g_min) / g_range).mean((1, 2, 3), keepdim=True)
             ltd_factor = ltd_factor * torch.exp(p.homeostasis.ltd_step * (g - p.homeostasis.mean_conductance))
@@ -165,7 +165,7 @@ def _batches(n_images: int, p: Learning, generator: torch.Generator) -> Iterator
         yield from torch.randperm(n_images, generator=generator, device=generator.device).cpu().split(p.batch_size)
 
 
-def _balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeostasis) -> SpikingConv2d:
+def balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeostasis) -> SpikingConv2d:
     """The layer with its gains and thresholds moved as :class:`Homeostasis` says, after one update."""
     if p.synaptic_scaling:
         total = layer.conductance.sum((1, 2, 3)).clamp(min=1e-6)
@@ -202,6 +202,8 @@ def run(config: LearnConfig) -> None:
     check_outputs(config.out, config.json, kernels)
     device = choose_device(config.device)
     images = load_images(config.source, "train", config.seed)
+    maps = ", ".join(map(str, config.learning.maps))
+    print(f"learning layers of {maps} maps on {len(images.images)} images ({device.type})", flush=True)
     began = perf_counter()
     network = learn(images.images, config.learning, seed=config.seed, device=device)
     seconds = perf_counter() - began

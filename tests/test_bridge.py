@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.activation import SpecialActivationUnit, fit_steps
-from bridge.convert import convert_weights
+from bridge.convert import convert, convert_weights
 from bridge.frontend import FrozenStatisticsBatchNorm, input_rates, load_frontend
 from bridge.response import neuron_response
-from snn.data import load_images
+from snn.data import DataSource, load_images
 from snn.encode import Encoding, encode
 from snn.errors import UserError
 from snn.layer import LayerParameters, SpikingConv2d, hold
@@ -169,6 +169,18 @@ def test_frontend_file_keeps_every_value_and_the_response(pipeline):
             assert len(group["response/drive"]) == len(group["response/rate"]) > 1000
             assert 0.9 < group["residual"].attrs["correlation"] <= 1
             assert len(group["state/activation.heights"]) == len(group["state/activation.edges"]) + 1
+
+
+def test_conversion_mixes_images_that_come_in_order(pipeline):
+    # Dark images first, bright ones last: a fit to the dark ones alone would know no high rate.
+    network, _, _ = load_network(pipeline.snn)
+    images = load_images(DataSource(), "train", seed=0).images[:60]
+    ordered = torch.cat((images // 4, images))
+    conversion = convert(network, ordered)
+    reference = convert(network, torch.cat((images // 4, images))[torch.randperm(120)])
+    top, expected = (c.frontend.layers[0].activation.heights[-1].item() for c in (conversion, reference))
+    assert abs(top - expected) < 4
+    assert all(fidelity["correlation"] > 0.95 for fidelity in conversion.fidelity)
 
 
 def test_converted_layers_answer_as_the_simulation_does(pipeline):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ import torch
 from conftest import CONDITIONS, LEARN, TRAIN, run_pipeline
 
 from bridge.convert import main as convert
+from bridge.frontend import load_frontend
 from hybrid.evaluate import main as evaluate
 from hybrid.train import main as train
 from snn.data import DataSource, load_images
+from snn.errors import UserError
 from snn.learn import main as learn
 from snn.weights import load_network, save_network
 
@@ -194,6 +197,68 @@ def test_wrong_outputs_are_refused_before_any_work(refused, pipeline, tmp_path):
         refused(main, *arguments, *json_out, words=["missing"])
 
 
+def test_outputs_never_replace_inputs_or_each_other(refused, pipeline, tmp_path):
+    snn, safe, out = pipeline.snn, pipeline.safe, tmp_path / "x"
+    before = [path.read_bytes() for path in (snn, safe)]
+    refused(convert, snn, "--out", snn, words=["snn.h5", "is read by this command"])
+    refused(train, *TRAIN, "--frontend", snn, "--out", snn.parent / "." / "snn.h5", words=["is read by this command"])
+    refused(evaluate, safe, "--out", out, "--json", safe, words=["is read by this command"])
+    refused(learn, "--out", out, "--json", out, words=["another output"])
+    refused(evaluate, safe, "--out", tmp_path / "r.png", words=["another output"])
+    refused(learn, "--out", "/dev/null", words=["not a regular file"])
+    refused(learn, "--out", ".", words=["it is a folder"])
+    refused(learn, "--out", tmp_path / ("x" * 300), words=["too long"])
+    assert before == [path.read_bytes() for path in (snn, safe)]
+
+
+def test_wrong_flags_end_in_one_line(refused, pipeline, tmp_path):
+    out = ["--out", tmp_path / "x"]
+    refused(learn, words=["--out", "--help"])
+    refused(learn, *out, "--no-such-flag", words=["--no-such-flag"])
+    refused(learn, *out, "--device", "tpu", words=["tpu", "cuda"])
+    refused(learn, *out, "--seed", "many", words=["many"])
+    refused(learn, *out, "--seed", "-1", words=["--seed -1"])
+    refused(learn, *out, "--maps", "8", "-3", words=["--maps"])
+    refused(learn, *out, "--kernel-size", "-1", words=["kernel_size"])
+    refused(learn, *out, "--encoding.dt", "2", words=["pulse_width 15.0 ms", "multiple of dt"])
+    refused(learn, *out, "--encoding.presentation", "inf", words=["inf"])
+    refused(train, *out, "--auxiliary-maps", "0", words=["--auxiliary-maps 0"])
+    refused(train, *out, "--weight-decay", "-1", words=["--weight-decay -1"])
+    refused(train, *out, "--label-smoothing", "2", words=["--label-smoothing 2"])
+
+
+def test_diverged_training_writes_nothing(tmp_path, capsys):
+    flags = ["--variant", "baseline", "--learning-rate", "1e30", "--out", tmp_path / "x", "--json", tmp_path / "y"]
+    assert train([*TRAIN, *map(str, flags)]) == 2
+    # A slow machine shows a progress bar first.
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "diverged with --learning-rate 1e+30" in last
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shortest_trainings_run(tmp_path):
+    for steps in (1, 2, 5):
+        images = ["--limit-train", str(9 * steps), "--batch-size", "8", "--epochs", "1", "--width", "0.1"]
+        assert train([*images, "--variant", "baseline", "--out", str(tmp_path / "x.h5"), "--no-figures"]) == 0
+
+
+def test_damaged_files_are_refused_or_unharmed_wherever_the_damage_is(pipeline, tmp_path):
+    damaged, whole = tmp_path / "damaged.h5", pipeline.frontend.read_bytes()
+    random, refusals = np.random.default_rng(0), 0
+    for length in [1, 16, 400] * 30:
+        content = bytearray(whole)
+        start = int(random.integers(len(content) - length))
+        content[start : start + length] = random.bytes(length)
+        damaged.write_bytes(content)
+        try:
+            # Damage may fall into unused space: then all values are as they were.
+            assert load_frontend(damaged)[2] == digest(pipeline.frontend)
+        except UserError as error:
+            assert "damaged.h5" in str(error)
+            refusals += 1
+    assert refusals > 45
+
+
 def test_wrong_frontends_and_files_are_refused(refused, pipeline, tmp_path):
     out = ["--out", tmp_path / "x.h5"]
     refused(train, *TRAIN, *out, words=["--frontend", "bridge.convert"])
@@ -245,10 +310,16 @@ def test_models_of_other_data_are_refused(refused, pipeline, image_folder, tmp_p
 
 def test_interrupted_learning_leaves_nothing(tmp_path):
     command = [sys.executable, "-m", "snn.learn", "--data", "digits", "--out", str(tmp_path / "snn.h5")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(8)
-    process.send_signal(2)
+    process = subprocess.Popen(
+        [*command, "--epochs", "1000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background may ignore interrupts, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout.readline().startswith("learning layers of 32, 40, 56 maps on 1197 images")
+    process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "interrupted; no unfinished file is left" in stderr

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,44 @@ def test_folder_of_images(image_folder):
     assert np.array_equal(images.images[0].numpy(), np.repeat(first[None], 3, axis=0))
     larger = load_images(DataSource(data=f"folder:{image_folder}", image_size=16), "test", seed=0)
     assert larger.images.shape == (15, 3, 16, 16)
+
+
+def test_unusual_images_are_read_without_loss_or_refused(image_folder):
+    source, folder = DataSource(data=f"folder:{image_folder}"), image_folder / "train" / "nought"
+    ramp = np.arange(64).reshape(8, 8)
+    Image.fromarray((ramp * 257 * 4).astype(np.uint16)).save(folder / "00.png")
+    transparent = np.zeros((8, 8, 4), np.uint8)
+    transparent[..., 0] = 200
+    transparent[4:, :, 3] = 255
+    Image.fromarray(transparent).save(folder / "01.png")
+    (image_folder / "test" / ".hidden").mkdir()
+    images = load_images(source, "train", seed=0).images
+    assert torch.equal(images[0], torch.from_numpy(ramp * 4).to(torch.uint8).expand(3, 8, 8))
+    assert images[1, 0, :4].unique().tolist() == [0]
+    assert images[1, 0, 4:].unique().tolist() == [200]
+    Image.fromarray(ramp.astype(np.float32)).save(folder / "00.tiff")
+    refused(source, "00.tiff", "mode F")
+
+
+def test_cifar10_comes_from_torchvisions_files(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = random.integers(0, 256, (60, 3072), dtype=np.uint8)
+    names = [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]
+    for number, name in enumerate(names):
+        rows = slice(number * 10, number * 10 + 10)
+        (folder / name).write_bytes(pickle.dumps({"data": pixels[rows], "labels": list(range(10))}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {n}" for n in range(10)]}))
+    # The files are ours, so their checksums are not those of the published ones.
+    monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *arguments: True)
+    source = DataSource(data="cifar10", root=tmp_path)
+    train, test = (load_images(source, split, seed=0) for split in ("train", "test"))
+    assert np.array_equal(train.images.numpy(), pixels[:50].reshape(-1, 3, 32, 32))
+    assert np.array_equal(test.images.numpy(), pixels[50:].reshape(-1, 3, 32, 32))
+    assert train.labels.tolist() == list(range(10)) * 5
+    assert train.classes == tuple(f"class {n}" for n in range(10))
 
 
 def refused(source: DataSource, *words: str) -> None:

@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy.stats import binom, invgauss, kstest, poisson
 
+from hybrid.evaluate import noisy_batches
 from hybrid.noise import awgn_sigma, parse_condition
 from snn.errors import UserError
 
@@ -84,8 +85,20 @@ def test_noise_is_clipped_seeded_and_leaves_its_input_alone(text):
 @pytest.mark.parametrize(
     "text",
     ["gauss:3", "awgn", "awgn:x", "awgn:nan", "awgn:1000", "awgn:20,3", "salt-pepper:1.5", "salt-pepper:-0.1",
-     "poisson:0", "wald:3", "wald:0,1", "clean:1", ""],
+     "poisson:0", "wald:3", "wald:0,1", "clean:1", "clean:", "awgn:", ""],
 )  # fmt: skip
 def test_unknown_noise_and_levels_out_of_range_are_refused(text):
     with pytest.raises(UserError, match="--noise"):
         parse_condition(text)
+
+
+def test_all_models_see_the_same_noise_however_a_condition_is_spelled():
+    digits = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first, again, other_seed, other_level = (
+        torch.cat(noisy_batches(digits, parse_condition(text), seed))
+        for text, seed in (("awgn:20", 0), ("awgn:20.0", 0), ("awgn:20", 1), ("awgn:21", 0))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other_seed)
+    noise = [(noisy - digits / 255).flatten() for noisy in (first, other_level)]
+    assert torch.corrcoef(torch.stack(noise))[0, 1].abs() < 0.1

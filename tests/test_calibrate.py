@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from snn.calibrate import normalised_rates, rate_range
+from snn.errors import UserError
+from snn.layer import LayerParameters, SpikingConv2d
+from snn.learn import balance
+from snn.neuron import LIFParameters
+from snn.settings import Homeostasis
+
+
+def spikes_with_counts(counts):
+    """bool (100, 1, 1, 1, N) with the given numbers of spikes."""
+    return (torch.arange(100)[:, None] < torch.tensor(counts)).reshape(100, 1, 1, 1, -1)
+
+
+def test_rate_limits_are_percentiles_of_the_measured_rates():
+    spikes = spikes_with_counts(list(range(101)))
+    assert rate_range(spikes, presentation=250.0) == (4.0, 396.0)
+    with pytest.raises(UserError, match="all lie at"):
+        rate_range(spikes_with_counts([3] * 50), presentation=250.0)
+
+
+def test_rates_are_normalised_between_the_limits():
+    fn = normalised_rates(spikes_with_counts([0, 2, 5, 8, 20]), presentation=250.0, limits=(8.0, 32.0))
+    assert fn.flatten().tolist() == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0])
+
+
+def make_layer(conductance, v_threshold=-60.2, lif=None):
+    maps = len(conductance)
+    return SpikingConv2d(
+        conductance=torch.tensor(conductance).reshape(maps, 1, 1, -1),
+        gain=torch.full((maps,), 2.0),
+        v_threshold=torch.full((maps,), v_threshold),
+        geometry=LayerParameters(maps, kernel_size=1, padding=0),
+        lif=lif or LIFParameters(),
+        dt=2.5,
+    )
+
+
+def test_synaptic_scaling_keeps_the_drive_of_a_uniform_input():
+    start, now = make_layer([[0.4, 0.6], [0.5, 0.5]]), make_layer([[0.1, 0.3], [0.9, 0.7]])
+    balanced = balance(now, start, torch.tensor([1, 1]), Homeostasis())
+    assert (balanced.gain * now.conductance.sum((1, 2, 3))).tolist() == pytest.approx([2.0, 2.0])
+    plain = balance(now, start, torch.tensor([1, 1]), Homeostasis(synaptic_scaling=False))
+    assert plain.gain.tolist() == [2.0, 2.0]
+
+
+def test_thresholds_follow_the_share_of_spikes_within_limits_and_above_rest():
+    start = make_layer([[0.5], [0.5]])
+    p = Homeostasis(threshold_step=0.4, threshold_range=1.0)
+    moved = balance(start, start, torch.tensor([30, 10]), p)
+    assert (moved.v_threshold + 60.2).tolist() == pytest.approx([0.2, -0.2], abs=1e-5)
+    far = start
+    for _ in range(20):
+        far = balance(far, start, torch.tensor([30, 10]), p)
+    assert (far.v_threshold + 60.2).tolist() == pytest.approx([1.0, -1.0], abs=1e-5)
+    still = balance(start, start, torch.tensor([30, 10]), Homeostasis(threshold_step=0.0))
+    assert torch.equal(still.v_threshold, start.v_threshold)
+    low = LIFParameters(v_threshold=-66.0)
+    start = far = make_layer([[0.5], [0.5]], -66.0, low)
+    for _ in range(100):
+        far = balance(far, start, torch.tensor([30, 10]), Homeostasis())
+    assert far.v_threshold.min().item() == pytest.approx(low.v_leak + 1.0, abs=1e-4)
