@@ -244,8 +244,8 @@ def test_shortest_trainings_run(tmp_path):
 
 def test_damaged_files_are_refused_or_unharmed_wherever_the_damage_is(pipeline, tmp_path):
     damaged, whole = tmp_path / "damaged.h5", pipeline.frontend.read_bytes()
-    random, refusals = np.random.default_rng(0), 0
-    for length in [1, 16, 400] * 30:
+    random, refusals = np.random.default_rng(0), []
+    for length in [1, 16, 400] * 12:
         content = bytearray(whole)
         start = int(random.integers(len(content) - length))
         content[start : start + length] = random.bytes(length)
@@ -254,9 +254,9 @@ def test_damaged_files_are_refused_or_unharmed_wherever_the_damage_is(pipeline, 
             # Damage may fall into unused space: then all values are as they were.
             assert load_frontend(damaged)[2] == digest(pipeline.frontend)
         except UserError as error:
-            assert "damaged.h5" in str(error)
-            refusals += 1
-    assert refusals > 45
+            refusals.append(str(error))
+    assert len(refusals) > 18
+    assert all("damaged.h5" in message for message in refusals)
 
 
 def test_wrong_frontends_and_files_are_refused(refused, pipeline, tmp_path):
