@@ -5,8 +5,9 @@ it, against the spike counts of the whole spiking simulation on the same trainin
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,10 +26,9 @@ from bridge.frontend import (
 )
 from bridge.response import simulate_counts
 from snn.command import (
-    DeviceName,
+    RunOptions,
     beside,
     check_outputs,
-    check_seed,
     choose_device,
     command_line,
     run_command,
@@ -59,17 +59,9 @@ class ConvertConfig:
     """Training images on which responses are simulated; half fit the SAU, half measure the fit."""
     quantise_input: bool = False
     """Keep the encoder's rounding to whole spikes in the converted network (the paper drops it)."""
-    seed: int = 0
-    """Seed of the choice of images and of spike trains."""
-    device: DeviceName = "auto"
-    """Where to simulate."""
-    figures: bool = True
-    """Draw responses with the fitted SAU beside --out."""
-    json: Path | None = None
-    """Also write the printed figures to this file."""
+    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
         check(
             self.images >= 2,
             f"images = {self.images}: at least 2 are needed, half to fit and half to measure",
@@ -167,26 +159,28 @@ def _sample(drive: Tensor, counts: Tensor, size: int, random: np.random.Generato
 
 def run(config: ConvertConfig) -> None:
     """The command: load, convert, write, report."""
-    figure = beside(config.out, "_response.png") if config.figures else None
-    check_outputs(config.out, config.json, figure, inputs=[config.snn])
-    device = choose_device(config.device)
+    figure = beside(config.out, "_response.png") if config.options.figures else None
+    check_outputs(config.out, config.options.json, figure, inputs=[config.snn])
+    device = choose_device(config.options.device)
     network, source, source_digest = load_network(config.snn)
     given = {"data": config.data, "root": config.root}
     source = replace(source, **{name: value for name, value in given.items() if value is not None})
-    images = load_images(replace(source, limit_train=config.images), "train", config.seed)
+    images = load_images(replace(source, limit_train=config.images), "train", config.options.seed)
     check(
         images.shape == network.input_shape,
         f"images of {source.data} have shape {images.shape}, {config.snn} was learned on {network.input_shape} "
         "(channels, height, width); give the data it was learned on with --data",
     )
-    conversion = convert(network, images.images, quantise_input=config.quantise_input, seed=config.seed, device=device)
+    conversion = convert(
+        network, images.images, quantise_input=config.quantise_input, seed=config.options.seed, device=device
+    )
     digest = save_frontend(
         config.out,
         conversion.frontend,
         conversion.responses,
         conversion.fidelity,
         source,
-        seed=config.seed,
+        seed=config.options.seed,
         command=command_line("bridge.convert", config),
         source_digest=source_digest,
     )
@@ -200,7 +194,7 @@ def run(config: ConvertConfig) -> None:
             f"mean error {fidelity['mean_error_Hz']:.2f} Hz, correlation {fidelity['correlation']:.3f}, "
             f"spike count off in {fidelity['count_off_by_one_or_more_share']:.1%} of neurons"
         )
-    write_json(config.json, {"layers": figures, "seed": config.seed, "digest": digest})
+    write_json(config.options.json, {"layers": figures, "seed": config.options.seed, "digest": digest})
     if figure:
         draw_responses(conversion.frontend, conversion.responses, network, figure)
     print(f"wrote {config.out}" + (f" and {figure}" if figure else ""))

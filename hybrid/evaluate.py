@@ -2,8 +2,9 @@
 
 import csv
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,10 +17,9 @@ from hybrid.figures import draw_noise
 from hybrid.model import Paths, SafeNetwork, TrainedModel, load_model
 from hybrid.noise import Condition, awgn_sigma, parse_condition
 from snn.command import (
-    DeviceName,
+    RunOptions,
     beside,
     check_outputs,
-    check_seed,
     choose_device,
     progress,
     run_command,
@@ -51,17 +51,9 @@ class EvaluateConfig:
     """Take at most this many test images, balanced over classes; None: as given in training, or all."""
     batch_size: int = 256
     """Images per forward pass; results do not depend on it."""
-    seed: int = 0
-    """Seed of the noise and of the choice of test images."""
-    device: DeviceName = "auto"
-    """Where to compute."""
-    figures: bool = True
-    """Draw accuracy against noise beside --out."""
-    json: Path | None = None
-    """Also write the printed figures to this file."""
+    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
         check(len(self.models) >= 1, "no model given; name at least one file written by hybrid.train")
         check(len(self.noise) >= 1, "--noise: give at least one condition, for example clean")
         check(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be 1 or more")
@@ -191,19 +183,19 @@ def write_csv(rows: list[dict], path: Path) -> None:
 
 def run(config: EvaluateConfig) -> None:
     """The command: load, evaluate, write, report."""
-    figure = beside(config.out, ".png") if config.figures else None
-    check_outputs(config.out, config.json, figure, inputs=config.models)
-    device = choose_device(config.device)
+    figure = beside(config.out, ".png") if config.options.figures else None
+    check_outputs(config.out, config.options.json, figure, inputs=config.models)
+    device = choose_device(config.options.device)
     # Given twice, a condition is measured once.
     conditions = list({condition.key: condition for condition in map(parse_condition, config.noise)}.values())
     paths = list(dict.fromkeys(config.models))
     unique = len({path.stem for path in paths}) == len(paths)
     models = {path.stem if unique else str(path): load_model(path) for path in paths}
     data = _test_images(config, models)
-    rows = evaluate(models, data, conditions, batch_size=config.batch_size, seed=config.seed, device=device)
+    rows = evaluate(models, data, conditions, batch_size=config.batch_size, seed=config.options.seed, device=device)
     write_csv(rows, config.out)
     print_table(rows, Console())
-    write_json(config.json, {"results": rows, "seed": config.seed})
+    write_json(config.options.json, {"results": rows, "seed": config.options.seed})
     if figure:
         draw_noise([row for row in rows if row["paths"] == "both"], figure)
     print(f"wrote {config.out}" + (f" and {figure}" if figure else ""))
@@ -214,7 +206,7 @@ def _test_images(config: EvaluateConfig, models: dict[str, TrainedModel]) -> Ima
     first = next(iter(models.values()))
     given = {"data": config.data, "root": config.root, "limit_test": config.limit_test}
     source = replace(first.source, **{name: value for name, value in given.items() if value is not None})
-    data = load_images(source, "test", config.seed)
+    data = load_images(source, "test", config.options.seed)
     for name, model in models.items():
         check(
             model.spec.input_shape == data.shape and model.spec.classes == data.classes,

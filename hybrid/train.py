@@ -24,10 +24,9 @@ from hybrid.augment import Augmentation, augment, resolve_augmentation
 from hybrid.figures import draw_training
 from hybrid.model import Architecture, ModelSpec, TrainedModel, build_model, save_model
 from snn.command import (
-    DeviceName,
+    RunOptions,
     beside,
     check_outputs,
-    check_seed,
     choose_device,
     command_line,
     progress,
@@ -78,17 +77,7 @@ class TrainConfig:
     frontend: Path | None = None
     """File written by bridge.convert; needed for safe."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
-    seed: int = 0
-    """Seed of weights, order, augmentation and of the held-out part."""
-    device: DeviceName = "auto"
-    """Where to train."""
-    figures: bool = True
-    """Draw the training curves beside --out."""
-    json: Path | None = None
-    """Also write the printed figures to this file."""
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
+    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
 
 class Classifier(lightning.LightningModule):
@@ -255,16 +244,16 @@ def _loader(data: Images, rows: np.ndarray, batch_size: int, generator: torch.Ge
 
 def run(config: TrainConfig) -> None:
     """The command: load, train, write, report."""
-    curves = beside(config.out, "_training.png") if config.figures else None
-    check_outputs(config.out, config.json, curves, inputs=[config.frontend] if config.frontend else [])
-    device = choose_device(config.device)
+    curves = beside(config.out, "_training.png") if config.options.figures else None
+    check_outputs(config.out, config.options.json, curves, inputs=[config.frontend] if config.frontend else [])
+    device = choose_device(config.options.device)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     frontend, _, source_digest = load_frontend(config.frontend) if config.frontend else (None, None, "")
-    data = load_images(config.source, "train", config.seed)
+    data = load_images(config.source, "train", config.options.seed)
     name = f"{config.architecture.variant} {config.architecture.backbone}"
     print(f"training {name} on {len(data.images)} images ({device.type})", flush=True)
     began = perf_counter()
-    model = train(data, config.architecture, config.recipe, frontend=frontend, seed=config.seed, device=device)
+    model = train(data, config.architecture, config.recipe, frontend=frontend, seed=config.options.seed, device=device)
     seconds = perf_counter() - began
     digest = save_model(config.out, model, command_line("hybrid.train", config), source_digest)
     last = {name: values[-1].item() for name, values in model.history.items()}
@@ -284,10 +273,10 @@ def run(config: TrainConfig) -> None:
         "held_out_accuracy_share": last["val_accuracy"],
         "train_loss_nat": last["train_loss"],
         "held_out_loss_nat": last["val_loss"],
-        "seed": config.seed,
+        "seed": config.options.seed,
         "digest": digest,
     }
-    write_json(config.json, figures)
+    write_json(config.options.json, figures)
     if curves:
         draw_training(model, f"{name} on {config.source.data}", curves)
     print(f"wrote {config.out}" + (f" and {curves}" if curves else ""))

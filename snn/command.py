@@ -8,6 +8,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -23,6 +24,23 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 Item = TypeVar("Item")
 DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Flags that all commands share."""
+
+    seed: int = 0
+    """Seed of all random draws."""
+    device: DeviceName = "auto"
+    """Where to compute; auto is CUDA where there is one."""
+    figures: bool = True
+    """Draw figures beside --out."""
+    json: Path | None = None
+    """Also write the printed figures to this file."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.seed < 2**32, f"--seed {self.seed}: expected a whole number from 0 to {2**32 - 1}")
 
 
 def run_command(config_type: type[Config], function: Callable[[Config], None], argv: list[str] | None) -> int:
@@ -97,11 +115,6 @@ def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
             os.unlink(probe)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from error
-
-
-def check_seed(seed: int) -> None:
-    """Raise :class:`UserError` unless all generators accept ``seed``."""
-    check(0 <= seed < 2**32, f"--seed {seed}: expected a whole number from 0 to {2**32 - 1}")
 
 
 def choose_device(name: DeviceName) -> torch.device:

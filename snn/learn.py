@@ -25,10 +25,9 @@ from snn.calibrate import (
     sample_drive,
 )
 from snn.command import (
-    DeviceName,
+    RunOptions,
     beside,
     check_outputs,
-    check_seed,
     choose_device,
     command_line,
     progress,
@@ -52,17 +51,7 @@ class LearnConfig:
     """File to write, for example runs/demo/snn.h5."""
     source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
     learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
-    seed: int = 0
-    """Seed of all random draws."""
-    device: DeviceName = "auto"
-    """Where to compute."""
-    figures: bool = True
-    """Draw the learned kernels beside --out."""
-    json: Path | None = None
-    """Also write the printed figures to this file."""
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
+    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
 
 def learn(
@@ -138,9 +127,7 @@ def _learn_layer(
         change = (conductance - layer.conductance).abs().mean().item()
         wins = post.sum((0, 1, 3, 4))
         layer = balance(layer.with_values(conductance=conductance), start, wins, p.homeostasis)
-        if p.homeostasis.mean_conductance > 0:
-            g = ((conductance.double() - g_min) / g_range).mean((1, 2, 3), keepdim=True)
-            ltd_factor = ltd_factor * torch.exp(p.homeostasis.ltd_step * (g - p.homeostasis.mean_conductance))
+        ltd_factor = balance_ltd(ltd_factor, (conductance - g_min) / g_range, p.homeostasis)
         seen = len(chosen) + (history[-1][0] if history else 0)
         history.append((seen, wins.cpu(), change))
 
@@ -177,6 +164,13 @@ def balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeost
     return layer.with_values(v_threshold=threshold.clamp(low, neuron + p.threshold_range))
 
 
+def balance_ltd(factor: Tensor, g: Tensor, p: Homeostasis) -> Tensor:
+    """LTD factors of the maps (C_out, 1, 1, 1) for the next update; ``g``: conductances as shares of their range."""
+    if p.mean_conductance == 0:
+        return factor
+    return factor * torch.exp(p.ltd_step * (g.double().mean((1, 2, 3), keepdim=True) - p.mean_conductance))
+
+
 def summary(network: SpikingNetwork) -> dict:
     """The figures of a learned network, one entry per layer."""
     figures = {}
@@ -198,14 +192,14 @@ def summary(network: SpikingNetwork) -> dict:
 
 def run(config: LearnConfig) -> None:
     """The command: load, learn, write, report."""
-    kernels = beside(config.out, "_kernels.png") if config.figures else None
-    check_outputs(config.out, config.json, kernels)
-    device = choose_device(config.device)
-    images = load_images(config.source, "train", config.seed)
+    kernels = beside(config.out, "_kernels.png") if config.options.figures else None
+    check_outputs(config.out, config.options.json, kernels)
+    device = choose_device(config.options.device)
+    images = load_images(config.source, "train", config.options.seed)
     maps = ", ".join(map(str, config.learning.maps))
     print(f"learning layers of {maps} maps on {len(images.images)} images ({device.type})", flush=True)
     began = perf_counter()
-    network = learn(images.images, config.learning, seed=config.seed, device=device)
+    network = learn(images.images, config.learning, seed=config.options.seed, device=device)
     seconds = perf_counter() - began
     digest = save_network(config.out, network, config.source, command_line("snn.learn", config))
     figures = summary(network)
@@ -216,7 +210,9 @@ def run(config: LearnConfig) -> None:
             f"mean |G - G0| {layer['mean_conductance_change_from_start']:.3f}, "
             f"threshold {layer['v_threshold_mV']:.1f} mV, passes on {layer['mean_output_rate_Hz']:.1f} Hz"
         )
-    write_json(config.json, {"layers": figures, "seconds": seconds, "seed": config.seed, "digest": digest})
+    write_json(
+        config.options.json, {"layers": figures, "seconds": seconds, "seed": config.options.seed, "digest": digest}
+    )
     if kernels:
         draw_kernels(network, kernels)
     print(f"wrote {config.out}" + (f" and {kernels}" if kernels else ""))

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 
 from snn.calibrate import normalised_rates, rate_range
 from snn.errors import UserError
 from snn.layer import LayerParameters, SpikingConv2d
-from snn.learn import balance
+from snn.learn import balance, balance_ltd
 from snn.neuron import LIFParameters
 from snn.settings import Homeostasis
 
@@ -62,3 +64,11 @@ def test_thresholds_follow_the_share_of_spikes_within_limits_and_above_rest():
     for _ in range(100):
         far = balance(far, start, torch.tensor([30, 10]), Homeostasis())
     assert far.v_threshold.min().item() == pytest.approx(low.v_leak + 1.0, abs=1e-4)
+
+
+def test_ltd_grows_where_conductances_are_high_and_falls_where_they_are_low():
+    g = torch.tensor([[0.9, 0.5], [0.3, 0.3], [0.0, 0.2]]).reshape(3, 2, 1, 1)
+    factor = torch.full((3, 1, 1, 1), 2.0, dtype=torch.float64)
+    moved = balance_ltd(factor, g, Homeostasis(mean_conductance=0.3, ltd_step=0.5))
+    assert moved.flatten().tolist() == pytest.approx([2 * math.exp(0.2), 2.0, 2 * math.exp(-0.1)], rel=1e-6)
+    assert torch.equal(balance_ltd(factor, g, Homeostasis(mean_conductance=0.0)), factor)
