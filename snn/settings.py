@@ -16,7 +16,7 @@ class Homeostasis:
     """Scale each map's drive so that the sum of its conductances acts as at the start of learning."""
     threshold_step: float = 0.2
     """While a layer learns, a map's threshold moves by this times (its share of the spikes / fair share - 1) at each
-    update, in mV (ours, by trial: all maps win on digits and CIFAR-10); 0 keeps all thresholds equal."""
+    update, in mV (ours, by trial on digits and CIFAR-10); 0 keeps all thresholds equal."""
     threshold_range: float = 4.0
     """Largest departure of a map's threshold from the neuron's, in mV (ours); it always stays above rest."""
 
@@ -42,7 +42,7 @@ class Learning:
     kernel_size: int = 3
     """Side of all kernels, in pixels, odd (ParallelSpikeSim's CIFAR-10 configuration)."""
     first_stride: int = 1
-    """Stride of the first layer, in pixels. 2 stands in for the stride of a dropped stem: for images of 96 pixels and
+    """Stride of the first layer, in pixels; 2 stands in for the dropped stem's stride in images of 96 pixels and
     more."""
     pulse_width: float = 15.0
     """Time for which a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
@@ -57,12 +57,11 @@ class Learning:
     min_updates: int = 200
     """Further passes are made over small data sets until a layer has had this many updates (ours)."""
     batch_size: int = 16
-    """Images per update; 1 is the paper's online setting (ours: a tenth of the time, the same kernels by eye)."""
+    """Images per update; 1 is the paper's online setting (ours: the images of a batch are simulated together)."""
     start_count: float = 3.0
     """Spikes per neuron and presentation to which a layer's gain is set when its learning starts (ours)."""
     output_rate: float = 15.0
-    """Mean rate, in Hz, that a learned layer passes on, set through its lowered threshold (ours: near the encoder's
-    mean)."""
+    """Mean rate, in Hz, that a learned layer passes on, set through its lowered threshold (ours)."""
     calibration_images: int = 32
     """Training images on which gains, thresholds and rate limits are measured (ours)."""
     encoding: Encoding = field(default_factory=Encoding)

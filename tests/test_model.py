@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision.models import mobilenet_v2
 
+from bridge.convert import convert
 from bridge.frontend import load_frontend
 from hybrid.augment import augment, resolve_augmentation
 from hybrid.backbones import full_backbone, main_cnn
@@ -13,6 +14,8 @@ from hybrid.model import Architecture, ModelSpec, build_model, load_model, save_
 from hybrid.train import Recipe, one_cycle, train
 from snn.data import DataSource, load_images
 from snn.errors import UserError
+from snn.learn import learn
+from snn.settings import Learning
 
 
 def count(module: nn.Module) -> int:
@@ -97,6 +100,20 @@ def test_saved_models_answer_as_before_saving(pipeline, tmp_path):
         assert loaded.recipe == model.recipe
         with torch.no_grad():
             assert torch.equal(loaded.network(data.images / 255), model.network(data.images / 255))
+
+
+def test_a_strided_front_end_takes_the_place_of_the_stems_stride():
+    data = load_images(DataSource(limit_train=24, image_size=96), "train", seed=0)
+    network = learn(data.images, Learning(maps=(3, 4), first_stride=2, min_updates=1, batch_size=24))
+    frontend = convert(network, data.images[:8]).frontend
+    assert frontend(data.images[:2] / 255).shape == (2, 4, 48, 48)
+    spec = ModelSpec(Architecture(width=0.25), data.shape, data.classes, frontend.spec)
+    safe = build_model(spec, frontend).eval()
+    baseline = full_backbone("mobilenet_v2", 1, 10, 96, width=0.25).eval()
+    with torch.no_grad():
+        features = torch.cat((safe.frontend(data.images[:2] / 255), safe.auxiliary(data.images[:2] / 255)), 1)
+        ours, theirs = safe.main.features(features), baseline.features(data.images[:2] / 255)
+    assert ours.shape == theirs.shape
 
 
 def test_files_hold_models_ready_for_use(pipeline):
