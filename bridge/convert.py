@@ -107,7 +107,7 @@ def convert(
         sample = _sample(drive[:half], count[:half], FIT_SAMPLE, random)
         layer.activation = SpecialActivationUnit(*fit_steps(*sample, p.presentation)).to(device)
         with torch.no_grad():
-            rates = layer(rates)
+            rates = layer.activation(layer.norm(drive))
         fidelity.append(measure_fidelity(rates[half:], count[half:], p.presentation))
         x, k = _sample(drive[:half], count[:half], STORED_SAMPLE, random)
         responses.append(Response(x.astype(np.float32), (k * 1000 / p.presentation).astype(np.float32)))
@@ -163,8 +163,7 @@ def run(config: ConvertConfig) -> None:
     check_outputs(config.out, config.options.json, figure, inputs=[config.snn])
     device = choose_device(config.options.device)
     network, source, source_digest = load_network(config.snn)
-    given = {"data": config.data, "root": config.root}
-    source = replace(source, **{name: value for name, value in given.items() if value is not None})
+    source = source.override(data=config.data, root=config.root)
     images = load_images(replace(source, limit_train=config.images), "train", config.options.seed)
     check(
         images.shape == network.input_shape,

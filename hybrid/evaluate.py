@@ -2,7 +2,7 @@
 
 import csv
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -99,14 +99,20 @@ def evaluate(
         for condition in conditions:
             chunks = noisy_batches(data.images, condition, seed)
             batches = list(torch.cat(chunks).split(batch_size))
+            sigma = _mean_sigma(data.images, condition)
             for name, model in models.items():
                 alone = condition == ablated and isinstance(model.network, SafeNetwork)
                 for paths in ("both", "spiking", "auxiliary") if alone else ("both",):
                     correct = (predict(model.network, batches, device, paths) == data.labels).sum().item()
-                    rows.append(_row(name, model, condition, paths, correct, data, seed))
+                    rows.append(_row(name, model, condition, paths, correct, len(data.labels), sigma, seed))
                 bar.update()
     order = list(models)
     return sorted(rows, key=lambda row: (order.index(row["model"]), row["paths"] != "both"))
+
+
+def _mean_sigma(images: Tensor, condition: Condition) -> float | str:
+    """Mean standard deviation of the noise, in units of intensity; "" where the condition states no SNR."""
+    return "" if condition.snr is None else round(awgn_sigma(images.float() / 255, condition.snr).mean().item(), 5)
 
 
 def _row(
@@ -115,12 +121,11 @@ def _row(
     condition: Condition,
     paths: Paths,
     correct: int,
-    data: Images,
+    count: int,
+    sigma: float | str,
     seed: int,
 ) -> dict:
-    count = len(data.labels)
     share = correct / count
-    sigma = "" if condition.snr is None else awgn_sigma(data.images.float() / 255, condition.snr).mean().item()
     return {
         "model": name,
         "variant": model.spec.architecture.variant,
@@ -128,7 +133,7 @@ def _row(
         "paths": paths,
         "condition": condition.name,
         "snr_dB": "" if condition.snr is None else condition.snr,
-        "mean_sigma_intensity": sigma if sigma == "" else round(sigma, 5),
+        "mean_sigma_intensity": sigma,
         "images": count,
         "correct": correct,
         "accuracy_percent": round(100 * share, 3),
@@ -204,8 +209,7 @@ def run(config: EvaluateConfig) -> None:
 def _test_images(config: EvaluateConfig, models: dict[str, TrainedModel]) -> Images:
     """The test images, checked against every model."""
     first = next(iter(models.values()))
-    given = {"data": config.data, "root": config.root, "limit_test": config.limit_test}
-    source = replace(first.source, **{name: value for name, value in given.items() if value is not None})
+    source = first.source.override(data=config.data, root=config.root, limit_test=config.limit_test)
     data = load_images(source, "test", config.options.seed)
     for name, model in models.items():
         check(

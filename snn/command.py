@@ -105,8 +105,8 @@ def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
         check(folder.is_dir(), f"cannot write {path}: folder {folder} does not exist; create it first")
         check(not path.is_dir(), f"cannot write {path}: it is a folder; give a file name inside it")
         check(path.is_file() or not path.exists(), f"cannot write {path}: it is not a regular file; give another name")
-        reason = taken.setdefault(path.resolve(), "")
-        check(not reason, f"cannot write {path}: it {reason}; give another name")
+        reason = taken.get(path.resolve())
+        check(reason is None, f"cannot write {path}: it {reason}; give another name")
         taken[path.resolve()] = "is also the name of another output (or figure)"
         try:
             # Permission bits do not tell root or a read-only mount apart: try.

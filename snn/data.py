@@ -4,7 +4,7 @@ Images are uint8 tensors (N, C, H, W), labels int64 tensors (N,); intensity x = 
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -43,6 +43,10 @@ class DataSource:
     def limit(self, split: Split) -> int | None:
         """The limit on one split."""
         return self.limit_train if split == "train" else self.limit_test
+
+    def override(self, **given: object) -> "DataSource":
+        """A copy with those fields replaced that are not None."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
 class Images(NamedTuple):

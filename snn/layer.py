@@ -96,9 +96,9 @@ class SpikingConv2d:
         return self.simulate_drive(self.convolve(pre_spikes), inhibition=inhibition, generator=generator)
 
     def convolve(self, pre_spikes: Tensor) -> Iterator[Tensor]:
-        """``sum_j G_cj s_j`` of each step in turn, before the gain: (B, C_out, H_out, W_out), not to be kept.
+        """``sum_j G_cj s_j`` of each step in turn, before the gain: (B, C_out, H_out, W_out).
 
-        ``torch.stack`` the steps where the drive of a whole presentation is wanted.
+        All steps share one buffer: copy what is to be kept, as :func:`snn.calibrate.sample_drive` does.
         """
         pulse, _ = self.geometry.steps(self.dt)
         p = self.geometry

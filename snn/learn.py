@@ -113,6 +113,7 @@ def _learn_layer(
     )
     layer = calibrate_gain(layer, sample_drive(layer, pre, generator), p.start_count)
     start = layer
+    window = (layer.geometry.kernel_size, layer.geometry.stride, layer.geometry.padding)
 
     history: list[tuple[int, Tensor, float]] = []
     ltd_factor = torch.ones((maps, 1, 1, 1), dtype=torch.float64, device=device)
@@ -121,8 +122,7 @@ def _learn_layer(
         pre = presynaptic(images[chosen].to(device))
         post = layer.simulate(pre, inhibition=True, generator=generator)
         fn = normalised_rates(pre, presentation, limits)
-        g = layer.geometry
-        counts = count_events(pre, post, fn, g.kernel_size, g.stride, g.padding, encoding.dt, p.stdp, generator)
+        counts = count_events(pre, post, fn, *window, encoding.dt, p.stdp, generator)
         conductance = update(layer.conductance, counts, p.stdp, ltd_factor)
         change = (conductance - layer.conductance).abs().mean().item()
         wins = post.sum((0, 1, 3, 4))
