@@ -43,17 +43,17 @@ class RunOptions:
         check(0 <= self.seed < 2**32, f"--seed {self.seed}: expected a whole number from 0 to {2**32 - 1}")
 
 
-def run_command(config_type: type[Config], function: Callable[[Config], None], argv: list[str] | None) -> int:
+def run_command(config_type: type[Config], function: Callable[[Config], int | None], argv: list[str] | None) -> int:
     """Parse ``argv`` (default: the process's) into ``config_type``, call ``function`` with it, return the exit status.
 
-    0: done. 2: a user error, told in one line on stderr. 130: interrupted.
+    0: done, or another status that ``function`` returns. 2: a user error, told in one line on stderr. 130: interrupted.
     """
     module = function.__module__
     spec = sys.modules[module].__spec__
     program = f"python -m {spec.name if spec else module}"
     try:
         config = _parse(config_type, sys.argv[1:] if argv is None else argv, program)
-        function(config)
+        return function(config) or 0
     except (UserError, OSError) as error:
         # What the operating system refuses (a name too long, a folder that may not be read) is for the user to mend.
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -61,7 +61,6 @@ def run_command(config_type: type[Config], function: Callable[[Config], None], a
     except KeyboardInterrupt:
         print(f"{program}: interrupted; no unfinished file is left", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parse(config_type: type[Config], arguments: list[str], program: str) -> Config:

@@ -147,6 +147,15 @@ class SpikingConv2d:
         return replace(self, **values)
 
 
+def simulate_layers(layers: Iterable[SpikingConv2d], spikes: Tensor) -> list[Tensor]:
+    """Spikes of every layer of a stack, inhibition off, for input bool (T, B, C, H, W)."""
+    outputs = []
+    for layer in layers:
+        spikes = layer.simulate(spikes, inhibition=False)
+        outputs.append(spikes)
+    return outputs
+
+
 def hold(spikes: Tensor, steps: int) -> Tensor:
     """Box pulses: true where a spike occurred at this step or one of the ``steps - 1`` before; bool (T, ...)."""
     held = spikes.clone()

@@ -37,9 +37,9 @@ from snn.command import (
 from snn.data import DataSource, load_images
 from snn.encode import encode
 from snn.figures import draw_kernels
-from snn.layer import LayerParameters, SpikingConv2d
+from snn.layer import LayerParameters, SpikingConv2d, simulate_layers
 from snn.settings import Homeostasis, Learning
-from snn.stdp import count_events, update
+from snn.stdp import STDPParameters, count_events, update
 from snn.weights import LayerHistory, LearnedLayer, SpikingNetwork, save_network
 
 
@@ -85,9 +85,7 @@ def _learn_layer(
 
     def presynaptic(batch: Tensor) -> Tensor:
         spikes = encode(batch, encoding, generator)
-        for learned in below:
-            spikes = learned.layer.simulate(spikes, inhibition=False)
-        return spikes
+        return [spikes, *simulate_layers([learned.layer for learned in below], spikes)][-1]
 
     pre = presynaptic(calibration)
     # The encoder's limits are exact; a hidden layer's are measured.
@@ -113,17 +111,13 @@ def _learn_layer(
     )
     layer = calibrate_gain(layer, sample_drive(layer, pre, generator), p.start_count)
     start = layer
-    window = (layer.geometry.kernel_size, layer.geometry.stride, layer.geometry.padding)
 
     history: list[tuple[int, Tensor, float]] = []
     ltd_factor = torch.ones((maps, 1, 1, 1), dtype=torch.float64, device=device)
     batches = list(_batches(len(images), p, generator))
     for chosen in progress(batches, f"layer {number} of {len(p.maps)}", "update"):
         pre = presynaptic(images[chosen].to(device))
-        post = layer.simulate(pre, inhibition=True, generator=generator)
-        fn = normalised_rates(pre, presentation, limits)
-        counts = count_events(pre, post, fn, *window, encoding.dt, p.stdp, generator)
-        conductance = update(layer.conductance, counts, p.stdp, ltd_factor)
+        post, conductance = learn_batch(layer, pre, limits, p.stdp, generator, ltd_factor)
         change = (conductance - layer.conductance).abs().mean().item()
         wins = post.sum((0, 1, 3, 4))
         layer = balance(layer.with_values(conductance=conductance), start, wins, p.homeostasis)
@@ -142,6 +136,35 @@ def _learn_layer(
         mean_rate=mean_count(layer, drive) * 1000 / presentation,
         history=LayerHistory(torch.tensor(seen), torch.stack(wins), torch.tensor(change, dtype=torch.float64)),
     )
+
+
+def learn_batch(
+    layer: SpikingConv2d,
+    pre_spikes: Tensor,
+    rate_limits: tuple[float, float],
+    p: STDPParameters,
+    generator: torch.Generator,
+    ltd_factor: Tensor | float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """One update: a mini-batch is presented, with inhibition, and the rule applied.
+
+    Args:
+        layer: as it is before the update.
+        pre_spikes: bool (T, B, C_in, H, W).
+        rate_limits: f_min and f_max of Eq. 5, in Hz.
+        p: the rule.
+        generator: draws between maps with equal potential, then the trials of Eq. 5.
+        ltd_factor: multiplies dG_d (:func:`snn.stdp.update`).
+
+    Returns:
+        Postsynaptic spikes bool (T, B, C_out, H_out, W_out), and the new conductances (C_out, C_in, kH, kW).
+    """
+    post = layer.simulate(pre_spikes, inhibition=True, generator=generator)
+    fn = normalised_rates(pre_spikes, len(pre_spikes) * layer.dt, rate_limits)
+    geometry = layer.geometry
+    window = (geometry.kernel_size, geometry.stride, geometry.padding)
+    counts = count_events(pre_spikes, post, fn, *window, layer.dt, p, generator)
+    return post, update(layer.conductance, counts, p, ltd_factor)
 
 
 def _batches(n_images: int, p: Learning, generator: torch.Generator) -> Iterator[Tensor]:

@@ -30,6 +30,8 @@ NEVER = 2**14
 """Steps reported for a presynaptic neuron that has no spike before (or after) a step; longer than any presentation."""
 EVENT_CHUNK = 2**22
 """Synaptic events handled at once, to bound memory."""
+WINDOW_ROUNDING = 1e-5
+"""Relative slack of the LTP window: multiples of the time step are rounded, the window includes its end."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def magnitude(conductance: Tensor, p: STDPParameters) -> tuple[Tensor, Tensor]:
 
 def ltp_probability(dt: Tensor, fn: Tensor, p: STDPParameters) -> Tensor:
     """P_p of Eq. 5 within the LTP window, 0 outside; ``dt`` = t_post - t_pre in ms, ``fn`` in [0, 1]."""
-    inside = (dt >= 0) & (dt <= p.ltp_window)
+    inside = (dt >= 0) & ~_beyond_window(dt, p)
     if p.rule == "deterministic":
         return inside.to(fn.dtype)
     phi = p.phi_p if p.rule == "fd" else 0.0
@@ -114,7 +116,7 @@ def ltp_probability(dt: Tensor, fn: Tensor, p: STDPParameters) -> Tensor:
 def ltd_probability(dt: Tensor, fn: Tensor, p: STDPParameters) -> Tensor:
     """P_d: pairing ``post``: for the last presynaptic spike, outside the LTP window (``inf``: there was none);
     pairing ``two-sided``: Eq. 5 for dt < 0 (``-inf``: there is none). Arguments as :func:`ltp_probability`."""
-    outside = dt > p.ltp_window if p.pairing == "post" else (dt < 0) & torch.isfinite(dt)
+    outside = _beyond_window(dt, p) if p.pairing == "post" else (dt < 0) & torch.isfinite(dt)
     if p.rule == "deterministic":
         return outside.to(fn.dtype)
     phi = p.phi_d if p.rule == "fd" else 0.0
@@ -124,6 +126,10 @@ def ltd_probability(dt: Tensor, fn: Tensor, p: STDPParameters) -> Tensor:
         delay = p.ltd_delay
     exponent = ((dt - delay) / (p.tau_d * (1 + phi * fn))).clamp(max=0.0)
     return torch.where(outside, p.gamma_d * torch.exp(exponent), 0.0)
+
+
+def _beyond_window(dt: Tensor, p: STDPParameters) -> Tensor:
+    return dt > p.ltp_window * (1 + WINDOW_ROUNDING)
 
 
 def steps_since_spike(spikes: Tensor) -> Tensor:
@@ -165,6 +171,7 @@ def count_events(
         p: the rule.
         generator: draws the Bernoulli trials of Eq. 5.
     """
+    check(len(pre_spikes) < NEVER, f"a presentation of {len(pre_spikes)} steps: expected fewer than {NEVER}; raise dt")
     c_out, c_in, device = post_spikes.shape[2], pre_spikes.shape[2], pre_spikes.device
     fan_in = c_in * kernel_size**2
 

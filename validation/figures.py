@@ -1,0 +1,155 @@
+"""The pictures of the three comparisons."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from snn.command import save_figure
+from validation.equations import magnitudes
+from validation.significance import binomial_band
+
+if TYPE_CHECKING:
+    from validation.freq_response import FreqResponseConfig, Responses
+    from validation.stdp_window import Realised, WindowConfig
+
+
+def draw_response(
+    config: "FreqResponseConfig", responses: "Responses", convergence: dict[str, np.ndarray], path: Path
+) -> None:
+    """Fig. 4 of the paper for each drive, the same over the longest time, and convergence to the closed form."""
+    rates, merge, drives = config.rates(), config.merge_rate, config.drives
+    columns = max(len(drives), 2)
+    figure = Figure(figsize=(4.0 * columns, 8.2), layout="constrained")
+    grid = figure.add_gridspec(2, columns)
+    shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(config.thresholds)))
+
+    def draw_curves(panel: Axes, duration: int, drive: int) -> None:
+        norse, brian2 = responses.norse[duration, drive], responses.brian2[duration, drive]
+        for v, shade in enumerate(shades):
+            panel.plot(rates, responses.closed_form[drive, v], color=shade, lw=0.8, ls=":")
+            panel.plot(rates, norse[v], color=shade, lw=1.3)
+            panel.plot(rates, brian2[v], ".", color=shade, ms=4, markevery=(3 * v, max(1, len(rates) // 40)))
+        panel.axvline(merge, color="0.4", lw=0.9, ls="--")
+        panel.set_xlabel("presynaptic spike frequency (Hz)")
+        panel.set_ylim(0, 1.05 * max(1.0, responses.norse[duration].max(), responses.closed_form.max()))
+
+    letters = iter("abcdefghijkl")
+    first = None
+    for d, drive in enumerate(drives):
+        panel = figure.add_subplot(grid[0, d], sharey=first)
+        first = first or panel
+        draw_curves(panel, 0, d)
+        panel.set_xlim(0, 1.5 * merge)
+        panel.set_title(f"{next(letters)}   {config.durations[0]:g} ms, drive {drive:g}", fontsize=10, loc="left")
+    first.set_ylabel("postsynaptic spike frequency (Hz)")
+    wide = figure.add_subplot(grid[1, : columns - 1])
+    longest = int(np.argmax(config.durations))
+    middle = len(drives) // 2
+    draw_curves(wide, longest, middle)
+    title = f"{next(letters)}   {config.durations[longest]:g} ms, drive {drives[middle]:g}"
+    wide.set_title(title, fontsize=10, loc="left")
+    wide.set_ylabel("postsynaptic spike frequency (Hz)")
+    order = figure.add_subplot(grid[1, columns - 1])
+    order.loglog(convergence["dt"], convergence["mean_error"], "o", color="C0", label="norse")
+    order.loglog(convergence["dt"], convergence["mean_error_brian2"], "x", color="C3", ms=9, label="Brian2")
+    line = convergence["mean_error"][0] * convergence["dt"] / convergence["dt"][0]
+    order.loglog(convergence["dt"], line, color="0.4", lw=0.9, ls="--", label="first order")
+    order.set_xlabel("time step (ms)")
+    order.set_ylabel("mean error of the inter-spike interval (ms)")
+    title = f"{next(letters)}   measured order of convergence {convergence['order']:.2f}"
+    order.set_title(title, fontsize=10, loc="left")
+    order.legend(fontsize=9, frameon=False)
+    keys = [Line2D([], [], color=shade, lw=1.5) for shade in shades]
+    names = [f"threshold {threshold:g} mV" for threshold in config.thresholds]
+    keys += [
+        Line2D([], [], color="0.3", lw=1.3),
+        Line2D([], [], color="0.3", marker=".", ls=""),
+        Line2D([], [], color="0.3", lw=0.8, ls=":"),
+        Line2D([], [], color="0.4", lw=0.9, ls="--"),
+    ]
+    names += ["norse", "Brian2", "closed form at the train's mean current", f"pulses merge ({merge:.1f} Hz)"]
+    figure.legend(keys, names, loc="outside lower center", ncols=min(5, len(names)), fontsize=9, frameon=False)
+    save_figure(figure, path)
+
+
+def draw_window(
+    config: "WindowConfig", results: dict[tuple[str, str], tuple["Realised", ...]], level: float, path: Path
+) -> None:
+    """P(LTP) and P(LTD) against dt for weak, middle and strong input with both pairings, and dG against G.
+
+    Args:
+        config: the grid.
+        results: what learner, Brian2 and equations give for each rule and pairing.
+        level: of the binomial bands.
+        path: PNG to write.
+    """
+    lags = config.lags() * config.encoding.dt
+    rates = config.spike_numbers() * (1000 / config.encoding.presentation)
+    limits = (config.encoding.f_min, config.encoding.f_max)
+    shown = [int(np.abs(rates - rate).argmin()) for rate in (limits[0], sum(limits) / 2, limits[1])]
+    middle = len(config.conductances()) // 2
+    shades = colormaps["viridis"]([0.0, 0.45, 0.8])
+    figure = Figure(figsize=(12, 8.2), layout="constrained")
+    grid = figure.subplots(2, 3)
+    letters = iter("abcdef")
+    for row, pairing in zip(grid, ("post", "two-sided"), strict=True):
+        for panel, kind, symbol in zip(row, ("ltp", "ltd"), ("P(LTP)", "P(LTD)"), strict=False):
+            sign = lags >= 0 if pairing == "post" else (lags >= 0) == (kind == "ltp")
+            if kind == "ltp":
+                sign &= lags <= config.stdp.ltp_window + 10
+            for shade, f in zip(shades, shown, strict=True):
+                learner, brian2, truth = (getattr(part, kind)[middle, f, sign] for part in results["fd", pairing])
+                low, high = binomial_band(config.draws, truth, level)
+                panel.fill_between(lags[sign], low, high, color=shade, alpha=0.25, lw=0)
+                panel.plot(lags[sign], truth, color=shade, lw=1.2)
+                panel.plot(lags[sign], learner / config.draws, "o", color=shade, ms=4, mfc="none")
+                panel.plot(lags[sign], brian2 / config.draws, "x", color=shade, ms=4)
+            plain = getattr(results["stochastic", pairing][2], kind)[middle, 0, sign]
+            panel.plot(lags[sign], plain, color="black", lw=1.4, ls=(0, (2, 3)))
+            panel.set_ylim(-0.02, 1.15 * max(config.stdp.gamma_p, config.stdp.gamma_d))
+            panel.set_xlabel("dt = t_post - t_pre (ms)")
+            panel.set_ylabel(f"{symbol} per postsynaptic spike")
+            panel.set_title(f"{next(letters)}   {symbol}, pairing {pairing}", fontsize=10, loc="left")
+        _draw_magnitude(row[2], config, results["fd", pairing])
+        row[2].set_title(f"{next(letters)}   magnitude, pairing {pairing}", fontsize=10, loc="left")
+    names = ("weak", "middle", "strong")
+    keys = [Line2D([], [], color=shade, lw=1.5) for shade in shades]
+    labels = [f"FD rule, {name} input ({rates[f]:.0f} Hz)" for name, f in zip(names, shown, strict=True)]
+    keys += [
+        Line2D([], [], color="black", lw=1.4, ls=(0, (2, 3))),
+        Line2D([], [], color="0.3", lw=1.2),
+        Patch(color="0.3", alpha=0.25, lw=0),
+        Line2D([], [], color="0.3", marker="o", mfc="none", ls=""),
+        Line2D([], [], color="0.3", marker="x", ls=""),
+    ]
+    labels += ["plain stochastic rule, any input", "equation", "binomial band, all points", "learner", "Brian2 synapse"]
+    figure.legend(keys, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    save_figure(figure, path)
+
+
+def _draw_magnitude(panel: Axes, config: "WindowConfig", found: tuple["Realised", ...]) -> None:
+    """dG against G: Eq. 2, and what one potentiation or depression changed."""
+    p = config.stdp
+    fine = np.linspace(p.g_min, p.g_max, 101)
+    conductance = config.conductances()
+    for kind, color, curve in zip(("ltp", "ltd"), ("C0", "C3"), magnitudes(fine, p), strict=True):
+        panel.plot(
+            fine, curve, color=color, lw=1.2, label="dG_p, potentiation" if kind == "ltp" else "dG_d, depression"
+        )
+        for realised, marker in zip(found[:2], ("o", "x"), strict=True):
+            count = getattr(realised, kind)
+            # The point at which this change happens most often, and alone.
+            f, lag = np.unravel_index(count[0].argmax(), count[0].shape)
+            per_event = np.abs(realised.change[:, f, lag]) * config.draws / count[:, f, lag]
+            clipped = conductance >= p.g_max if kind == "ltp" else conductance <= p.g_min
+            panel.plot(conductance[~clipped], per_event[~clipped], marker, color=color, ms=6, mfc="none")
+    panel.set_xlabel("conductance G")
+    panel.set_ylabel("change per event, dG")
+    panel.set_ylim(0, None)
+    panel.legend(fontsize=9, frameon=False)

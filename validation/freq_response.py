@@ -1,0 +1,390 @@
+"""Post- against presynaptic spike frequency of one neuron (paper, Fig. 4): norse, Brian2 and the closed form.
+
+A regular train drives a LIF neuron (Eq. 1) through one synapse, on the path that the learner takes: train, box pulse,
+conductance, norse step, reset. Compared with it: Brian2 (spike by spike); for trains so fast that their pulses merge
+into a constant current, the closed-form inter-spike interval; and exact fractions, where a potential meets its
+threshold.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+
+from snn.command import RunOptions, beside, check_outputs, choose_device, command_line, progress, run_command
+from snn.encode import Encoding, regular_trains, whole_steps
+from snn.errors import check
+from snn.h5file import write_file
+from snn.layer import LayerParameters, SpikingConv2d
+from snn.neuron import LIFParameters
+from validation.brian2_neuron import lif_spikes, train_response_spikes
+from validation.equations import euler_interval
+from validation.figures import draw_response
+from validation.report import Report
+
+SCHEMA = "freq_response/1"
+
+EXACT_NEURON = LIFParameters(
+    a=-62.5, b=-1.0, c=125 / 64, membrane_time_scale=0.2, v_threshold=-46.875, v_reset=-78.125, v_init=-62.5
+)
+"""All potentials are multiples of 2^-n volt, and a step of 2.5 ms carries v half way to its limit: no rounding."""
+EXACT_DT = 2.5
+
+
+@dataclass(frozen=True)
+class FreqResponseConfig:
+    """Redraw Figure 4 and compare norse, Brian2 and the closed form."""
+
+    out: Path = Path("freq_response.h5")
+    """File to write; figure beside it."""
+    quick: bool = False
+    """A coarser grid of rates, for a check in seconds."""
+    thresholds: tuple[float, ...] = (-60.2, -61.5, -63.0, -64.5, -66.0, -67.2)
+    """Spiking thresholds, in mV (ours: from the neuron's own to just above its rest)."""
+    drives: tuple[float, ...] = (25.0, 32.0, 40.0)
+    """Current while the synapse is open (ours: the neuron then fires 6 to 20 times a presentation where pulses
+    merge)."""
+    lowest_rate: float = 1.0
+    """Lowest presynaptic rate, in Hz."""
+    highest_rate: float = 200.0
+    """Highest presynaptic rate, in Hz."""
+    rate_step: float = 0.25
+    """Distance of the presynaptic rates, in Hz; 1 Hz with --quick."""
+    durations: tuple[float, ...] = (Encoding.presentation, 2000.0)
+    """Durations for which the neuron is watched, in ms: the presentation time first."""
+    pulse_width: float = LayerParameters.pulse_width
+    """Time for which a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
+    dt: float = Encoding.dt
+    """Time step, in ms."""
+    lif: LIFParameters = field(default_factory=LIFParameters)
+    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        check(
+            0 < self.lowest_rate < self.highest_rate and self.rate_step > 0,
+            f"rates from {self.lowest_rate} to {self.highest_rate} Hz in steps of {self.rate_step}: expected a range",
+        )
+        check(self.durations and self.thresholds and self.drives, "give at least one duration, threshold and drive")
+        check(
+            all(whole_steps(duration, self.dt) >= 1 for duration in self.durations),
+            f"durations {self.durations} ms: expected multiples of dt = {self.dt} ms",
+        )
+        lowest = min(self.thresholds)
+        check(
+            lowest > self.lif.v_leak,
+            f"threshold {lowest} mV lies below rest, {self.lif.v_leak:.2f} mV: the neuron fires without input",
+        )
+
+    def rates(self) -> np.ndarray:
+        """Presynaptic rates in Hz."""
+        step = max(self.rate_step, 1.0) if self.quick else self.rate_step
+        return np.arange(self.lowest_rate, self.highest_rate + step / 2, step)
+
+    @property
+    def merge_rate(self) -> float:
+        """Rate in Hz from which on the pulses of a train leave no gap."""
+        return 1000 / self.pulse_width
+
+
+class FlatRegion(NamedTuple):
+    """Presynaptic rates that give one and the same response."""
+
+    low: float
+    """Lowest rate of the grid that lies in it, in Hz."""
+    high: float
+    """Highest rate of the grid that lies in it, in Hz."""
+    height: float
+    """Response, in Hz."""
+
+
+def response_spikes(
+    config: FreqResponseConfig, duration: float, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """Spikes on the learner's path: bool (T, D, V, R) for D drives, V thresholds and R rates."""
+    rates = torch.from_numpy(config.rates()).to(device)
+    encoding = Encoding(config.lowest_rate, config.highest_rate, duration, config.dt)
+    trains = regular_trains(rates, encoding)[:, None, None, None, :]
+    drives, thresholds = _neurons(config)
+    layer = _single_synapses(drives, thresholds, config.lif, config.dt, config.pulse_width, dtype).to(device)
+    spikes = layer.simulate(trains, inhibition=False)[:, 0, :, 0]
+    return spikes.unflatten(1, (len(config.drives), len(config.thresholds))).cpu().numpy()
+
+
+def constant_current_spikes(
+    currents: np.ndarray, v_threshold: np.ndarray, p: LIFParameters, dt: float, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """Spikes (T, N) of neurons with given currents (T, N) and thresholds (N,), from the learner's own steps."""
+    layer = _single_synapses(np.ones(len(v_threshold)), v_threshold, p, dt, dt, torch.float64).to(device)
+    steps = torch.from_numpy(currents).to(device)[:, None, :, None, None]
+    return layer.simulate_drive(steps, inhibition=False)[:, 0, :, 0, 0].cpu().numpy()
+
+
+def _single_synapses(drives, thresholds, p: LIFParameters, dt: float, pulse: float, dtype) -> SpikingConv2d:
+    """A layer whose maps are neurons with one synapse each."""
+    maps = len(drives)
+    return SpikingConv2d(
+        conductance=torch.ones(maps, 1, 1, 1, dtype=dtype),
+        gain=torch.as_tensor(drives, dtype=dtype),
+        v_threshold=torch.as_tensor(thresholds, dtype=dtype),
+        geometry=LayerParameters(maps, kernel_size=1, padding=0, pulse_width=pulse, inhibition_time=dt),
+        lif=p,
+        dt=dt,
+    )
+
+
+def _neurons(config: FreqResponseConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Drive and threshold of each neuron: all pairs, (D V,) each."""
+    grid = np.meshgrid(config.drives, config.thresholds, indexing="ij")
+    return grid[0].ravel(), grid[1].ravel()
+
+
+def flat_regions(rates: np.ndarray, response: np.ndarray, merge_rate: float, width: float = 1.0) -> list[FlatRegion]:
+    """Interior flat regions of one response curve, in order of rate.
+
+    Maximal runs of equal response above 0 Hz, at least ``width`` Hz wide, that end below ``merge_rate`` and do not
+    begin at the lowest rate: on both sides the neuron answers otherwise.
+    """
+    starts = np.flatnonzero(np.diff(response, prepend=np.nan) != 0)
+    ends = np.append(starts[1:], len(response)) - 1
+    return [
+        FlatRegion(float(rates[a]), float(rates[z]), float(response[a]))
+        for a, z in zip(starts, ends, strict=True)
+        if a > 0 and z < len(rates) - 1 and response[a] > 0
+        if rates[z + 1] < merge_rate and rates[z] - rates[a] >= width
+    ]
+
+
+class Responses(NamedTuple):
+    """Postsynaptic rates in Hz, (durations, D, V, R); of the closed form (D, V, R)."""
+
+    norse: np.ndarray
+    brian2: np.ndarray
+    closed_form: np.ndarray
+    """At the mean current of the train."""
+
+
+def compare_trains(config: FreqResponseConfig, report: Report, device: torch.device) -> Responses:
+    """norse against Brian2 in float64 and float32, and against the closed form where pulses merge."""
+    drives, thresholds = _neurons(config)
+    rates_norse, rates_brian = [], []
+    for duration in progress(config.durations, "responses", "duration"):
+        norse = response_spikes(config, duration, torch.float64, device)
+        brian = train_response_spikes(
+            config.rates(), drives, thresholds, config.pulse_width, config.lif, config.dt, duration
+        ).reshape(norse.shape)
+        differing = int((norse != brian).any(0).sum())
+        points = norse[0].size
+        report.add(
+            f"float64 spike times, norse and Brian2, {duration:g} ms",
+            f"{differing} of {points} points differ, {brian.sum()} spikes",
+            "0 points, some spikes",
+            differing == 0 and brian.any(),
+        )
+        single = response_spikes(config, duration, torch.float32, device)
+        times = (single != brian).any(0).mean()
+        by = np.abs(single.sum(0, dtype=int) - brian.sum(0, dtype=int))
+        report.add(
+            f"float32 norse and Brian2, {duration:g} ms",
+            f"spike times differ at {times:.2%} of the points, counts at {(by > 0).mean():.2%}, by at most {by.max()}",
+            "times at 1 %, counts by 1 spike",
+            times <= 0.01 and by.max() <= 1,
+        )
+        rates_norse.append(norse.sum(0) * (1000 / duration))
+        rates_brian.append(brian.sum(0) * (1000 / duration))
+        if duration == config.durations[0]:
+            _check_staircase(config, rates_norse[0], duration, report)
+        if duration == max(config.durations):
+            _compare_merged(config, norse, report)
+    open_share = np.minimum(1.0, config.rates() * config.pulse_width / 1000)
+    intervals = np.vectorize(config.lif.interspike_interval)(drives[:, None] * open_share, thresholds[:, None])
+    closed = (1000 / intervals).reshape(rates_norse[0].shape)
+    return Responses(np.stack(rates_norse), np.stack(rates_brian), closed)
+
+
+def _check_staircase(config: FreqResponseConfig, response: np.ndarray, duration: float, report: Report) -> None:
+    """The staircase must be one: four interior flat regions on every curve."""
+    curves = response.reshape(-1, response.shape[-1])
+    regions = [flat_regions(config.rates(), curve, config.merge_rate) for curve in curves]
+    fewest = min(map(len, regions))
+    report.add(
+        f"interior flat regions below {config.merge_rate:.1f} Hz at {duration:g} ms, fewest on any curve",
+        str(fewest),
+        "at least 4",
+        fewest >= 4,
+    )
+
+
+def _compare_merged(config: FreqResponseConfig, spikes: np.ndarray, report: Report) -> None:
+    """Where pulses merge, each inter-spike interval against both closed forms."""
+    pulse = whole_steps(config.pulse_width, config.dt)
+    # The trains are on the time grid: gaps vary by a step.
+    merged = np.ceil(1000 / (config.rates() * config.dt) - 1e-9) <= pulse
+    drives, thresholds = _neurons(config)
+    expected = euler_interval(drives, thresholds, config.lif, config.dt)
+    closed = np.vectorize(config.lif.interspike_interval)(drives, thresholds)
+    wrong = intervals = 0
+    deviation = 0.0
+    for neuron, trains in enumerate(spikes[..., merged].reshape(len(spikes), len(drives), -1).transpose(1, 2, 0)):
+        found = np.concatenate([np.diff(np.flatnonzero(train)) for train in trains])
+        intervals += len(found)
+        wrong += int((found != expected[neuron]).sum())
+        deviation = max(deviation, np.abs(found * config.dt - closed[neuron]).max(initial=0.0))
+    report.add(
+        f"inter-spike intervals above {config.merge_rate:.1f} Hz, norse and closed form of Euler's method",
+        f"{wrong} of {intervals} differ",
+        "0 of at least 1",
+        wrong == 0 and intervals > 0,
+    )
+    longest = closed[np.isfinite(closed)].max(initial=0.0)
+    # A spike waits for the end of its step, and Euler's method runs ahead by dt/(2 tau) of the interval.
+    bound = config.dt * (1 + longest / config.lif.tau_mem)
+    report.add(
+        "the same intervals and the closed form of Eq. 1, largest difference",
+        f"{deviation:.2f} ms",
+        f"{bound:.2f} ms, a step and Euler's error",
+        deviation <= bound,
+    )
+
+
+def compare_exact(report: Report, generator: np.random.Generator, device: torch.device) -> None:
+    """Potentials that meet the threshold exactly: norse, Brian2 and exact fractions must all wait for more."""
+    p, neurons, steps = EXACT_NEURON, 64, 60
+    currents = np.repeat(generator.integers(0, 13, (steps // 2, neurons)) * 4.0, 2, axis=0)
+    thresholds = generator.choice([-46.875, -48.828125, -54.6875], neurons)
+    expected = np.zeros((steps, neurons), dtype=bool)
+    touches = 0
+    for neuron in range(neurons):
+        v, threshold = Fraction(p.v_init), Fraction(thresholds[neuron])
+        for step in range(steps):
+            dv = Fraction(p.a) + Fraction(p.b) * v + Fraction(p.c) * Fraction(currents[step, neuron])
+            v += dv / 2
+            touches += v == threshold
+            if v > threshold:
+                expected[step, neuron] = True
+                v = Fraction(p.v_reset)
+    norse = constant_current_spikes(currents, thresholds, p, EXACT_DT, device)
+    brian = lif_spikes(currents, thresholds, p, EXACT_DT)
+    wrong = int((norse != expected).sum()), int((brian != expected).sum())
+    report.add(
+        "spikes where v meets v_threshold exactly, norse and Brian2 against fractions",
+        f"{wrong[0]} and {wrong[1]} differ, v = v_threshold {touches} times",
+        "0 and 0, at least 20 times",
+        wrong == (0, 0) and touches >= 20,
+    )
+
+
+def compare_convergence(
+    config: FreqResponseConfig, report: Report, generator: np.random.Generator, device: torch.device
+) -> dict[str, np.ndarray]:
+    """Error of the inter-spike interval against the closed form as dt shrinks, at many constant currents.
+
+    Each error is a sawtooth in dt, because a spike waits for the end of its step; their mean is smooth.
+    """
+    neurons = 200
+    current = generator.uniform(8.0, 30.0, neurons)
+    threshold = generator.uniform(-65.0, config.lif.v_threshold, neurons)
+    closed = np.vectorize(config.lif.interspike_interval)(current, threshold)
+    steps_ms = 5.0 / 2 ** np.arange(4 if config.quick else 7)
+    # Long enough for the first spike and one interval: the first is the shorter of the two.
+    duration = 2 * closed.max() + 4 * steps_ms[0]
+    errors = np.zeros((2, len(steps_ms)))
+    for index, dt in enumerate(progress(steps_ms, "convergence", "time step")):
+        constant = np.repeat(current[None], int(np.ceil(duration / dt)), axis=0)
+        both = (
+            constant_current_spikes(constant, threshold, config.lif, dt, device),
+            lif_spikes(constant, threshold, config.lif, dt),
+        )
+        for row, spikes in zip(errors, both, strict=True):
+            first = spikes.argmax(0)
+            later = spikes.copy()
+            later[first, np.arange(neurons)] = False
+            found = later.any(0)
+            check(bool(found.all()), "a neuron driven above its rheobase fired less than twice")
+            row[index] = np.abs((later.argmax(0) - first) * dt - closed).mean()
+    order = np.polyfit(np.log(steps_ms), np.log(errors[0]), 1)[0]
+    report.add(
+        "order of convergence in dt to the closed-form interval, norse",
+        f"{order:.3f}, mean error {errors[0, 0]:.3g} ms at dt {steps_ms[0]:g} ms, "
+        f"{errors[0, -1]:.3g} ms at {steps_ms[-1]:g} ms",
+        "0.9 to 1.1",
+        0.9 <= order <= 1.1,
+    )
+    report.add(
+        "the same errors, norse and Brian2, largest difference",
+        f"{np.abs(errors[0] - errors[1]).max():.1g} ms",
+        "0 ms",
+        bool(np.array_equal(errors[0], errors[1])),
+    )
+    return {"dt": steps_ms, "mean_error": errors[0], "mean_error_brian2": errors[1], "order": order}
+
+
+def list_regions(config: FreqResponseConfig, response: np.ndarray) -> list[dict]:
+    """Flat regions of all curves (D, V, R) at the presentation time, printed and as records."""
+    records = []
+    print(f"interior flat regions at {config.durations[0]:g} ms (presynaptic Hz from-to: postsynaptic Hz):")
+    for d, drive in enumerate(config.drives):
+        for v, threshold in enumerate(config.thresholds):
+            regions = flat_regions(config.rates(), response[d, v], config.merge_rate)
+            shown = "  ".join(f"{r.low:g}-{r.high:g}: {r.height:.1f}" for r in regions)
+            print(f"  drive {drive:g}, threshold {threshold:g} mV, {len(regions)} regions: {shown}")
+            records += [
+                {"drive": drive, "v_threshold_mV": threshold}
+                | {"low_Hz": region.low, "high_Hz": region.high, "height_Hz": region.height}
+                for region in regions
+            ]
+    return records
+
+
+def run(config: FreqResponseConfig) -> int:
+    """The command: simulate, compare, write, draw."""
+    picture = beside(config.out, ".png") if config.options.figures else None
+    check_outputs(config.out, config.options.json, picture)
+    device = choose_device(config.options.device)
+    generator = np.random.default_rng(config.options.seed)
+    report = Report("validation.freq_response")
+    neurons, rates = len(config.drives) * len(config.thresholds), config.rates()
+    print(f"{neurons} neurons at {len(rates)} rates, norse on {device.type}, dt {config.dt:g} ms")
+    responses = compare_trains(config, report, device)
+    compare_exact(report, generator, device)
+    convergence = compare_convergence(config, report, generator, device)
+    regions = list_regions(config, responses.norse[0])
+    tree = {
+        "rates": rates,
+        "rates_unit": "Hz",
+        "thresholds": np.array(config.thresholds),
+        "thresholds_unit": "mV",
+        "drives": np.array(config.drives),
+        "drives_unit": "current of Eq. 1 while the synapse is open",
+        "durations": np.array(config.durations),
+        "durations_unit": "ms",
+        "norse": responses.norse,
+        "norse_unit": "Hz (duration, drive, threshold, rate)",
+        "brian2": responses.brian2,
+        "brian2_unit": "Hz (duration, drive, threshold, rate)",
+        "closed_form": responses.closed_form,
+        "closed_form_unit": "Hz at the train's mean current (drive, threshold, rate)",
+        "flat_regions": np.array([list(region.values()) for region in regions]),
+        "flat_regions_columns": "drive, threshold in mV, lowest and highest presynaptic rate in Hz, response in Hz",
+        "convergence": convergence | {"unit": "ms"},
+        "dt": config.dt,
+        "agrees": report.agrees,
+    }
+    command = command_line("validation.freq_response", config)
+    write_file(config.out, SCHEMA, tree, seed=config.options.seed, command=command)
+    if picture:
+        draw_response(config, responses, convergence, picture)
+    return report.close(config.options.json, {"flat_regions": regions}, config.out, picture)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m validation.freq_response``."""
+    return run_command(FreqResponseConfig, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

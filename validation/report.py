@@ -1,0 +1,37 @@
+"""The verdict of a comparison: what was measured, what was allowed, and the exit status."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from snn.command import write_json
+
+FALSE_ALARM = 1e-3
+"""Probability that a command whose both sides agree nevertheless says they differ, over all its statistical tests."""
+
+
+@dataclass
+class Report:
+    """Comparisons of one command, printed as they are made."""
+
+    command: str
+    rows: list[dict] = field(default_factory=list)
+
+    def add(self, comparison: str, measured: str, allowed: str, agrees: bool) -> None:
+        """Print and keep one comparison; ``measured`` and ``allowed`` are figures with their units."""
+        row = {"comparison": comparison, "measured": measured, "allowed": allowed, "agrees": bool(agrees)}
+        self.rows.append(row)
+        print(f"  {'agrees' if agrees else 'DIFFERS':8}{comparison}: {measured} (allowed: {allowed})", flush=True)
+
+    @property
+    def agrees(self) -> bool:
+        """All comparisons agree, and there was at least one."""
+        return bool(self.rows) and all(row["agrees"] for row in self.rows)
+
+    def close(self, json: Path | None, figures: dict, *written: Path | None) -> int:
+        """Print the verdict and what was written, write ``json`` (None: do not), and return the exit status 0 or 1."""
+        agreeing = sum(row["agrees"] for row in self.rows)
+        verdict = "agree" if self.agrees else "DISAGREE"
+        write_json(json, {"verdict": verdict.lower(), "comparisons": self.rows, **figures})
+        print(f"{self.command}: {verdict} ({agreeing} of {len(self.rows)} comparisons agree)")
+        print("wrote " + ", ".join(str(path) for path in (*written, json) if path))
+        return 0 if self.agrees else 1

@@ -1,0 +1,333 @@
+"""The learning rule, draw by draw (paper, Eq. 2, 4 and 5): the learner's code, the equations and a Brian2 synapse.
+
+One postsynaptic spike meets a presynaptic train whose nearest spike lies dt away and whose number of spikes sets the
+rate f; many synapses of equal history draw independently. Compared are the shares of potentiations and depressions,
+and the mean change of the conductance.
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from scipy import stats
+
+from snn.calibrate import normalised_rates
+from snn.command import RunOptions, beside, check_outputs, choose_device, command_line, progress, run_command
+from snn.encode import Encoding, whole_steps
+from snn.errors import check
+from snn.h5file import write_file
+from snn.stdp import STDPParameters, count_events, update
+from validation.brian2_neuron import load_brian2
+from validation.brian2_stdp import mini_batch_update, plastic_synapses
+from validation.equations import magnitudes, normalised_rate, probabilities
+from validation.figures import draw_window
+from validation.report import FALSE_ALARM, Report
+from validation.significance import binomial_band, binomial_p, same_rate_p, total_p
+
+SCHEMA = "stdp_window/1"
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """Compare the learning rule with Eq. 2, 4 and 5 and with Brian2 synapses."""
+
+    out: Path = Path("stdp_window.h5")
+    """File to write; figure beside it."""
+    quick: bool = False
+    """A coarser grid, for a check in seconds."""
+    draws: int = 10_000
+    """Synapses that draw at each point."""
+    longest_lag: float = 150.0
+    """Longest dt = t_post - t_pre, in ms."""
+    longest_wait: float = 90.0
+    """Longest -dt, from the postsynaptic to the next presynaptic spike, in ms."""
+    encoding: Encoding = field(default_factory=Encoding)
+    stdp: STDPParameters = field(default_factory=STDPParameters)
+    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        check(self.draws >= 1000, f"--draws {self.draws}: expected 1000 or more")
+        if self.stdp.ltd_delay is None:
+            check(self.encoding.f_min > 0, "f_min = 0 Hz has no period to take for --stdp.ltd-delay; give one in ms")
+            object.__setattr__(self, "stdp", replace(self.stdp, ltd_delay=1000 / self.encoding.f_min))
+        spikes = int(self.spike_numbers().max())
+        needed = self.longest_lag + self.longest_wait + 2 * spikes * self.encoding.dt
+        check(
+            needed <= self.encoding.presentation,
+            f"dt from {-self.longest_wait} to {self.longest_lag} ms with {spikes} spikes a train needs {needed:g} ms: "
+            f"raise --encoding.presentation, {self.encoding.presentation} ms, or shorten the window",
+        )
+        check(whole_steps(self.stdp.ltp_window, self.encoding.dt) >= 1, "--stdp.ltp-window: expected a multiple of dt")
+
+    def lags(self) -> np.ndarray:
+        """dt of Eq. 5 in steps, int64: fine around the LTP window, coarse beyond; both ends of the window."""
+        dt = self.encoding.dt
+        fine, coarse = self.stdp.ltp_window + 10, 30.0 if self.quick else 10.0
+        near = np.arange(0, fine / dt, 3 if self.quick else 1)
+        window = whole_steps(self.stdp.ltp_window, dt)
+        ahead = np.concatenate([near, [window, window + 1], np.arange(fine, self.longest_lag, coarse) / dt])
+        behind = np.concatenate([near[1:], [1], np.arange(fine, self.longest_wait, coarse) / dt])
+        return np.unique(np.rint(np.concatenate([-behind, ahead])).astype(int))
+
+    def spike_numbers(self) -> np.ndarray:
+        """Presynaptic spikes in a presentation: at both limits of f, half way, and with the full grid beyond them."""
+        p = self.encoding
+        low, high = p.f_min * p.presentation / 1000, p.f_max * p.presentation / 1000
+        numbers = [low, (low + high) / 2, high]
+        if not self.quick:
+            numbers += [low / 3, low + (high - low) / 4, high * 1.2]
+        return np.unique(np.rint(numbers).clip(1).astype(int))
+
+    def conductances(self) -> np.ndarray:
+        """Conductances across their range, both ends included in the full grid."""
+        shares = np.array([0.2, 0.7]) if self.quick else np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+        return self.stdp.g_min + shares * (self.stdp.g_max - self.stdp.g_min)
+
+    def rules(self) -> list[STDPParameters]:
+        """Every rule with every pairing."""
+        pairings = ("post", "two-sided")
+        combinations = [(rule, pairing) for rule in ("fd", "stochastic", "deterministic") for pairing in pairings]
+        return [replace(self.stdp, rule=rule, pairing=pairing) for rule, pairing in combinations]
+
+
+class Realised(NamedTuple):
+    """What synapses did: float64 (G, F, L) for conductances, rates and lags."""
+
+    ltp: np.ndarray
+    """Potentiations, out of ``draws``."""
+    ltd: np.ndarray
+    """Depressions, out of ``draws``."""
+    change: np.ndarray
+    """Mean change of the conductance."""
+
+
+def trains(config: WindowConfig) -> tuple[np.ndarray, int]:
+    """Presynaptic trains bool (T, F, L), and the step of the postsynaptic spike.
+
+    The nearest spike lies at the lag, the others right before it (dt >= 0) or right after it (dt < 0).
+    """
+    lags, numbers = config.lags(), config.spike_numbers()
+    post = int(lags.max() + numbers.max())
+    spikes = np.zeros((config.encoding.n_steps, len(numbers), len(lags)), dtype=bool)
+    for f, number in enumerate(numbers):
+        for column, lag in enumerate(lags):
+            nearest = post - lag
+            chosen = nearest - np.arange(number) if lag >= 0 else nearest + np.arange(number)
+            spikes[chosen, f, column] = True
+    return spikes, post
+
+
+def learner_draws(config: WindowConfig, p: STDPParameters, generator: torch.Generator) -> Realised:
+    """The learner's own steps: rates, draws at postsynaptic spikes, update of a mini-batch."""
+    device = generator.device
+    spikes, step = trains(config)
+    conductance = torch.from_numpy(config.conductances()).to(device)
+    maps, lags = len(conductance), spikes.shape[2]
+    parts = []
+    for pattern in torch.from_numpy(spikes).to(device).unbind(1):
+        # Lags are input maps, conductances output maps, draws places of a 1x1 convolution.
+        pre = pattern[:, None, :, None, None].expand(-1, 1, lags, 1, config.draws)
+        post = torch.zeros(len(pre), 1, maps, 1, config.draws, dtype=torch.bool, device=device)
+        post[step] = True
+        limits = (config.encoding.f_min, config.encoding.f_max)
+        fn = normalised_rates(pre, config.encoding.presentation, limits)
+        counts = count_events(pre, post, fn, 1, 1, 0, config.encoding.dt, p, generator)
+        before = conductance.reshape(-1, 1, 1, 1).expand(maps, lags, 1, 1)
+        # A cap of one event makes the change of the batch the mean change per event.
+        after = update(before, counts, replace(p, n_cap=1))
+        values = (counts.ltp, counts.ltd, after - before)
+        parts.append([value[:, :, 0, 0].cpu().numpy() for value in values])
+    return Realised(*(np.stack(column, axis=1) for column in zip(*parts, strict=True)))
+
+
+def brian2_draws(config: WindowConfig, p: STDPParameters, seed: int) -> Realised:
+    """The same from Brian2 synapses, each with its own conductance."""
+    b2 = load_brian2()
+    b2.seed(seed)
+    spikes, step = trains(config)
+    steps, rates, lags = spikes.shape
+    dt = config.encoding.dt
+    time, neuron = np.nonzero(spikes.reshape(steps, -1))
+    fn = normalised_rate(spikes.sum(0).ravel() * (1000 / config.encoding.presentation), _limits(config))
+    parts = []
+    for conductance in config.conductances():
+        pre = b2.SpikeGeneratorGroup(rates * lags, neuron, time * dt * b2.ms, dt=dt * b2.ms, when="inputs")
+        post = b2.SpikeGeneratorGroup(1, [0], [step * dt] * b2.ms, dt=dt * b2.ms)
+        every = np.repeat(np.arange(rates * lags), config.draws)
+        synapses = plastic_synapses(pre, post, every, np.zeros_like(every), p, dt)
+        synapses.G = conductance
+        synapses.fn = np.repeat(fn, config.draws)
+        synapses.pre.when = "arrivals"
+        network = b2.Network(pre, post, synapses)
+        network.schedule = ["start", "inputs", "arrivals", "groups", "thresholds", "synapses", "resets", "end"]
+        network.run(steps * dt * b2.ms, namespace={})
+        values = (synapses.G, synapses.trials, synapses.change, synapses.potentiations, synapses.depressions)
+        before, trials, change, potentiations, depressions = map(np.asarray, values)
+        after = mini_batch_update(before, trials, change, p)
+        values = (potentiations, depressions, after - conductance)
+        sums = [value.reshape(rates, lags, config.draws).sum(-1) for value in values]
+        parts.append([sums[0], sums[1], sums[2] / config.draws])
+    return Realised(*(np.stack(column) for column in zip(*parts, strict=True)))
+
+
+def _limits(config: WindowConfig) -> tuple[float, float]:
+    return config.encoding.f_min, config.encoding.f_max
+
+
+def expected(config: WindowConfig, p: STDPParameters) -> Realised:
+    """The same from the equations: probabilities in place of counts, (G, F, L)."""
+    lag = config.lags() * config.encoding.dt
+    rate = config.spike_numbers() * (1000 / config.encoding.presentation)
+    fn = normalised_rate(rate, _limits(config))[:, None]
+    if p.pairing == "post":
+        # Where the nearest spike comes after the postsynaptic one, there was none before.
+        lag = np.where(lag < 0, np.inf, lag)
+    ltp, ltd = probabilities(lag, fn, p)
+    conductance = config.conductances()[:, None, None]
+    up, down = magnitudes(conductance, p)
+    after = np.clip(conductance + ltp * up - ltd * down, p.g_min, p.g_max)
+    shape = after.shape
+    return Realised(np.broadcast_to(ltp, shape), np.broadcast_to(ltd, shape), after - conductance)
+
+
+def pointwise_level(config: WindowConfig) -> float:
+    """Level of each single test at one point: half of the false alarms are spread evenly over all points."""
+    points = sum(((e.ltp > 0) & (e.ltp < 1)).sum() + ((e.ltd > 0) & (e.ltd < 1)).sum() for e in _all_expected(config))
+    return FALSE_ALARM / 2 / max(1, 3 * points)
+
+
+def total_level(config: WindowConfig) -> float:
+    """Level of each test of a total: the other half of the false alarms, over all totals."""
+    return FALSE_ALARM / 2 / (4 * len(config.rules()))
+
+
+def _all_expected(config: WindowConfig) -> list[Realised]:
+    return [expected(config, p) for p in config.rules()]
+
+
+def compare_rule(
+    config: WindowConfig, p: STDPParameters, report: Report, learner: Realised, brian2: Realised
+) -> Realised:
+    """Compare what learner and Brian2 realised with the equations and with each other."""
+    truth, name = expected(config, p), f"{p.rule}, {p.pairing}"
+    draws, level, level_total = config.draws, pointwise_level(config), total_level(config)
+    for who, found in (("learner", learner), ("Brian2", brian2)):
+        p_values = [binomial_p(getattr(found, kind), draws, getattr(truth, kind)) for kind in ("ltp", "ltd")]
+        smallest = min(values.min() for values in p_values)
+        totals = [total_p(getattr(found, kind), draws, getattr(truth, kind)) for kind in ("ltp", "ltd")]
+        visible = max(_visible_change(draws, getattr(truth, kind), level_total) for kind in ("ltp", "ltd"))
+        report.add(
+            f"{name}: P(LTP), P(LTD) of {who} and Eq. 5",
+            f"smallest p of {2 * truth.ltp.size} points {smallest:.2g}, of the totals {min(totals):.2g}"
+            + (f" (a change of gamma by {visible:.2%} would show)" if visible else ""),
+            f"at least {level:.1g} and {level_total:.1g}, exact binomial and normal",
+            smallest >= level and min(totals) >= level_total,
+        )
+    both = min(same_rate_p(getattr(learner, kind), getattr(brian2, kind), draws).min() for kind in ("ltp", "ltd"))
+    report.add(
+        f"{name}: the same of learner and Brian2",
+        f"smallest p {both:.2g}",
+        f"at least {level:.1g}, Fisher's exact test",
+        both >= level,
+    )
+    _compare_changes(config, p, report, learner, brian2, truth, name)
+    return truth
+
+
+def _compare_changes(
+    config: WindowConfig,
+    p: STDPParameters,
+    report: Report,
+    learner: Realised,
+    brian2: Realised,
+    truth: Realised,
+    name: str,
+) -> None:
+    """Mean changes: exactly Eq. 2 for what was drawn, and near Eq. 4 within the spread of the draws."""
+    conductance = config.conductances()[:, None, None]
+    up, down = magnitudes(conductance, p)
+    step = max(up.max(), down.max())
+    errors = []
+    for found in (learner, brian2):
+        after = np.clip(conductance + (found.ltp * up - found.ltd * down) / config.draws, p.g_min, p.g_max)
+        errors.append(np.abs(found.change - (after - conductance)).max() / step)
+    report.add(
+        f"{name}: mean change per draw and Eq. 2, learner and Brian2, largest difference over largest dG",
+        f"{errors[0]:.1e} and {errors[1]:.1e}",
+        "1e-10",
+        max(errors) <= 1e-10,
+    )
+    used = 0.0
+    for found in (learner, brian2):
+        width = 1e-10 * step
+        for kind, size in (("ltp", up), ("ltd", down)):
+            probability = getattr(truth, kind)
+            low, high = binomial_band(config.draws, probability, pointwise_level(config))
+            width = width + np.maximum(high - probability, probability - low) * size
+        used = max(used, (np.abs(found.change - truth.change) / width).max())
+    report.add(
+        f"{name}: mean change of the conductance and Eq. 4",
+        f"at most {used:.2f} of the binomial band",
+        "1",
+        used <= 1,
+    )
+
+
+def _visible_change(draws: int, probability: np.ndarray, level: float) -> float:
+    """Relative change of all probabilities that the test of the total finds in half of the cases; 0 if none can."""
+    total = (draws * probability).sum()
+    spread = np.sqrt((draws * probability * (1 - probability)).sum())
+    return float(stats.norm.isf(level / 2) * spread / total) if spread else 0.0
+
+
+def run(config: WindowConfig) -> int:
+    """The command: draw, compare, write, draw the picture."""
+    picture = beside(config.out, ".png") if config.options.figures else None
+    check_outputs(config.out, config.options.json, picture)
+    device = choose_device(config.options.device)
+    generator = torch.Generator(device).manual_seed(config.options.seed)
+    report = Report("validation.stdp_window")
+    lags, numbers, conductances = config.lags(), config.spike_numbers(), config.conductances()
+    print(
+        f"{len(lags)} dt x {len(numbers)} rates x {len(conductances)} conductances, {config.draws} draws each, "
+        f"learner on {device.type}; a false alarm in {FALSE_ALARM:.1%} of all runs"
+    )
+    results = {}
+    for number, p in enumerate(progress(config.rules(), "rules", "rule")):
+        learner = learner_draws(config, p, generator)
+        brian2 = brian2_draws(config, p, config.options.seed * len(config.rules()) + number)
+        truth = compare_rule(config, p, report, learner, brian2)
+        results[p.rule, p.pairing] = (learner, brian2, truth)
+    tree = {
+        "lags": lags * config.encoding.dt,
+        "lags_unit": "ms, t_post - t_pre",
+        "rates": numbers * (1000 / config.encoding.presentation),
+        "rates_unit": "Hz",
+        "conductances": conductances,
+        "conductances_unit": "1 (g_min to g_max)",
+        "draws": config.draws,
+        "agrees": report.agrees,
+    }
+    for (rule, pairing), found in results.items():
+        group = tree.setdefault(rule, {})[pairing] = {"axes": "conductance, rate, lag", "change_unit": "conductance"}
+        for who, values in zip(("learner", "brian2", "equation"), found, strict=True):
+            scale = 1 if who == "equation" else config.draws
+            group[who] = {"p_ltp": values.ltp / scale, "p_ltd": values.ltd / scale, "change": values.change}
+    command = command_line("validation.stdp_window", config)
+    write_file(config.out, SCHEMA, tree, seed=config.options.seed, command=command)
+    if picture:
+        draw_window(config, results, pointwise_level(config), picture)
+    return report.close(config.options.json, {}, config.out, picture)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m validation.stdp_window``."""
+    return run_command(WindowConfig, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
