@@ -79,7 +79,7 @@ def plastic_synapses(
         i, j: which neurons of them each synapse connects.
         p: rule and pairing, with ``ltd_delay`` set.
         dt: time step in ms.
-        slots: at least the postsynaptic spikes of a neuron in a presentation with pairing ``two-sided``, else 1.
+        slots: with pairing ``two-sided`` at least as many as postsynaptic spikes wait at a synapse, else 1.
     """
     b2 = load_brian2()
     certain, plain = p.rule == "deterministic", p.rule != "fd"

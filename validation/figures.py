@@ -16,7 +16,11 @@ from validation.significance import binomial_band
 
 if TYPE_CHECKING:
     from validation.freq_response import FreqResponseConfig, Responses
+    from validation.network_learning import Distribution, Learned
+    from validation.network_spikes import Trial
     from validation.stdp_window import Realised, WindowConfig
+
+KIND_COLORS = {"free": 0, "inhibited": 1, "tied": 2, "exact": 4, "stacked": 5}
 
 
 def draw_response(
@@ -153,3 +157,92 @@ def _draw_magnitude(panel: Axes, config: "WindowConfig", found: tuple["Realised"
     panel.set_ylabel("change per event, dG")
     panel.set_ylim(0, None)
     panel.legend(fontsize=9, frameon=False)
+
+
+def draw_networks(
+    trials: list["Trial"], learned: "Learned | None", distributions: list["Distribution"], path: Path
+) -> None:
+    """Spikes of one network, liveliness of all, conductances after learning, and distributions of their change.
+
+    Parts that were not compared stay empty.
+    """
+    figure = Figure(figsize=(12, 8.6), layout="constrained")
+    (raster, lively), (conductance, change) = figure.subplots(2, 2)
+    if trials:
+        _draw_raster(raster, trials)
+        _draw_liveliness(lively, trials)
+    if learned:
+        _draw_conductances(conductance, learned)
+    if distributions:
+        _draw_changes(change, distributions[0])
+    for panel in (raster, lively, conductance, change):
+        if not panel.has_data():
+            panel.set_axis_off()
+    save_figure(figure, path)
+
+
+def _draw_liveliness(panel: Axes, trials: list["Trial"]) -> None:
+    for kind, color in KIND_COLORS.items():
+        for counts, marker in ((True, "o"), (False, "x")):
+            chosen = [t for t in trials if t.network.kind == kind and t.lively == counts]
+            points = np.array([(t.per_neuron, 100 * t.contested) for t in chosen]).reshape(-1, 2)
+            panel.plot(*points.T, marker, ms=6, color=color, alpha=0.8, label=kind if counts and len(points) else None)
+    panel.plot([], [], "x", color="0.3", label="rejected as not lively")
+    panel.set_xlabel("spikes per neuron in 300 ms")
+    panel.set_ylabel("steps in which inhibition decides (%)")
+    differing = sum(trial.differing > 0 for trial in trials)
+    panel.set_title(f"b   {len(trials)} networks drawn, {differing} differ from Brian2", fontsize=10, loc="left")
+    panel.legend(fontsize=9, frameon=False)
+
+
+def _draw_conductances(panel: Axes, learned: "Learned") -> None:
+    limits = [min(learned.brian2.min(), learned.before.min()), max(learned.brian2.max(), learned.before.max())]
+    panel.plot(limits, limits, color="0.6", lw=0.8, label="equal")
+    panel.plot(learned.brian2, learned.before, ".", color="0.75", ms=3, label="before learning")
+    panel.plot(learned.brian2, learned.learner, ".", color="C0", ms=3, label="learner, after learning")
+    panel.set_xlabel("conductance after learning, Brian2")
+    panel.set_ylabel("conductance")
+    worst = np.abs(learned.learner - learned.brian2).max()
+    panel.set_title(f"c   deterministic rule: largest difference {worst:.0e}", fontsize=10, loc="left")
+    panel.legend(fontsize=9, frameon=False, markerscale=3)
+
+
+def _draw_changes(panel: Axes, shown: "Distribution") -> None:
+    together = np.concatenate([shown.learner, shown.brian2])
+    mean, deviation = together.mean(0), np.maximum(together.std(0), 1e-12)
+    samples = (
+        ("learner", shown.learner, {"color": "0.7", "histtype": "stepfilled"}),
+        ("Brian2", shown.brian2, {"color": "C0", "histtype": "step", "lw": 1.5}),
+        ("Brian2, gamma_p 5 % smaller", shown.weaker_ltp, {"color": "C3", "histtype": "step", "ls": "--"}),
+        ("Brian2, gamma_d 5 % smaller", shown.weaker_ltd, {"color": "C2", "histtype": "step", "ls": "--"}),
+    )
+    for label, sample, style in samples:
+        panel.hist(((sample - mean) / deviation).ravel(), np.linspace(-4, 4, 49), density=True, label=label, **style)
+    panel.set_xlabel("change in a mini-batch (standard deviations)")
+    panel.set_ylabel("density of conductances and repeats")
+    panel.set_ylim(0, 1.35 * panel.get_ylim()[1])
+    panel.set_title(f"d   rule {shown.rule.rule}, pairing {shown.rule.pairing}", fontsize=10, loc="left")
+    panel.legend(fontsize=9, frameon=False, ncols=2, loc="upper center")
+
+
+def _draw_raster(panel: Axes, trials: list["Trial"]) -> None:
+    """Spikes of both sides to one image, neurons ordered by place so that competing maps are neighbours."""
+    lively = [t for t in trials if t.lively and t.network.kind == "inhibited"] or trials
+    # The one whose size is the most readable.
+    trial = min(lively, key=lambda t: abs(t.learner[0, 0].size - 60))
+    maps = trial.learner.shape[2]
+    for spikes, style in (
+        (trial.learner, {"marker": "o", "mfc": "none", "color": "C0"}),
+        (trial.brian2, {"marker": "."}),
+    ):
+        by_place = spikes[:, 0].transpose(0, 2, 3, 1).reshape(len(spikes), -1)
+        step, neuron = np.nonzero(by_place)
+        label = "Brian2" if style["marker"] == "." else "learner"
+        panel.plot(step * trial.network.encoding.dt, neuron, ls="", ms=5, label=label, **{"color": "C3"} | style)
+    for place in range(0, trial.learner[0, 0].size, 2 * maps):
+        panel.axhspan(place - 0.5, place + maps - 0.5, color="0.95", lw=0)
+    panel.set_title("a   spikes to one image, one network with inhibition", fontsize=10, loc="left")
+    panel.set_xlabel("time (ms)")
+    panel.set_ylabel(f"neuron (bands: the {maps} maps of one place)")
+    panel.set_ylim(-1, 1.12 * trial.learner[0, 0].size)
+    panel.legend(fontsize=9, frameon=False, ncols=2, loc="upper right")

@@ -24,16 +24,11 @@ from snn.layer import LayerParameters, SpikingConv2d
 from snn.neuron import LIFParameters
 from validation.brian2_neuron import lif_spikes, train_response_spikes
 from validation.equations import euler_interval
+from validation.exact_neuron import EXACT_DT, EXACT_NEURON, POTENTIAL_UNIT
 from validation.figures import draw_response
 from validation.report import Report
 
 SCHEMA = "freq_response/1"
-
-EXACT_NEURON = LIFParameters(
-    a=-62.5, b=-1.0, c=125 / 64, membrane_time_scale=0.2, v_threshold=-46.875, v_reset=-78.125, v_init=-62.5
-)
-"""All potentials are multiples of 2^-n volt, and a step of 2.5 ms carries v half way to its limit: no rounding."""
-EXACT_DT = 2.5
 
 
 @dataclass(frozen=True)
@@ -255,7 +250,7 @@ def compare_exact(report: Report, generator: np.random.Generator, device: torch.
     """Potentials that meet the threshold exactly: norse, Brian2 and exact fractions must all wait for more."""
     p, neurons, steps = EXACT_NEURON, 64, 60
     currents = np.repeat(generator.integers(0, 13, (steps // 2, neurons)) * 4.0, 2, axis=0)
-    thresholds = generator.choice([-46.875, -48.828125, -54.6875], neurons)
+    thresholds = generator.choice([-24, -25, -28], neurons) * POTENTIAL_UNIT
     expected = np.zeros((steps, neurons), dtype=bool)
     touches = 0
     for neuron in range(neurons):

@@ -1,0 +1,291 @@
+"""Spiking convolutions as Brian2 neurons with explicit synapses: shared conductances, inhibition, learning.
+
+Every connection of the convolution is a synapse of its own that knows its shared conductance by number. Maps at one
+place inhibit each other through lateral synapses: each neuron counts the neurons there that crossed threshold
+(``rivals``), and those of them that are further above theirs (``stronger``).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from snn.layer import LayerParameters, SpikingConv2d
+from snn.stdp import STDPParameters
+from validation.brian2_neuron import LIF_EQUATION, LONG_AGO, PULSE, lif_namespace, load_brian2, spike_array
+from validation.brian2_stdp import forget, mini_batch_update, plastic_synapses
+from validation.equations import normalised_rate
+
+NEURON = (
+    LIF_EQUATION
+    + """
+I = gain*drive*int(t > ignore_until + dt/2) : 1
+drive : 1
+gain : 1 (constant)
+v_threshold : volt (constant)
+ignore_until : second
+margin = v - v_threshold : volt
+crossed = int(v > v_threshold) : 1
+rivals : 1
+stronger : 1
+ticket : 1
+"""
+)
+CONDUCTION = f"""
+G : 1
+arrival : second
+drive_post = G*{PULSE} : 1 (summed)
+"""
+INHIBITION = """
+rivals_post = crossed_pre : 1 (summed)
+stronger_post = crossed_pre*int(margin_pre > margin_post or (margin_pre == margin_post and ticket_pre > ticket_post)) : 1 (summed)
+"""  # noqa: E501
+
+# Within a step, spikes pass through all layers: input, then for each layer arrival to reset, learning last.
+LAYER_SLOTS = ("arrivals", "currents", "potentials", "tickets", "rivals", "spikes", "resets")
+
+
+def connections(
+    shape: tuple[int, int, int], p: LayerParameters
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int, int]]:
+    """All synapses of a convolution over one image; those that would fall on padding do not exist.
+
+    Args:
+        shape: (C_in, H, W).
+        p: geometry.
+
+    Returns:
+        Presynaptic neuron, postsynaptic neuron and shared conductance of each synapse, all numbered in C order, and the
+        layer's shape (C_out, H_out, W_out).
+    """
+    channels, height, width = shape
+    out_height, out_width = ((n + 2 * p.padding - p.kernel_size) // p.stride + 1 for n in (height, width))
+    kernel = (p.kernel_size, p.kernel_size)
+    grid = np.indices((p.maps, out_height, out_width, channels, *kernel)).reshape(6, -1)
+    c_out, y, x, c_in, ky, kx = grid
+    row, column = y * p.stride + ky - p.padding, x * p.stride + kx - p.padding
+    real = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    pre = (c_in * height + row) * width + column
+    post = (c_out * out_height + y) * out_width + x
+    weight = ((c_out * channels + c_in) * p.kernel_size + ky) * p.kernel_size + kx
+    return pre[real], post[real], weight[real], (p.maps, out_height, out_width)
+
+
+def most_waiting(pre_spikes: np.ndarray, post_spikes: np.ndarray, p: LayerParameters) -> int:
+    """Most postsynaptic spikes that wait at one synapse when the next presynaptic one arrives, at least 1.
+
+    Args:
+        pre_spikes: bool (T, B, C_in, H, W).
+        post_spikes: bool (T, B, C_out, H_out, W_out).
+        p: geometry.
+    """
+    i, j, _, _ = connections(pre_spikes.shape[2:], p)
+    steps, batch = pre_spikes.shape[:2]
+    arrivals = pre_spikes.reshape(steps, batch, -1)[..., i]
+    departures = post_spikes.reshape(steps, batch, -1)[..., j]
+    waiting = np.zeros(arrivals.shape[1:], dtype=int)
+    most = 1
+    for arrival, departure in zip(arrivals, departures, strict=True):
+        most = max(most, int((waiting * arrival).max()))
+        waiting = waiting * ~arrival + departure
+    return most
+
+
+class ReferenceNetwork:
+    """A stack of layers in Brian2; the last one may inhibit and learn, the others are as after learning.
+
+    Args:
+        layers: values, geometry and neurons are read from them.
+        shape: of an input image, (C, H, W).
+        batch: images presented together.
+        inhibition: cross-depth inhibition in the last layer.
+        stdp: the last layer learns by this rule; None: it does not learn.
+        rate_limits: f_min and f_max of Eq. 5 in Hz, for rules that use them.
+        repeats: independent repetitions of the rule's draws on the same spikes, for :meth:`learned`.
+        slots: at least :func:`most_waiting` for pairing ``two-sided``, else 1.
+        device: of the generators that draw between maps with equal potential.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[SpikingConv2d],
+        shape: tuple[int, int, int],
+        batch: int,
+        *,
+        inhibition: bool,
+        stdp: STDPParameters | None = None,
+        rate_limits: tuple[float, float] = (0.0, 1.0),
+        repeats: int = 1,
+        slots: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._b2 = b2 = load_brian2()
+        self.batch, self.repeats, self.stdp, self.rate_limits = batch, repeats, stdp, rate_limits
+        self._dt, self._device, self._geometry = layers[0].dt, device, layers[-1].geometry
+        self.contested_steps = self.ties = self.touches = 0
+        """Steps in which several maps crossed at one place; places and steps with a tie; times that v = v_threshold."""
+        step = {"dt": self._dt * b2.ms}
+        self._input = b2.SpikeGeneratorGroup(batch * int(np.prod(shape)), [], [] * b2.ms, when="input", **step)
+        self._network = b2.Network(self._input)
+        self._schedule = ["input"]
+        self._groups, self._monitors, self._conduction, self._shapes = [], [], [], []
+        source = self._input
+        for number, layer in enumerate(layers):
+            last = number == len(layers) - 1
+            slot = {name: f"{name}_{number}" for name in LAYER_SLOTS}
+            self._schedule += slot.values()
+            pre, post, weight, layer_shape = connections(shape, layer.geometry)
+            group = self._add_neurons(layer, layer_shape, slot)
+            image = np.arange(batch)[:, None]
+            i = (pre + image * int(np.prod(shape))).ravel()
+            j = (post + image * int(np.prod(layer_shape))).ravel()
+            conductance = layer.conductance.cpu().double().numpy()
+            conduction = b2.Synapses(
+                source,
+                group,
+                CONDUCTION,
+                on_pre="arrival = t",
+                namespace={"pulse_width": layer.geometry.pulse_width * b2.ms},
+                **step,
+            )
+            conduction.connect(i=i, j=j)
+            conduction.pre.when = slot["arrivals"]
+            conduction.summed_updaters["drive_post"].when = slot["currents"]
+            conduction.G = np.tile(conductance.ravel()[weight], batch)
+            self._network.add(conduction)
+            self._conduction.append(conduction)
+            if last and inhibition:
+                self._add_inhibition(group, layer_shape, slot)
+            self._add_observer(group, layer_shape, slot, last and inhibition)
+            if last and stdp is not None:
+                self._add_plasticity(source, group, i, j, weight, conductance, slots, slot)
+            source, shape = group, layer_shape
+        self._network.schedule = [*self._schedule, "learning", "start", "groups", "thresholds", "synapses", "end"]
+
+    def _add_neurons(self, layer: SpikingConv2d, shape: tuple[int, int, int], slot: dict[str, str]):
+        b2 = self._b2
+        namespace = lif_namespace(layer.lif) | {"inhibition_time": layer.geometry.inhibition_time * b2.ms}
+        fires = "v > v_threshold and stronger < 0.5"
+        group = b2.NeuronGroup(
+            self.batch * int(np.prod(shape)),
+            NEURON,
+            threshold=fires,
+            reset="v = v_reset",
+            events={"loses": f"rivals > 0.5 and not ({fires})"},
+            method="euler",
+            dt=self._dt * b2.ms,
+            namespace=namespace,
+        )
+        group.run_on_event("loses", "v = v_reset; ignore_until = t + inhibition_time", when=slot["resets"])
+        group.state_updater.when = slot["potentials"]
+        group.thresholder["spike"].when = group.thresholder["loses"].when = slot["spikes"]
+        group.resetter["spike"].when = slot["resets"]
+        for name, unit in (("gain", 1), ("v_threshold", b2.mV)):
+            values = getattr(layer, name).cpu().double().numpy()
+            setattr(group, name, np.tile(np.repeat(values, shape[1] * shape[2]), self.batch) * unit)
+        monitor = b2.SpikeMonitor(group, when="end")
+        self._network.add(group, monitor)
+        self._groups.append((group, layer.lif.v_init))
+        self._monitors.append(monitor)
+        self._shapes.append(shape)
+        return group
+
+    def _add_inhibition(self, group, shape: tuple[int, int, int], slot: dict[str, str]) -> None:
+        maps, height, width = shape
+        image, one, other, place = np.indices((self.batch, maps, maps, height * width)).reshape(4, -1)
+        lateral = self._b2.Synapses(group, group, INHIBITION, dt=self._dt * self._b2.ms)
+        base = image * maps
+        lateral.connect(i=(base + one) * height * width + place, j=(base + other) * height * width + place)
+        for updater in lateral.summed_updaters.values():
+            updater.when = slot["rivals"]
+        self._network.add(lateral)
+
+    def _add_observer(self, group, shape: tuple[int, int, int], slot: dict[str, str], inhibition: bool) -> None:
+        """Counts what happens, and draws the tickets that decide between equal maps, as the learner does."""
+        size = (self.batch, *shape)
+
+        def observe() -> None:
+            v, threshold = group.v_[:].reshape(size), group.v_threshold_[:].reshape(size)
+            self.touches += int((v == threshold).sum())
+            crossed = v > threshold
+            if not inhibition or not crossed.any():
+                return
+            self.contested_steps += bool((crossed.sum(1) > 1).any())
+            margin = np.where(crossed, v - threshold, -np.inf)
+            tied = (crossed & (margin == margin.max(1, keepdims=True))).sum(1) > 1
+            count = int(tied.sum())
+            self.ties += count
+            if count:
+                draws = torch.rand((count, shape[0]), generator=self._generator, device=self._device)
+                tickets = np.zeros((size[0], *shape[1:], shape[0]))
+                tickets[tied] = draws.cpu().numpy()
+                group.ticket_ = tickets.transpose(0, 3, 1, 2).ravel()
+
+        self._network.add(self._b2.NetworkOperation(observe, dt=self._dt * self._b2.ms, when=slot["tickets"]))
+
+    def _add_plasticity(self, source, group, i, j, weight, conductance, slots: int, slot: dict[str, str]) -> None:
+        i, j = np.tile(i, self.repeats), np.tile(j, self.repeats)
+        self._plastic = plastic_synapses(source, group, i, j, self.stdp, self._dt, slots)
+        self._plastic.pre.when = slot["arrivals"]
+        self._plastic.post.when = "learning"
+        self._network.add(self._plastic)
+        own = np.tile(weight, self.batch) + np.arange(self.repeats)[:, None] * conductance.size
+        self._plastic.weight = np.repeat(own.ravel(), slots)
+        self._slots = slots
+        self.conductance = np.repeat(conductance[None], self.repeats, axis=0)
+
+    def present(self, pre_spikes: np.ndarray, generator: torch.Generator | None = None) -> list[np.ndarray]:
+        """Present a batch, from v_init; the rule draws, conductances stay.
+
+        Args:
+            pre_spikes: bool (T, B, C, H, W).
+            generator: as given to the learner; draws between maps with equal potential.
+
+        Returns:
+            Spikes of every layer, bool (T, B, C_out, H_out, W_out).
+        """
+        b2, steps = self._b2, len(pre_spikes)
+        self._generator = generator
+        pre = pre_spikes.reshape(steps, -1)
+        start = float(self._network.t / b2.ms)
+        time, neuron = np.nonzero(pre)
+        self._input.set_spikes(neuron, (start + time * self._dt) * b2.ms)
+        for group, v_init in self._groups:
+            group.v = v_init * b2.mV
+            group.ignore_until = LONG_AGO * b2.second
+            group.ticket = 0
+        for conduction in self._conduction:
+            conduction.arrival = LONG_AGO * b2.second
+        if self.stdp is not None:
+            forget(self._plastic)
+            self._plastic.G = self.conductance.ravel()[np.asarray(self._plastic.weight)]
+            if len(self._groups) == 1:
+                fn = normalised_rate(pre.sum(0) * (1000 / (steps * self._dt)), self.rate_limits)
+                self._plastic.fn = fn[np.asarray(self._plastic.i)]
+            elif self.stdp.rule == "fd":
+                raise ValueError("the rates of a hidden layer are not known before it is simulated: present them")
+        self._network.run(steps * self._dt * b2.ms, namespace={})
+        spikes = [
+            spike_array(monitor, steps, self._dt, start).reshape(steps, -1, *shape)
+            for monitor, shape in zip(self._monitors, self._shapes, strict=True)
+        ]
+        self._waiting = most_waiting([pre_spikes, *spikes][-2], spikes[-1], self._geometry)
+        return spikes
+
+    def learned(self) -> np.ndarray:
+        """Conductances (repeats, C_out, C_in, kH, kW) that the mini-batch rule makes of what was presented last."""
+        if self.stdp.pairing == "two-sided" and self._waiting > self._slots:
+            raise ValueError(f"{self._waiting} spikes waited at a synapse with {self._slots} slots")
+        weight, shape = np.asarray(self._plastic.weight), self.conductance.shape
+        trials, change = (
+            np.bincount(weight, np.asarray(values), self.conductance.size).reshape(shape)
+            for values in (self._plastic.trials, self._plastic.change)
+        )
+        return mini_batch_update(self.conductance, trials, change, self.stdp)
+
+    def learn(self) -> np.ndarray:
+        """Go on with :meth:`learned` conductances, and return them; one repeat only."""
+        self.conductance = self.learned()
+        weight = np.asarray(self._plastic.weight)[:: self._slots]
+        self._conduction[-1].G = self.conductance.ravel()[weight]
+        return self.conductance

@@ -1,0 +1,116 @@
+"""Random spiking convolutions, spike by spike and conductance by conductance: the learner and Brian2.
+
+Three comparisons, all on the learner's own functions: spikes of every layer at every step; conductances after several
+mini-batches of the deterministic rule; the distribution of the change that a stochastic rule makes in one mini-batch.
+"""
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from snn.command import RunOptions, beside, check_outputs, choose_device, command_line, run_command
+from snn.errors import check
+from snn.h5file import write_file
+from validation.figures import draw_networks
+from validation.network_learning import compare_distributions, compare_learning
+from validation.network_spikes import KINDS, Trial, compare_networks
+from validation.report import FALSE_ALARM, Report
+
+SCHEMA = "network/1"
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Compare spikes and learning of random small networks with Brian2; 0 leaves a part out."""
+
+    out: Path = Path("network.h5")
+    """File to write; figure beside it."""
+    quick: bool = False
+    """Fewer networks and draws, for a check in seconds."""
+    networks: int = 60
+    """Lively networks whose spikes are compared; 12 with --quick."""
+    learners: int = 20
+    """Networks that learn by the deterministic rule; 4 with --quick."""
+    batches: int = 6
+    """Mini-batches that each of them learns; 3 with --quick."""
+    rules: int = 6
+    """Networks that learn by a stochastic rule; 2 with --quick."""
+    repeats: int = 100
+    """Repetitions of one mini-batch of a stochastic rule in a block, of which as many are drawn as the test needs to
+    tell a change of gamma by 5 %; 50 with --quick."""
+    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("networks", "learners", "rules"):
+            check(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: must not be negative")
+        for name in ("batches", "repeats"):
+            check(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: must be 1 or more")
+        check(
+            self.networks + self.learners + self.rules > 0, "--networks, --learners and --rules are all 0: compare one"
+        )
+        if self.quick:
+            for name, most in (("networks", 12), ("learners", 4), ("batches", 3), ("rules", 2), ("repeats", 50)):
+                object.__setattr__(self, name, min(getattr(self, name), most))
+
+
+def run(config: NetworkConfig) -> int:
+    """The command: compare, write, draw."""
+    picture = beside(config.out, ".png") if config.options.figures else None
+    check_outputs(config.out, config.options.json, picture)
+    device = choose_device(config.options.device)
+    random = np.random.default_rng(config.options.seed)
+    report = Report("validation.network")
+    print(f"random networks, learner on {device.type}; a false alarm in {FALSE_ALARM:.1%} of all runs")
+    trials = compare_networks(config.networks, report, random, device) if config.networks else []
+    learned = compare_learning(config.learners, config.batches, report, random, device) if config.learners else None
+    distributions = compare_distributions(config.rules, config.repeats, report, random, device)
+    command = command_line("validation.network", config)
+    tree = {
+        "networks": _network_table(trials) if trials else {},
+        "deterministic": learned._asdict() | {"unit": "conductance (all networks in a row)"} if learned else {},
+        "stochastic": {
+            f"network{number}": {key: value for key, value in part._asdict().items() if key != "rule"}
+            | {"rule": asdict(part.rule), "unit": "change of the conductance (repeats, synapses)"}
+            for number, part in enumerate(distributions, 1)
+        },
+        "agrees": report.agrees,
+    }
+    write_file(config.out, SCHEMA, tree, seed=config.options.seed, command=command)
+    if picture:
+        draw_networks(trials, learned, distributions, picture)
+    return report.close(config.options.json, {}, config.out, picture)
+
+
+def _network_table(trials: list[Trial]) -> dict:
+    """One row per network that was drawn."""
+    geometries = [trial.network.layers[-1].geometry for trial in trials]
+    columns = {
+        "kind": [KINDS.index(trial.network.kind) for trial in trials],
+        "lively": [trial.lively for trial in trials],
+        "differing_spikes": [trial.differing for trial in trials],
+        "differing_spikes_float32": [trial.float32 for trial in trials],
+        "spikes": [trial.spikes for trial in trials],
+        "spikes_per_neuron": [trial.per_neuron for trial in trials],
+        "contested_share_of_steps": [trial.contested for trial in trials],
+        "ties": [trial.ties for trial in trials],
+        "threshold_met": [trial.touches for trial in trials],
+        "dt": [trial.network.encoding.dt for trial in trials],
+        "batch": [trial.network.batch for trial in trials],
+        "input_shape": [trial.network.shape for trial in trials],
+    }
+    columns |= {name: [getattr(p, name) for p in geometries] for name in asdict(geometries[0])}
+    table = {name: np.array(values) for name, values in columns.items()}
+    return table | {"kind_names": list(KINDS), "times_unit": "ms", "geometry_of": "the last layer"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m validation.network``."""
+    return run_command(NetworkConfig, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

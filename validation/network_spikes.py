@@ -1,0 +1,144 @@
+"""Spikes of random networks, all neurons at all steps: the learner and Brian2."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from snn.command import progress
+from snn.errors import UserError
+from snn.layer import simulate_layers
+from validation.brian2_network import ReferenceNetwork
+from validation.random_networks import PRESENTATION, Kind, RandomNetwork, draw_network
+from validation.report import Report
+
+# Half of the networks have inhibition without further ado.
+KINDS: tuple[Kind, ...] = ("inhibited", "exact", "free", "inhibited", "tied", "stacked")
+
+LIVELY_SPIKES = 2.0
+"""Fewest spikes per neuron of every layer in a network that counts."""
+LIVELY_CONTESTS = 0.1
+"""Smallest share of steps in which inhibition keeps a neuron that crossed threshold from firing."""
+LIVELY_EVENTS = 5
+"""Fewest ties, or potentials that meet their threshold, in a network made to show them."""
+MOST_DRAWS = 1000
+"""Most networks that are drawn to find a lively one."""
+
+
+class Trial(NamedTuple):
+    """One network whose spikes were compared."""
+
+    network: RandomNetwork
+    learner: np.ndarray
+    """Spikes of the last layer, bool (T, B, C, H, W)."""
+    brian2: np.ndarray
+    differing: int
+    """Spikes that only one side has, over all layers."""
+    spikes: int
+    """Spikes of Brian2, over all layers."""
+    per_neuron: float
+    """Of the layer with the fewest, in Brian2."""
+    contested: float
+    """Share of steps in which inhibition kept a neuron from firing."""
+    ties: int
+    """Equal potentials between which a draw decided."""
+    touches: int
+    """Times that a potential met its threshold exactly."""
+    float32: int
+    """Spikes that the learner in float32 has more or less than Brian2."""
+
+    @property
+    def lively(self) -> bool:
+        """It counts: both sides could differ."""
+        contests = not self.network.inhibition or self.contested >= LIVELY_CONTESTS
+        special = {"tied": self.ties, "exact": self.touches}.get(self.network.kind, LIVELY_EVENTS)
+        return self.per_neuron >= LIVELY_SPIKES and contests and special >= LIVELY_EVENTS
+
+
+def learner_spikes(network: RandomNetwork, pre: torch.Tensor, generator: torch.Generator) -> list[np.ndarray]:
+    """Spikes of all layers as the learner simulates them: learned layers freely, the last as configured."""
+    spikes = simulate_layers(network.layers[:-1], pre)
+    last = network.layers[-1].simulate([pre, *spikes][-1], inhibition=network.inhibition, generator=generator)
+    return [layer.cpu().numpy() for layer in (*spikes, last)]
+
+
+def compare_spikes(network: RandomNetwork, device: torch.device, seed: int) -> Trial:
+    """Present a batch to both sides."""
+    network = network.to(device)
+    pre = network.draw_spikes(torch.Generator(device).manual_seed(seed))
+
+    def ties() -> torch.Generator:
+        # Both sides draw alike between equal maps, so that what follows can be compared.
+        return torch.Generator(device).manual_seed(seed + 1)
+
+    learner = learner_spikes(network, pre, ties())
+    single = learner_spikes(network.to(torch.float32), pre, ties())
+    reference = ReferenceNetwork(
+        network.layers, network.shape, network.batch, inhibition=network.inhibition, device=device
+    )
+    brian2 = reference.present(pre.cpu().numpy(), ties())
+    return Trial(
+        network=network,
+        learner=learner[-1],
+        brian2=brian2[-1],
+        differing=sum(int((a != b).sum()) for a, b in zip(learner, brian2, strict=True)),
+        spikes=sum(int(spikes.sum()) for spikes in brian2),
+        per_neuron=min(spikes.sum() / spikes[0].size for spikes in brian2),
+        contested=reference.contested_steps / len(pre),
+        ties=reference.ties,
+        touches=reference.touches,
+        float32=sum(int((a != b).sum()) for a, b in zip(single, brian2, strict=True)),
+    )
+
+
+def draw_lively(kind: Kind, random: np.random.Generator, device: torch.device) -> list[Trial]:
+    """Trials of networks of ``kind``, up to the first lively one."""
+    trials = []
+    while len(trials) < MOST_DRAWS:
+        trials.append(compare_spikes(draw_network(kind, random), device, int(random.integers(2**31))))
+        if trials[-1].lively:
+            return trials
+    raise UserError(f"none of {MOST_DRAWS} random networks of kind {kind} is lively; give another --seed")
+
+
+def compare_networks(networks: int, report: Report, random: np.random.Generator, device: torch.device) -> list[Trial]:
+    """Draw networks until ``networks`` lively ones have been compared; those that are not lively must agree too."""
+    trials: list[Trial] = []
+    kinds = [KINDS[number % len(KINDS)] for number in range(networks)]
+    for kind in progress(kinds, "spikes", "network"):
+        trials += draw_lively(kind, random, device)
+    lively = [trial for trial in trials if trial.lively]
+    wrong = sum(trial.differing > 0 for trial in lively)
+    report.add(
+        f"spikes of all neurons at all steps over {PRESENTATION:g} ms",
+        f"{wrong} of {len(lively)} networks differ, {sum(t.differing for t in lively)} of "
+        f"{sum(t.spikes for t in lively)} spikes",
+        f"0 of at least {networks}",
+        wrong == 0 and len(lively) >= networks,
+    )
+    rejected = [trial for trial in trials if not trial.lively]
+    wrong = sum(trial.differing > 0 for trial in rejected)
+    report.add("the same of draws that are not lively enough to count", f"{wrong} of {len(rejected)}", "0", wrong == 0)
+    for what, kind, counts in (
+        ("ties decided by a draw", "tied", [trial.ties for trial in lively]),
+        ("potentials that met their threshold exactly", "exact", [trial.touches for trial in lively]),
+    ):
+        least = LIVELY_EVENTS * kinds.count(kind)
+        report.add(f"of them, {what}", str(sum(counts)), f"at least {least}", sum(counts) >= least)
+    # Where potentials are made to be equal, one that is not in float32 turns all draws that follow.
+    generic = [trial for trial in lively if trial.network.kind not in ("tied", "exact")]
+    spikes, other = sum(trial.spikes for trial in generic), sum(trial.float32 for trial in generic)
+    report.add(
+        "networks that are not made to tie or to meet thresholds, the learner in float32",
+        f"{other} of {spikes} spikes differ, in {sum(t.float32 > 0 for t in generic)} of {len(generic)} networks",
+        "1 % of the spikes",
+        other <= 0.01 * spikes,
+    )
+    inhibited = [trial for trial in lively if trial.network.inhibition]
+    mean_spikes = np.mean([trial.per_neuron for trial in lively])
+    contested = np.mean([trial.contested for trial in inhibited]) if inhibited else 0.0
+    print(
+        f"  {len(lively)} networks with {sum(t.learner[0].size for t in lively)} neurons, {mean_spikes:.1f} spikes "
+        f"each on average; inhibition decided in {contested:.0%} of the steps"
+    )
+    return trials

@@ -1,0 +1,162 @@
+"""Random small spiking convolutions and inputs, over all that a layer can be configured to."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn.encode import Encoding, encode
+from snn.layer import LayerParameters, SpikingConv2d
+from snn.neuron import LIFParameters
+from snn.stdp import STDPParameters
+from validation.exact_neuron import EXACT_DT, EXACT_NEURON, POTENTIAL_UNIT
+
+PRESENTATION = 300.0
+"""Duration of an image, in ms."""
+
+Kind = Literal["free", "inhibited", "tied", "exact", "stacked"]
+"""free: no inhibition; inhibited: with it; tied: some maps are twins, so that equal potentials compete; exact:
+potentials that meet thresholds; stacked: a free layer with lowered thresholds in front of an inhibited one."""
+
+
+@dataclass(frozen=True)
+class RandomNetwork:
+    """Layers in float64 and how images reach them."""
+
+    kind: Kind
+    layers: tuple[SpikingConv2d, ...]
+    shape: tuple[int, int, int]
+    """Of an image, (C, H, W)."""
+    batch: int
+    encoding: Encoding
+
+    @property
+    def inhibition(self) -> bool:
+        """Cross-depth inhibition in the last layer."""
+        return self.kind != "free"
+
+    def draw_spikes(self, generator: torch.Generator) -> Tensor:
+        """Spikes of a batch of random images, bool (T, B, C, H, W)."""
+        device = generator.device
+        images = torch.randint(256, (self.batch, *self.shape), generator=generator, device=device, dtype=torch.uint8)
+        return encode(images, self.encoding, generator)
+
+    def to(self, target: torch.device | torch.dtype) -> "RandomNetwork":
+        """A copy whose layers are on a device or of another precision."""
+        names = ("conductance", "gain", "v_threshold")
+        layers = (
+            layer.with_values(**{name: getattr(layer, name).to(target) for name in names}) for layer in self.layers
+        )
+        return replace(self, layers=tuple(layers))
+
+
+def draw_network(kind: Kind, random: np.random.Generator, batch: int | None = None) -> RandomNetwork:
+    """A random network of ``kind``; ``batch``: images at a time (None: 1 to 3)."""
+    dt = EXACT_DT if kind == "exact" else float(random.choice([1.0, 1.25, 1.5, 2.0, 2.5, 3.0]))
+    low = random.uniform(10, 30)
+    encoding = Encoding(low, low + random.uniform(10, 40), PRESENTATION, dt, str(random.choice(["regular", "poisson"])))
+    shape = (int(random.integers(1, 4)), int(random.integers(4, 9)), int(random.integers(4, 9)))
+    rate = (encoding.f_min + encoding.f_max) / 2
+    layers = []
+    below = shape
+    for number in range(2 if kind == "stacked" else 1):
+        free = kind == "free" or (kind == "stacked" and number == 0)
+        geometry = _draw_geometry(random, below, dt, least_maps=1 if free else 2)
+        spikes = random.uniform(4, 7) if free else random.uniform(3, 5)
+        layer = _draw_layer(kind, random, geometry, below, dt, rate, spikes, lowered=kind == "stacked" and free)
+        layers.append(layer)
+        height, width = ((n + 2 * geometry.padding - geometry.kernel_size) // geometry.stride + 1 for n in below[1:])
+        below, rate = (geometry.maps, height, width), spikes * 1000 / PRESENTATION
+    return RandomNetwork(kind, tuple(layers), shape, batch or int(random.integers(1, 4)), encoding)
+
+
+def _draw_geometry(
+    random: np.random.Generator, shape: tuple[int, int, int], dt: float, least_maps: int
+) -> LayerParameters:
+    kernel = int(random.integers(1, min(4, *shape[1:]) + 1))
+    return LayerParameters(
+        maps=int(random.integers(least_maps, 6)),
+        kernel_size=kernel,
+        stride=int(random.integers(1, min(3, kernel) + 1)),
+        padding=int(random.integers(0, kernel)),
+        pulse_width=dt * int(random.integers(math.ceil(5 / dt), math.floor(20 / dt) + 1)),
+        inhibition_time=dt * int(random.integers(0, math.floor(15 / dt) + 1)),
+    )
+
+
+def _draw_layer(
+    kind: Kind,
+    random: np.random.Generator,
+    p: LayerParameters,
+    shape: tuple[int, int, int],
+    dt: float,
+    rate: float,
+    spikes: float,
+    lowered: bool,
+) -> SpikingConv2d:
+    """Conductances, and gains that should make a neuron fire ``spikes`` times at the presynaptic ``rate`` in Hz."""
+    maps, size = p.maps, (p.maps, shape[0], p.kernel_size, p.kernel_size)
+    if kind == "exact":
+        lif = EXACT_NEURON
+        conductance = random.integers(1, 5, size) / 4
+        threshold = random.choice([-24.0, -25.0, -26.0]) * POTENTIAL_UNIT * np.ones(maps)
+    else:
+        lif = LIFParameters(v_reset=random.uniform(-79, -71), v_init=random.uniform(-74, -66))
+        # Maps that are alike cross their thresholds together: inhibition then has something to decide.
+        alike = random.uniform(0.0, 0.9)
+        conductance = alike * random.uniform(0.1, 0.9, size[1:]) + (1 - alike) * random.uniform(0.1, 0.9, size)
+        threshold = random.uniform(-67, -63, maps) if lowered else random.uniform(-60, -58, maps)
+    # Without inhibition every neuron fires for itself; with it, one after another of a place's maps.
+    together = maps if kind != "free" and not lowered else 1
+    interval = PRESENTATION / (spikes * together)
+    depolarisation = threshold.mean() - lif.v_leak
+    depolarisation += (threshold.mean() - lif.v_reset) / math.expm1(interval / lif.tau_mem)
+    open_share = -math.expm1(-rate * p.pulse_width / 1000)
+    current = shape[0] * p.kernel_size**2 * conductance.mean() * open_share
+    gain = depolarisation / lif.millivolts_per_current / current * np.ones(maps)
+    if kind == "exact":
+        gain = 2.0 ** np.round(np.log2(gain))
+    elif kind == "tied":
+        # Sums of multiples of 1/64 are exact in any order, so twins have equal potentials to the last bit.
+        conductance = np.round(conductance * 64) / 64
+        twins = random.permutation(maps)[: int(random.integers(2, maps + 1))]
+        conductance[twins], threshold[twins] = conductance[twins[0]], threshold[twins[0]]
+    else:
+        gain *= random.uniform(0.97, 1.03, maps)
+    return SpikingConv2d(
+        conductance=torch.from_numpy(conductance),
+        gain=torch.from_numpy(gain),
+        v_threshold=torch.from_numpy(threshold),
+        geometry=p,
+        lif=lif,
+        dt=dt,
+    )
+
+
+def draw_rule(random: np.random.Generator, rule: str, pairing: str, dt: float) -> STDPParameters:
+    """A random learning rule with all constants different."""
+    # The deterministic rule depresses wherever it does not potentiate: a longer window keeps the balance.
+    window = random.uniform(20, 50) if rule == "deterministic" else random.uniform(10, 25)
+    return STDPParameters(
+        rule=rule,
+        pairing=pairing,
+        alpha_p=random.uniform(0.003, 0.006),
+        alpha_d=random.uniform(0.006, 0.010),
+        beta_p=random.uniform(0.5, 2.0),
+        beta_d=random.uniform(0.5, 2.0),
+        gamma_p=random.uniform(0.6, 0.9),
+        gamma_d=random.uniform(0.4, 0.7),
+        phi_p=random.uniform(0.5, 0.9),
+        phi_d=random.uniform(0.3, 0.7),
+        tau_p=random.uniform(8, 20),
+        tau_d=random.uniform(30, 50),
+        # A whole number of steps: the end of the window itself is met.
+        ltp_window=dt * round(window / dt),
+        ltd_delay=random.uniform(30, 60),
+        g_min=random.choice([0.0, 0.05]),
+        g_max=random.choice([1.0, 1.2]),
+        n_cap=int(random.integers(10, 60)),
+    )
