@@ -5,11 +5,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 RUNS := runs/demo
 
-.PHONY: help demo test lint format install clean
+.PHONY: help demo test validate lint format install clean
 
 help:
 	@echo "make demo     learn, convert, train and evaluate on bundled digits (results in $(RUNS))"
 	@echo "make test     run the test suite"
+	@echo "make validate compare neuron, rule and network with Brian2 at full size (results in runs/validation)"
 	@echo "make lint     check style (ruff)"
 	@echo "make format   apply the project's formatting (ruff)"
 	@echo "make install  make or update the environment in $(VENV)"
@@ -50,6 +51,12 @@ demo: install
 test: install
 	@echo "Running the tests"
 	@$(PY) -m pytest
+
+validate: install
+	@mkdir -p runs/validation
+	@$(PY) -m validation.freq_response --out runs/validation/freq_response.h5
+	@$(PY) -m validation.stdp_window --out runs/validation/stdp_window.h5
+	@$(PY) -m validation.network --out runs/validation/network.h5
 
 lint: install
 	@$(PY) -m ruff check .

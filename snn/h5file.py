@@ -191,7 +191,7 @@ def _git_commit() -> str:
 
 def _versions() -> dict[str, str]:
     versions = {}
-    for package in ("safe-dnn", "torch", "torchvision", "norse", "lightning", "numpy", "h5py"):
+    for package in ("safe-dnn", "torch", "torchvision", "norse", "lightning", "numpy", "h5py", "brian2"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -7,7 +7,7 @@ import torch
 from snn.errors import UserError
 from snn.layer import LayerParameters, SpikingConv2d
 from snn.neuron import LIFParameters, integrate, norse_parameters
-from validation.brian2_model import lif_spikes
+from validation.brian2_neuron import lif_spikes
 
 
 def simulate(currents: np.ndarray, thresholds: np.ndarray, p: LIFParameters, dt: float) -> np.ndarray:

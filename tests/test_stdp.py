@@ -155,6 +155,24 @@ def test_update_averages_caps_and_clips():
     assert update(conductance, counts, p).flatten().tolist() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("dt", "steps"), [(0.1, 150), (0.3, 50), (0.6, 25), (2.5, 6)])
+def test_the_window_includes_its_end_whatever_the_rounding_of_the_time_step(dt, steps):
+    # 50 steps of 0.3 ms are 15.000001 ms in float32.
+    pre = torch.zeros(steps + 3, 1, 1, 1, 2, dtype=torch.bool)
+    pre[0, 0, 0, 0, 0] = pre[1, 0, 0, 0, 1] = True
+    post = torch.zeros_like(pre)
+    post[steps + 1] = True
+    certain = STDPParameters(rule="deterministic")
+    counts = count_events(pre, post, torch.zeros(1, 1, 1, 2), 1, 1, 0, dt, certain, torch.Generator())
+    assert [total.item() for total in counts] == [2, 1, 1]
+
+
+def test_presentations_too_long_for_the_spike_times_are_refused():
+    spikes = torch.zeros(2**14, 1, 1, 1, 1, dtype=torch.bool)
+    with pytest.raises(UserError, match="fewer than 16384"):
+        count_events(spikes, spikes, torch.zeros(1, 1, 1, 1), 1, 1, 0, 0.1, FD, torch.Generator())
+
+
 @pytest.mark.parametrize("wrong", [{"gamma_p": 1.2}, {"tau_d": 0.0}, {"g_min": 1.0}, {"n_cap": 0}, {"phi_p": -0.1}])
 def test_impossible_rules_are_refused(wrong):
     with pytest.raises(UserError):

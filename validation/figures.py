@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from validation.network_spikes import Trial
     from validation.stdp_window import Realised, WindowConfig
 
-KIND_COLORS = {"free": 0, "inhibited": 1, "tied": 2, "exact": 4, "stacked": 5}
+KIND_COLORS = {"free": "C0", "inhibited": "C1", "tied": "C2", "exact": "C4", "stacked": "C5"}
 
 
 def draw_response(

@@ -120,23 +120,19 @@ class Distribution(NamedTuple):
     """Brian2 with gamma_d reduced to :data:`GAMMA_CHANGE`."""
 
 
-def standardised(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both samples (repeats, synapses) in each synapse's own standard deviations from its mean, over both together.
+def same_distribution_p(first: np.ndarray, second: np.ndarray) -> float:
+    """p value of the two-sample Kolmogorov-Smirnov test on changes (repeats, synapses) of two samples.
 
-    Both sides are treated alike, so equal distributions stay equal. Synapses that never change in either are left out.
+    Changes are first expressed in each synapse's standard deviations from its mean, over both samples together: both
+    are treated alike, so equal distributions stay equal. Synapses that never vary are left out.
     """
     together = np.concatenate([first, second])
     mean, deviation = together.mean(0), together.std(0)
     vary = deviation > 1e-12
-    return tuple(((sample - mean) / np.where(vary, deviation, 1.0))[:, vary].ravel() for sample in (first, second))
-
-
-def same_distribution_p(first: np.ndarray, second: np.ndarray) -> float:
-    """p value of the two-sample Kolmogorov-Smirnov test on standardised changes; 0 if constant ones differ."""
-    constant = np.concatenate([first, second]).std(0) <= 1e-12
-    if not np.allclose(first.mean(0)[constant], second.mean(0)[constant], rtol=0, atol=1e-12):
-        return 0.0
-    return float(stats.ks_2samp(*standardised(first, second), method="asymp").pvalue)
+    if not vary.any():
+        return 1.0
+    scaled = (((sample - mean)[:, vary] / deviation[vary]).ravel() for sample in (first, second))
+    return float(stats.ks_2samp(*scaled, method="asymp").pvalue)
 
 
 def compare_distributions(

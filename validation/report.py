@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm import tqdm
+
 from snn.command import write_json
 
 FALSE_ALARM = 1e-3
@@ -20,7 +22,8 @@ class Report:
         """Print and keep one comparison; ``measured`` and ``allowed`` are figures with their units."""
         row = {"comparison": comparison, "measured": measured, "allowed": allowed, "agrees": bool(agrees)}
         self.rows.append(row)
-        print(f"  {'agrees' if agrees else 'DIFFERS':8}{comparison}: {measured} (allowed: {allowed})", flush=True)
+        # A progress bar may be on the screen.
+        tqdm.write(f"  {'agrees' if agrees else 'DIFFERS':8}{comparison}: {measured} (allowed: {allowed})")
 
     @property
     def agrees(self) -> bool:

@@ -1,0 +1,273 @@
+"""The three comparisons with Brian2: they agree, and they notice when the learner is wrong."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import snn.layer
+import snn.stdp
+from snn.layer import LayerParameters, SheetState
+from snn.stdp import STDPParameters
+from validation.brian2_network import connections, most_waiting
+from validation.equations import euler_interval, magnitudes, probabilities
+from validation.freq_response import flat_regions
+from validation.freq_response import main as freq_response
+from validation.network import main as network
+from validation.network_learning import same_distribution_p
+from validation.significance import binomial_band, binomial_p, same_rate_p, total_p
+from validation.stdp_window import main as stdp_window
+
+COMMANDS = ("freq_response", "stdp_window", "network")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_agrees(name, tmp_path):
+    command = [sys.executable, "-m", f"validation.{name}", "--quick", "--json", "figures.json"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[-2].startswith(f"validation.{name}: agree")
+    assert lines[-1] == f"wrote {name}.h5, {name}.png, figures.json"
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["verdict"] == "agree"
+    assert all(row["agrees"] and row["measured"] and row["allowed"] for row in figures["comparisons"])
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    with h5py.File(tmp_path / f"{name}.h5") as file:
+        assert file.attrs["schema"] == f"{name}/1"
+        assert file.attrs["command"].startswith(f"python -m validation.{name} --quick")
+        if name == "freq_response":
+            assert np.array_equal(file["norse"], file["brian2"])
+            assert len(figures["flat_regions"]) == len(file["flat_regions"]) >= 4 * 18
+
+
+def swapped_time(function):
+    """An STDP probability that is given t_pre - t_post."""
+    return lambda dt, fn, p: function(-dt, fn, p)
+
+
+def without_phi(function):
+    return lambda dt, fn, p: function(dt, fn, replace(p, phi_p=0.0, phi_d=0.0))
+
+
+def swapped_magnitudes(conductance, p, magnitude=snn.stdp.magnitude):
+    return magnitude(conductance, replace(p, alpha_p=p.alpha_d, alpha_d=p.alpha_p))
+
+
+def reset_too_high(p, v_threshold, norse_parameters=snn.layer.norse_parameters):
+    return norse_parameters(replace(p, v_reset=p.v_reset + 1.0), v_threshold)
+
+
+def one_step_late(spikes, steps, hold=snn.layer.hold):
+    late = torch.zeros_like(spikes)
+    late[1:] = spikes[:-1]
+    return hold(late, steps)
+
+
+def fires_at_threshold(depolarisation, v, p, dt, integrate=snn.layer.integrate):
+    _, v = integrate(depolarisation, v, p, dt)
+    return v >= p.v_th, v
+
+
+def leaking_inhibition(depolarisation, state, p, dt, blocked, generator, step=snn.layer.inhibited_step):
+    """Maps at the place to the right of a spike are reset, too."""
+    fired, after = step(depolarisation, state, p, dt, blocked, generator)
+    beside = torch.zeros_like(fired[:, :1])
+    beside[..., 1:] = fired.any(1, keepdim=True)[..., :-1]
+    v = torch.where(beside & ~fired, p.v_reset, after.v)
+    return fired, SheetState(v, after.blocked)
+
+
+FAULTS = {
+    "sign of dt swapped": [
+        ("snn.stdp.ltp_probability", swapped_time(snn.stdp.ltp_probability)),
+        ("snn.stdp.ltd_probability", swapped_time(snn.stdp.ltd_probability)),
+    ],
+    "alpha_p and alpha_d swapped": [("snn.stdp.magnitude", swapped_magnitudes)],
+    "phi ignored": [
+        ("snn.stdp.ltp_probability", without_phi(snn.stdp.ltp_probability)),
+        ("snn.stdp.ltd_probability", without_phi(snn.stdp.ltd_probability)),
+    ],
+    "reset off by 1 mV": [("snn.layer.norse_parameters", reset_too_high)],
+    "inhibition leaks to the neighbouring place": [("snn.layer.inhibited_step", leaking_inhibition)],
+    "spike used one step late": [("snn.layer.hold", one_step_late)],
+    "fires at v = v_threshold": [("snn.layer.integrate", fires_at_threshold)],
+}
+SPIKES = [network, "--networks", "2", "--learners", "0", "--rules", "0"]
+LEARNING = [network, "--networks", "0", "--learners", "2", "--rules", "0"]
+DRAWS = [network, "--networks", "0", "--learners", "0", "--rules", "1"]
+WINDOW = [stdp_window, "--draws", "1000"]
+RESPONSE = [freq_response, "--drives", "32", "--durations", "300"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "command"),
+    [
+        ("sign of dt swapped", WINDOW),
+        ("sign of dt swapped", LEARNING),
+        ("alpha_p and alpha_d swapped", WINDOW),
+        ("alpha_p and alpha_d swapped", LEARNING),
+        ("phi ignored", WINDOW),
+        ("phi ignored", DRAWS),
+        ("reset off by 1 mV", RESPONSE),
+        ("reset off by 1 mV", SPIKES),
+        ("inhibition leaks to the neighbouring place", SPIKES),
+        ("spike used one step late", RESPONSE),
+        ("spike used one step late", SPIKES),
+        ("fires at v = v_threshold", RESPONSE),
+        ("fires at v = v_threshold", SPIKES),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0].__module__,
+)
+def test_the_command_notices(fault, command, tmp_path, monkeypatch, capsys):
+    for name, wrong in FAULTS[fault]:
+        monkeypatch.setattr(name, wrong)
+    main, *options = command
+    arguments = ["--quick", "--no-figures", "--out", str(tmp_path / "out.h5"), *options]
+    assert main(arguments) == 1
+    shown = capsys.readouterr().out
+    assert "DIFFERS" in shown
+    assert "DISAGREE" in shown
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert not file.attrs["agrees"]
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "words"),
+    [
+        (freq_response, ["--thresholds", "-70"], "threshold -70.0 mV lies below rest, -68.45 mV"),
+        (freq_response, ["--durations", "301"], "expected multiples of dt = 2.5 ms"),
+        (stdp_window, ["--draws", "10"], "--draws 10: expected 1000 or more"),
+        (stdp_window, ["--longest-lag", "1000"], "shorten the window"),
+        (network, ["--networks", "-1"], "--networks -1"),
+        (network, ["--networks", "0", "--learners", "0", "--rules", "0"], "compare one"),
+        (network, ["--out", "no/such/folder/x.h5"], "create it first"),
+    ],
+)
+def test_wrong_input_ends_with_one_line(command, wrong, words, capsys):
+    assert command(["--quick", *wrong]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert words in error
+
+
+def test_without_brian2_one_line_says_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.modules['brian2'] = None\n"
+        "from validation.network import main\n"
+        f"sys.exit(main(['--quick', '--out', {str(tmp_path / 'x.h5')!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "pip install -e '.[validation]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_flat_regions_of_a_staircase():
+    rates = np.arange(1.0, 13.0)
+    response = np.array([0, 0, 5, 5, 5, 10, 5, 15, 15, 20, 20, 20.0])
+    found = flat_regions(rates, response, merge_rate=11.0)
+    # Not: silence, runs of one rate, and the one that reaches the merging rate.
+    assert found == [(3.0, 5.0, 5.0), (8.0, 9.0, 15.0)]
+    assert flat_regions(rates, response, merge_rate=9.0) == [(3.0, 5.0, 5.0)]
+    assert flat_regions(rates, np.full(12, 5.0), merge_rate=20.0) == []
+
+
+def test_euler_interval_counts_steps():
+    p = snn.layer.LIFParameters()
+    for current, threshold, dt in ((12.0, -60.2, 2.5), (40.0, -67.0, 1.0), (2.61, -60.2, 2.5)):
+        v, steps = p.v_reset, 0
+        while v <= threshold:
+            v += dt * p.membrane_time_scale * (p.a + p.b * v + p.c * current)
+            steps += 1
+        assert euler_interval(np.array(current), np.array(threshold), p, dt) == steps
+    assert euler_interval(np.array(2.59), np.array(-60.2), p, 2.5) == np.inf
+
+
+def test_equations_at_hand_made_values():
+    p = STDPParameters(ltd_delay=100.0, beta_p=2.0, beta_d=3.0, g_min=0.5, g_max=2.5)
+    up, down = magnitudes(np.array([1.0]), p)
+    assert up[0] == pytest.approx(0.005 * np.exp(-0.5))
+    assert down[0] == pytest.approx(0.01 * np.exp(-2.25))
+    ltp, ltd = probabilities(np.array([0.0, 15.0, 17.5, 60.0, np.inf]), 0.5, p)
+    assert ltp == pytest.approx([0.7, 0.7 * np.exp(-15 / 13), 0, 0, 0])
+    assert ltd == pytest.approx([0, 0, 0.6 * np.exp(-82.5 / 52), 0.6 * np.exp(-40 / 52), 0.6])
+    ltp, ltd = probabilities(np.array([-40.0, -np.inf, 5.0]), 0.0, replace(p, pairing="two-sided", rule="stochastic"))
+    assert ltp == pytest.approx([0, 0, 0.7 * np.exp(-0.5)])
+    assert ltd == pytest.approx([0.6 * np.exp(-1), 0, 0])
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (2, 2, 0), (4, 3, 2)])
+def test_connections_are_those_of_a_convolution(kernel, stride, padding):
+    shape, p = (2, 6, 5), LayerParameters(3, kernel, stride, padding)
+    weights = torch.rand(3, 2, kernel, kernel, dtype=torch.float64)
+    image = torch.rand(1, *shape, dtype=torch.float64)
+    pre, post, weight, out = connections(shape, p)
+    found = np.bincount(post, weights.flatten().numpy()[weight] * image.flatten().numpy()[pre], np.prod(out))
+    expected = torch.nn.functional.conv2d(image, weights, stride=stride, padding=padding)[0]
+    assert out == expected.shape
+    assert found == pytest.approx(expected.flatten().numpy())
+
+
+def test_most_waiting_spikes():
+    pre, post = np.zeros((2, 8, 1, 1, 1, 2), dtype=bool)
+    pre[[0, 3, 6], 0, 0, 0, 0] = True
+    post[[1, 2, 3, 4, 5, 7], 0, 0, 0, 0] = True
+    post[:, 0, 0, 0, 1] = True  # never met by a presynaptic spike
+    # Those of steps 3, 4 and 5 wait for step 6: one at the step of a presynaptic spike waits for the next.
+    assert most_waiting(pre, post, LayerParameters(1, 1, 1, 0)) == 3
+
+
+def test_binomial_tests_know_their_distribution():
+    counts, draws = np.array([0, 3, 7, 10]), 10
+    expected = [stats.binomtest(int(count), draws, 0.5).pvalue for count in counts]
+    assert binomial_p(counts, draws, np.full(4, 0.5)) == pytest.approx(expected)
+    assert binomial_p(np.array([0, 1, 10, 9]), draws, np.array([0.0, 0.0, 1.0, 1.0])).tolist() == [1, 0, 1, 0]
+    fisher = stats.fisher_exact([[2, 8], [9, 1]]).pvalue
+    assert same_rate_p(np.array([2]), np.array([9]), draws)[0] == pytest.approx(fisher)
+    low, high = binomial_band(1000, np.array([0.3]), 1e-3)
+    inside = stats.binom.cdf(1000 * high, 1000, 0.3) - stats.binom.cdf(1000 * low - 1, 1000, 0.3)
+    assert 0.999 <= inside[0] < 0.9993
+
+
+def test_the_total_sees_what_no_single_point_shows():
+    random, draws = np.random.default_rng(0), 10_000
+    probability = np.linspace(0.1, 0.8, 400)
+    fair, weaker = random.binomial(draws, probability), random.binomial(draws, 0.99 * probability)
+    assert total_p(fair, draws, probability) > 1e-3
+    assert binomial_p(weaker, draws, probability).min() > 1e-6
+    assert total_p(weaker, draws, probability) < 1e-12
+
+
+def test_distributions_that_agree_and_that_do_not():
+    random = np.random.default_rng(0)
+    scale = np.array([0.1, 1.0, 20.0])
+    first, second, shifted = (random.normal(size=(500, 3)) * scale for _ in range(3))
+    assert same_distribution_p(first, second) > 1e-3
+    assert same_distribution_p(first, shifted + 0.3 * scale) < 1e-6
+    assert same_distribution_p(first, 1.5 * second) < 1e-6
+    constant = np.ones((500, 1))
+    alike = same_distribution_p(first, second)
+    assert same_distribution_p(np.hstack([first, constant]), np.hstack([second, constant])) == alike
+    assert same_distribution_p(np.hstack([first, constant]), np.hstack([second, 1.1 * constant])) < 1e-6
+    assert same_distribution_p(constant, constant) == 1
+
+
+def test_documentation_lists_every_constant_with_its_default():
+    page = (Path(__file__).parent.parent / "docs" / "validation.md").read_text()
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")
+    ]
+    listed = {row[0]: row[1] for row in rows}
+    for kind in (snn.layer.LIFParameters, STDPParameters, LayerParameters, snn.encode.Encoding):
+        for name, field in kind.__dataclass_fields__.items():
+            if name != "maps":
+                assert listed[name] == str(field.default), name
+    assert all(row[-1] for row in rows)
