@@ -19,6 +19,14 @@ def euler_interval(current: np.ndarray, v_threshold: np.ndarray, p: LIFParameter
     return np.where(v_inf > v_threshold, np.floor(steps) + 1, np.inf)
 
 
+def interval(current: np.ndarray, v_threshold: np.ndarray, p: LIFParameters) -> np.ndarray:
+    """Closed-form inter-spike interval of Eq. 1 at constant current, in ms; ``inf`` where the neuron stays silent."""
+    v_inf = (p.a + p.c * np.asarray(current, dtype=np.float64)) / -p.b
+    with np.errstate(divide="ignore", invalid="ignore"):
+        time = np.log((v_inf - p.v_reset) / (v_inf - v_threshold)) / (p.membrane_time_scale * -p.b)
+    return np.where(v_inf > v_threshold, time, np.inf)
+
+
 def normalised_rate(rate: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """fn of Eq. 5 from rates in Hz."""
     f_min, f_max = limits

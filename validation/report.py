@@ -1,5 +1,6 @@
 """The verdict of a comparison: what was measured, what was allowed, and the exit status."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +23,12 @@ class Report:
         """Print and keep one comparison; ``measured`` and ``allowed`` are figures with their units."""
         row = {"comparison": comparison, "measured": measured, "allowed": allowed, "agrees": bool(agrees)}
         self.rows.append(row)
-        # A progress bar may be on the screen.
-        tqdm.write(f"  {'agrees' if agrees else 'DIFFERS':8}{comparison}: {measured} (allowed: {allowed})")
+        line = f"  {'agrees' if agrees else 'DIFFERS':8}{comparison}: {measured} (allowed: {allowed})"
+        # On a terminal a progress bar may stand where the line goes.
+        if sys.stderr.isatty():
+            tqdm.write(line)
+        else:
+            print(line, flush=True)
 
     @property
     def agrees(self) -> bool:

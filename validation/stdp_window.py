@@ -61,7 +61,8 @@ class WindowConfig:
             f"dt from {-self.longest_wait} to {self.longest_lag} ms with {spikes} spikes a train needs {needed:g} ms: "
             f"raise --encoding.presentation, {self.encoding.presentation} ms, or shorten the window",
         )
-        check(whole_steps(self.stdp.ltp_window, self.encoding.dt) >= 1, "--stdp.ltp-window: expected a multiple of dt")
+        window, dt = self.stdp.ltp_window, self.encoding.dt
+        check(whole_steps(window, dt) >= 1, f"--stdp.ltp-window {window} ms: give a multiple of dt = {dt} ms")
 
     def lags(self) -> np.ndarray:
         """dt of Eq. 5 in steps, int64: fine around the LTP window, coarse beyond; both ends of the window."""
@@ -74,17 +75,17 @@ class WindowConfig:
         return np.unique(np.rint(np.concatenate([-behind, ahead])).astype(int))
 
     def spike_numbers(self) -> np.ndarray:
-        """Presynaptic spikes in a presentation: at both limits of f, half way, and with the full grid beyond them."""
+        """Presynaptic spikes in a presentation: beyond both limits of f, half way, and in the full grid more."""
         p = self.encoding
         low, high = p.f_min * p.presentation / 1000, p.f_max * p.presentation / 1000
-        numbers = [low, (low + high) / 2, high]
+        numbers = [low / 3, (low + high) / 2, high * 1.2]
         if not self.quick:
-            numbers += [low / 3, low + (high - low) / 4, high * 1.2]
+            numbers += [low, low + (high - low) / 4, high]
         return np.unique(np.rint(numbers).clip(1).astype(int))
 
     def conductances(self) -> np.ndarray:
-        """Conductances across their range, both ends included in the full grid."""
-        shares = np.array([0.2, 0.7]) if self.quick else np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+        """Conductances across their range, both ends included."""
+        shares = np.array([0.0, 0.4, 1.0]) if self.quick else np.array([0.0, 0.25, 0.5, 0.75, 1.0])
         return self.stdp.g_min + shares * (self.stdp.g_max - self.stdp.g_min)
 
     def rules(self) -> list[STDPParameters]:
@@ -133,8 +134,7 @@ def learner_draws(config: WindowConfig, p: STDPParameters, generator: torch.Gene
         pre = pattern[:, None, :, None, None].expand(-1, 1, lags, 1, config.draws)
         post = torch.zeros(len(pre), 1, maps, 1, config.draws, dtype=torch.bool, device=device)
         post[step] = True
-        limits = (config.encoding.f_min, config.encoding.f_max)
-        fn = normalised_rates(pre, config.encoding.presentation, limits)
+        fn = normalised_rates(pre, config.encoding.presentation, _limits(config))
         counts = count_events(pre, post, fn, 1, 1, 0, config.encoding.dt, p, generator)
         before = conductance.reshape(-1, 1, 1, 1).expand(maps, lags, 1, 1)
         # A cap of one event makes the change of the batch the mean change per event.
@@ -144,10 +144,10 @@ def learner_draws(config: WindowConfig, p: STDPParameters, generator: torch.Gene
     return Realised(*(np.stack(column, axis=1) for column in zip(*parts, strict=True)))
 
 
-def brian2_draws(config: WindowConfig, p: STDPParameters, seed: int) -> Realised:
-    """The same from Brian2 synapses, each with its own conductance."""
+def brian2_draws(config: WindowConfig, p: STDPParameters, seed: tuple[int, int]) -> Realised:
+    """The same from Brian2 synapses."""
     b2 = load_brian2()
-    b2.seed(seed)
+    b2.seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     spikes, step = trains(config)
     steps, rates, lags = spikes.shape
     dt = config.encoding.dt
@@ -165,12 +165,12 @@ def brian2_draws(config: WindowConfig, p: STDPParameters, seed: int) -> Realised
         network = b2.Network(pre, post, synapses)
         network.schedule = ["start", "inputs", "arrivals", "groups", "thresholds", "synapses", "resets", "end"]
         network.run(steps * dt * b2.ms, namespace={})
-        values = (synapses.G, synapses.trials, synapses.change, synapses.potentiations, synapses.depressions)
-        before, trials, change, potentiations, depressions = map(np.asarray, values)
-        after = mini_batch_update(before, trials, change, p)
-        values = (potentiations, depressions, after - conductance)
-        sums = [value.reshape(rates, lags, config.draws).sum(-1) for value in values]
-        parts.append([sums[0], sums[1], sums[2] / config.draws])
+        names = ("potentiations", "depressions", "change", "trials")
+        ltp, ltd, change, trials = (
+            np.asarray(getattr(synapses, name)).reshape(rates, lags, config.draws).sum(-1) for name in names
+        )
+        after = mini_batch_update(conductance, trials, change, replace(p, n_cap=1))
+        parts.append([ltp, ltd, after - conductance])
     return Realised(*(np.stack(column) for column in zip(*parts, strict=True)))
 
 
@@ -194,27 +194,28 @@ def expected(config: WindowConfig, p: STDPParameters) -> Realised:
     return Realised(np.broadcast_to(ltp, shape), np.broadcast_to(ltd, shape), after - conductance)
 
 
-def pointwise_level(config: WindowConfig) -> float:
-    """Level of each single test at one point: half of the false alarms are spread evenly over all points."""
-    points = sum(((e.ltp > 0) & (e.ltp < 1)).sum() + ((e.ltd > 0) & (e.ltd < 1)).sum() for e in _all_expected(config))
-    return FALSE_ALARM / 2 / max(1, 3 * points)
+class Levels(NamedTuple):
+    """Levels of the single tests, which together give a false alarm with probability ``FALSE_ALARM``."""
 
+    point: float
+    """Of each test at one point: half of the false alarms, over all points."""
+    total: float
+    """Of each test of a total: the other half, over all totals."""
 
-def total_level(config: WindowConfig) -> float:
-    """Level of each test of a total: the other half of the false alarms, over all totals."""
-    return FALSE_ALARM / 2 / (4 * len(config.rules()))
-
-
-def _all_expected(config: WindowConfig) -> list[Realised]:
-    return [expected(config, p) for p in config.rules()]
+    @classmethod
+    def of(cls, config: WindowConfig) -> "Levels":
+        """Of the grid: three tests at each point whose probability is neither 0 nor 1, four totals for each rule."""
+        truths = [expected(config, p) for p in config.rules()]
+        points = sum(int(((share > 0) & (share < 1)).sum()) for truth in truths for share in (truth.ltp, truth.ltd))
+        return cls(FALSE_ALARM / 2 / max(1, 3 * points), FALSE_ALARM / 2 / (4 * len(truths)))
 
 
 def compare_rule(
-    config: WindowConfig, p: STDPParameters, report: Report, learner: Realised, brian2: Realised
+    config: WindowConfig, p: STDPParameters, levels: Levels, report: Report, learner: Realised, brian2: Realised
 ) -> Realised:
     """Compare what learner and Brian2 realised with the equations and with each other."""
     truth, name = expected(config, p), f"{p.rule}, {p.pairing}"
-    draws, level, level_total = config.draws, pointwise_level(config), total_level(config)
+    draws, level, level_total = config.draws, levels.point, levels.total
     for who, found in (("learner", learner), ("Brian2", brian2)):
         p_values = [binomial_p(getattr(found, kind), draws, getattr(truth, kind)) for kind in ("ltp", "ltd")]
         smallest = min(values.min() for values in p_values)
@@ -234,13 +235,14 @@ def compare_rule(
         f"at least {level:.1g}, Fisher's exact test",
         both >= level,
     )
-    _compare_changes(config, p, report, learner, brian2, truth, name)
+    _compare_changes(config, p, level, report, learner, brian2, truth, name)
     return truth
 
 
 def _compare_changes(
     config: WindowConfig,
     p: STDPParameters,
+    level: float,
     report: Report,
     learner: Realised,
     brian2: Realised,
@@ -266,7 +268,7 @@ def _compare_changes(
         width = 1e-10 * step
         for kind, size in (("ltp", up), ("ltd", down)):
             probability = getattr(truth, kind)
-            low, high = binomial_band(config.draws, probability, pointwise_level(config))
+            low, high = binomial_band(config.draws, probability, level)
             width = width + np.maximum(high - probability, probability - low) * size
         used = max(used, (np.abs(found.change - truth.change) / width).max())
     report.add(
@@ -296,11 +298,11 @@ def run(config: WindowConfig) -> int:
         f"{len(lags)} dt x {len(numbers)} rates x {len(conductances)} conductances, {config.draws} draws each, "
         f"learner on {device.type}; a false alarm in {FALSE_ALARM:.1%} of all runs"
     )
-    results = {}
+    results, levels = {}, Levels.of(config)
     for number, p in enumerate(progress(config.rules(), "rules", "rule")):
         learner = learner_draws(config, p, generator)
-        brian2 = brian2_draws(config, p, config.options.seed * len(config.rules()) + number)
-        truth = compare_rule(config, p, report, learner, brian2)
+        brian2 = brian2_draws(config, p, (config.options.seed, number))
+        truth = compare_rule(config, p, levels, report, learner, brian2)
         results[p.rule, p.pairing] = (learner, brian2, truth)
     tree = {
         "lags": lags * config.encoding.dt,
@@ -320,7 +322,7 @@ def run(config: WindowConfig) -> int:
     command = command_line("validation.stdp_window", config)
     write_file(config.out, SCHEMA, tree, seed=config.options.seed, command=command)
     if picture:
-        draw_window(config, results, pointwise_level(config), picture)
+        draw_window(config, results, levels.point, picture)
     return report.close(config.options.json, {}, config.out, picture)
 
 
