@@ -85,7 +85,19 @@ def leaking_inhibition(depolarisation, state, p, dt, blocked, generator, step=sn
     return fired, SheetState(v, after.blocked)
 
 
+def rates_of_other_pixels(pre, post, fn, *rest, count_events=snn.stdp.count_events):
+    return count_events(pre, post, fn.flip(-1), *rest)
+
+
+def one_draw_for_all_synapses(*size, rand=torch.rand, **options):
+    """Each synapse has the right probability, but those of one event share their draw."""
+    shape = torch.Size(size[0]) if len(size) == 1 and not isinstance(size[0], int) else torch.Size(size)
+    return rand((*shape[:-1], 1), **options).expand(shape)
+
+
 FAULTS = {
+    "rates of other pixels": [("snn.learn.count_events", rates_of_other_pixels)],
+    "one draw for all synapses": [("torch.rand", one_draw_for_all_synapses)],
     "sign of dt swapped": [
         ("snn.stdp.ltp_probability", swapped_time(snn.stdp.ltp_probability)),
         ("snn.stdp.ltd_probability", swapped_time(snn.stdp.ltd_probability)),
@@ -101,7 +113,7 @@ FAULTS = {
     "fires at v = v_threshold": [("snn.layer.integrate", fires_at_threshold)],
 }
 SPIKES = [network, "--networks", "2", "--learners", "0", "--rules", "0"]
-LEARNING = [network, "--networks", "0", "--learners", "2", "--rules", "0"]
+LEARNING = [network, "--networks", "0", "--learners", "4", "--batches", "1", "--rules", "0"]
 DRAWS = [network, "--networks", "0", "--learners", "0", "--rules", "1"]
 WINDOW = [stdp_window, "--draws", "1000"]
 RESPONSE = [freq_response, "--drives", "32", "--durations", "300"]
@@ -123,6 +135,8 @@ RESPONSE = [freq_response, "--drives", "32", "--durations", "300"]
         ("spike used one step late", SPIKES),
         ("fires at v = v_threshold", RESPONSE),
         ("fires at v = v_threshold", SPIKES),
+        ("rates of other pixels", LEARNING),
+        ("one draw for all synapses", DRAWS),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0].__module__,
 )

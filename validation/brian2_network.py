@@ -127,6 +127,9 @@ class ReferenceNetwork:
         step = {"dt": self._dt * b2.ms}
         self._input = b2.SpikeGeneratorGroup(batch * int(np.prod(shape)), [], [] * b2.ms, when="input", **step)
         self._network = b2.Network(self._input)
+        # Eq. 5 needs the rates of the whole presentation beforehand; a hidden layer's come from a run of their own.
+        ahead = stdp is not None and stdp.rule == "fd" and len(layers) > 1
+        self._ahead = ReferenceNetwork(layers[:-1], shape, batch, inhibition=False) if ahead else None
         self._schedule = ["input"]
         self._groups, self._monitors, self._conduction, self._shapes = [], [], [], []
         source = self._input
@@ -259,11 +262,10 @@ class ReferenceNetwork:
         if self.stdp is not None:
             forget(self._plastic)
             self._plastic.G = self.conductance.ravel()[np.asarray(self._plastic.weight)]
-            if len(self._groups) == 1:
-                fn = normalised_rate(pre.sum(0) * (1000 / (steps * self._dt)), self.rate_limits)
+            source = self._ahead.present(pre_spikes)[-1].reshape(steps, -1) if self._ahead else pre
+            if self._ahead or len(self._groups) == 1:
+                fn = normalised_rate(source.sum(0) * (1000 / (steps * self._dt)), self.rate_limits)
                 self._plastic.fn = fn[np.asarray(self._plastic.i)]
-            elif self.stdp.rule == "fd":
-                raise ValueError("the rates of a hidden layer are not known before it is simulated: present them")
         self._network.run(steps * self._dt * b2.ms, namespace={})
         spikes = [
             spike_array(monitor, steps, self._dt, start).reshape(steps, -1, *shape)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
 
 from snn.command import save_figure
 from validation.equations import magnitudes
@@ -50,13 +51,15 @@ def draw_response(
         first = first or panel
         draw_curves(panel, 0, d)
         panel.set_xlim(0, 1.5 * merge)
-        panel.set_title(f"{next(letters)}   {config.durations[0]:g} ms, drive {drive:g}", fontsize=10, loc="left")
+        panel.set_title(
+            f"{next(letters)}   {config.durations[0]:g} ms, current {drive:g} while open", fontsize=10, loc="left"
+        )
     first.set_ylabel("postsynaptic spike frequency (Hz)")
     wide = figure.add_subplot(grid[1, : columns - 1])
     longest = int(np.argmax(config.durations))
     middle = len(drives) // 2
     draw_curves(wide, longest, middle)
-    title = f"{next(letters)}   {config.durations[longest]:g} ms, drive {drives[middle]:g}"
+    title = f"{next(letters)}   {config.durations[longest]:g} ms, current {drives[middle]:g} while the synapse is open"
     wide.set_title(title, fontsize=10, loc="left")
     wide.set_ylabel("postsynaptic spike frequency (Hz)")
     order = figure.add_subplot(grid[1, columns - 1])
@@ -64,6 +67,8 @@ def draw_response(
     order.loglog(convergence["dt"], convergence["mean_error_brian2"], "x", color="C3", ms=9, label="Brian2")
     line = convergence["mean_error"][0] * convergence["dt"] / convergence["dt"][0]
     order.loglog(convergence["dt"], line, color="0.4", lw=0.9, ls="--", label="first order")
+    for axis in (order.xaxis, order.yaxis):
+        axis.set_minor_formatter(NullFormatter())
     order.set_xlabel("time step (ms)")
     order.set_ylabel("mean error of the inter-spike interval (ms)")
     title = f"{next(letters)}   measured order of convergence {convergence['order']:.2f}"
@@ -203,7 +208,7 @@ def _draw_conductances(panel: Axes, learned: "Learned") -> None:
     panel.set_xlabel("conductance after learning, Brian2")
     panel.set_ylabel("conductance")
     worst = np.abs(learned.learner - learned.brian2).max()
-    panel.set_title(f"c   deterministic rule: largest difference {worst:.0e}", fontsize=10, loc="left")
+    panel.set_title(f"c   rules without chance: largest difference {worst:.0e}", fontsize=10, loc="left")
     panel.legend(fontsize=9, frameon=False, markerscale=3)
 
 

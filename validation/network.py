@@ -16,7 +16,7 @@ from snn.command import RunOptions, beside, check_outputs, choose_device, comman
 from snn.errors import check
 from snn.h5file import write_file
 from validation.figures import draw_networks
-from validation.network_learning import compare_distributions, compare_learning
+from validation.network_learning import LEARNERS, compare_distributions, compare_learning
 from validation.network_spikes import KINDS, Trial, compare_networks
 from validation.report import FALSE_ALARM, Report
 
@@ -33,8 +33,8 @@ class NetworkConfig:
     """Fewer networks and draws, for a check in seconds."""
     networks: int = 60
     """Lively networks whose spikes are compared; 12 with --quick."""
-    learners: int = 20
-    """Networks that learn by the deterministic rule; 4 with --quick."""
+    learners: int = 24
+    """Networks that learn by rules without chance, at least one for each rule and pairing; 4 with --quick."""
     batches: int = 6
     """Mini-batches that each of them learns; 3 with --quick."""
     rules: int = 6
@@ -49,6 +49,10 @@ class NetworkConfig:
             check(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: must not be negative")
         for name in ("batches", "repeats"):
             check(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: must be 1 or more")
+        check(
+            self.learners == 0 or self.learners >= len(LEARNERS),
+            f"--learners {self.learners}: give 0, or at least {len(LEARNERS)}, one for each rule and pairing",
+        )
         check(
             self.networks + self.learners + self.rules > 0, "--networks, --learners and --rules are all 0: compare one"
         )
@@ -82,7 +86,9 @@ def run(config: NetworkConfig) -> int:
     write_file(config.out, SCHEMA, tree, seed=config.options.seed, command=command)
     if picture:
         draw_networks(trials, learned, distributions, picture)
-    return report.close(config.options.json, {}, config.out, picture)
+    lively = sum(trial.lively for trial in trials)
+    figures = {"networks_drawn": len(trials), "networks_lively": lively, "networks_rejected": len(trials) - lively}
+    return report.close(config.options.json, figures, config.out, picture)
 
 
 def _network_table(trials: list[Trial]) -> dict:

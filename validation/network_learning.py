@@ -1,6 +1,7 @@
-"""Learning of random networks: conductances by the deterministic rule, distributions of change by a stochastic one."""
+"""Learning of random networks: conductances by rules without chance, distributions of change by stochastic ones."""
 
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,8 @@ from snn.learn import learn_batch
 from snn.stdp import STDPParameters
 from validation.brian2_network import ReferenceNetwork, connections, most_waiting
 from validation.brian2_neuron import load_brian2
-from validation.network_spikes import compare_spikes
-from validation.random_networks import Kind, RandomNetwork, draw_network, draw_rule
+from validation.network_spikes import MOST_DRAWS, compare_spikes
+from validation.random_networks import PRESENTATION, Kind, RandomNetwork, draw_network, draw_rule, switch_rule
 from validation.report import FALSE_ALARM, Report
 
 GAMMA_CHANGE = 0.95
@@ -23,46 +24,55 @@ MOST_BLOCKS = 20
 """Most blocks of repeats that are drawn until it does."""
 
 
+LEARNERS = (("deterministic", "post"), ("deterministic", "two-sided"), ("switch", "post"), ("switch", "two-sided"))
+"""Rules without chance, with their pairings; switch: :func:`validation.random_networks.switch_rule`."""
+
+
 class Learned(NamedTuple):
-    """Conductances after learning by the deterministic rule, flat, of all networks together."""
+    """Conductances before and after learning by rules without chance, flat, of all networks together."""
 
     before: np.ndarray
     learner: np.ndarray
     brian2: np.ndarray
+    at_limit: np.ndarray
+    """Whether Brian2's conductance was clipped to g_min or g_max."""
 
 
 def compare_learning(
     learners: int, batches: int, report: Report, random: np.random.Generator, device: torch.device
 ) -> Learned:
-    """``batches`` mini-batches of the deterministic rule in ``learners`` networks: every conductance must follow."""
+    """``batches`` mini-batches of rules without chance in ``learners`` networks: every conductance must follow."""
     parts: list[Learned] = []
-    largest = {"post": 0.0, "two-sided": 0.0}
-    networks = {"post": 0, "two-sided": 0}
-    wrong = {1: 0, 2: 0}
-    sizes = {1: 0, 2: 0}
-    for number in progress(range(learners), "deterministic rule", "network"):
-        pairing = ("post", "two-sided")[number % 2]
-        kind: Kind = ("inhibited", "stacked", "tied")[number // 2 % 3]
-        network = draw_network(kind, random, batch=1 if number // 2 % 2 == 0 else int(random.integers(2, 4)))
-        rule = draw_rule(random, "deterministic", pairing, network.encoding.dt)
+    largest = {learner: 0.0 for learner in LEARNERS}
+    networks = {learner: 0 for learner in LEARNERS}
+    wrong, sizes = {1: 0, 2: 0}, {1: 0, 2: 0}
+    for number in progress(range(learners), "rules without chance", "network"):
+        learner = LEARNERS[number % len(LEARNERS)]
+        round_number = number // len(LEARNERS)
+        kind: Kind = ("inhibited", "stacked", "tied")[(number + round_number) % 3]
+        alone = (number // 2 + round_number) % 2 == 0
+        network = draw_network(kind, random, batch=1 if alone else int(random.integers(2, 4)))
+        rule = draw_rule(random, "deterministic", learner[1], network.encoding.dt)
+        if learner[0] == "switch":
+            rule = switch_rule(rule, network.encoding.dt)
         part, spikes_wrong = _learn_both(network.to(device), rule, batches, device, int(random.integers(2**31)))
         parts.append(part)
         # Both sides clip to the same limits: where these are 0, so is the difference.
         relative = np.abs(part.learner - part.brian2) / np.maximum(np.abs(part.brian2), np.finfo(float).tiny)
         difference = float(relative.max())
-        largest[pairing] = max(largest[pairing], difference)
-        networks[pairing] += 1
+        largest[learner] = max(largest[learner], difference)
+        networks[learner] += 1
         batch = min(network.batch, 2)
         sizes[batch] += 1
         wrong[batch] += difference > 1e-10 or spikes_wrong > 0
     together = Learned(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    moved = np.abs(together.brian2 - together.before)
-    for pairing, difference in largest.items():
+    for (rule_name, pairing), difference in largest.items():
+        what = "deterministic rule" if rule_name == "deterministic" else "rule switched by each synapse's own rate"
         report.add(
-            f"deterministic rule, {pairing}: conductances after {batches} mini-batches, largest relative difference",
-            f"{difference:.1e} in {networks[pairing]} networks",
+            f"{what}, {pairing}: conductances after {batches} mini-batches, largest relative difference",
+            f"{difference:.1e} in {networks[rule_name, pairing]} networks",
             "1e-10",
-            difference <= 1e-10 and networks[pairing] > 0,
+            difference <= 1e-10 and networks[rule_name, pairing] > 0,
         )
     report.add(
         "the same networks, spikes and conductances by images in a mini-batch",
@@ -70,13 +80,13 @@ def compare_learning(
         "0 and 0",
         not any(wrong.values()) and all(sizes.values()),
     )
+    moved = together.brian2 - together.before
     report.add(
-        "the same conductances, mean move from the start",
-        f"{moved.mean():.3f}, {(together.brian2 > together.before).mean():.0%} of them up",
-        "at least 0.01, both ways",
-        moved.mean() >= 0.01
-        and (together.brian2 > together.before).any()
-        and (together.brian2 < together.before).any(),
+        "the same conductances",
+        f"moved by {np.abs(moved).mean():.3f} on average, {(moved > 0).mean():.0%} up, {(moved < 0).mean():.0%} down, "
+        f"{together.at_limit.mean():.0%} at a limit",
+        "at least 0.01, and some of each",
+        bool(np.abs(moved).mean() >= 0.01 and (moved > 0).any() and (moved < 0).any() and together.at_limit.any()),
     )
     return together
 
@@ -87,25 +97,41 @@ def _learn_both(
     """Conductances of both sides after all mini-batches, and the spikes that differed meanwhile."""
     images = torch.Generator(device).manual_seed(seed)
     below, layer = network.layers[:-1], network.layers[-1]
-    low, span = rule.g_min, rule.g_max - rule.g_min
-    layer = layer.with_values(conductance=low + span * layer.conductance)
-    layers = (*below, layer)
-    slots = 1 if rule.pairing == "post" else 24
+    # Some conductances start at the limits, and are pushed against them.
+    stretched = (2 * (layer.conductance - 0.5) + 0.5).clamp(0, 1)
+    layer = layer.with_values(conductance=rule.g_min + (rule.g_max - rule.g_min) * stretched)
+    pre = network.draw_spikes(images)
+    hidden = _rates([pre, *simulate_layers(below, pre)][-1])
+    # Between two neighbouring rates: every fn is 0 or 1.
+    low = (np.floor(hidden.median().item() * PRESENTATION / 1000) + 0.5) * 1000 / PRESENTATION
+    limits = (low, low + 1e-6)
     reference = ReferenceNetwork(
-        layers, network.shape, network.batch, inhibition=True, stdp=rule, slots=slots, device=device
+        (*below, layer),
+        network.shape,
+        network.batch,
+        inhibition=True,
+        stdp=rule,
+        rate_limits=limits,
+        slots=1 if rule.pairing == "post" else 24,
+        device=device,
     )
     before, wrong = layer.conductance, 0
     for number in range(batches):
         pre = network.draw_spikes(images)
         hidden = [pre, *simulate_layers(below, pre)][-1]
-        limits = (network.encoding.f_min, network.encoding.f_max)
         post, conductance = learn_batch(layer, hidden, limits, rule, torch.Generator(device).manual_seed(seed + number))
         layer = layer.with_values(conductance=conductance)
         brian2 = reference.present(pre.cpu().numpy(), torch.Generator(device).manual_seed(seed + number))
         wrong += int((brian2[-1] != post.cpu().numpy()).sum())
         reference.learn()
-    flat = (before.cpu().numpy().ravel(), layer.conductance.cpu().numpy().ravel(), reference.conductance.ravel())
-    return Learned(*flat), wrong
+    after = reference.conductance.ravel()
+    at_limit = (after == rule.g_min) | (after == rule.g_max)
+    return Learned(before.cpu().numpy().ravel(), layer.conductance.cpu().numpy().ravel(), after, at_limit), wrong
+
+
+def _rates(spikes: torch.Tensor) -> torch.Tensor:
+    """Rates in Hz of spikes bool (T, ...) over a presentation."""
+    return spikes.sum(0).double() * (1000 / PRESENTATION)
 
 
 class Distribution(NamedTuple):
@@ -120,46 +146,55 @@ class Distribution(NamedTuple):
     """Brian2 with gamma_d reduced to :data:`GAMMA_CHANGE`."""
 
 
-def same_distribution_p(first: np.ndarray, second: np.ndarray) -> float:
-    """p value of the two-sample Kolmogorov-Smirnov test on changes (repeats, synapses) of two samples.
+def standardised(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Changes (repeats, synapses) of two samples in each synapse's standard deviations from its mean.
 
-    Changes are first expressed in each synapse's standard deviations from its mean, over both samples together: both
-    are treated alike, so equal distributions stay equal. Synapses that never vary are left out.
+    Mean and deviation are those of both samples together: both are treated alike, so equal distributions stay equal.
+    Synapses that never vary are left out.
     """
     together = np.concatenate([first, second])
     mean, deviation = together.mean(0), together.std(0)
     vary = deviation > 1e-12
-    if not vary.any():
-        return 1.0
-    scaled = (((sample - mean)[:, vary] / deviation[vary]).ravel() for sample in (first, second))
-    return float(stats.ks_2samp(*scaled, method="asymp").pvalue)
+    return (first - mean)[:, vary] / deviation[vary], (second - mean)[:, vary] / deviation[vary]
+
+
+def same_distribution_p(first: np.ndarray, second: np.ndarray) -> float:
+    """p value of the two-sample Kolmogorov-Smirnov test on all standardised changes (repeats, synapses)."""
+    one, other = standardised(first, second)
+    return float(stats.ks_2samp(one.ravel(), other.ravel(), method="asymp").pvalue) if one.size else 1.0
+
+
+def same_sum_p(first: np.ndarray, second: np.ndarray) -> float:
+    """p value of the same test on the sum over all synapses: its spread tells whether they draw independently."""
+    one, other = standardised(first, second)
+    return float(stats.ks_2samp(one.sum(1), other.sum(1), method="asymp").pvalue)
 
 
 def compare_distributions(
     rules: int, repeats: int, report: Report, random: np.random.Generator, device: torch.device
 ) -> list[Distribution]:
     """One mini-batch of a stochastic rule, many times from the same start, in blocks of ``repeats``."""
-    level = FALSE_ALARM / max(rules, 1)
+    level = FALSE_ALARM / max(2 * rules, 1)
     combinations = [("fd", "post"), ("fd", "two-sided"), ("stochastic", "post"), ("stochastic", "two-sided")]
     found = []
     for number in progress(range(rules), "stochastic rules", "network"):
         rule_name, pairing = combinations[number % len(combinations)]
-        distribution = _draw_distribution(rule_name, pairing, repeats, level, random, device)
-        found.append(distribution)
-        p = same_distribution_p(distribution.learner, distribution.brian2)
-        powers = [
-            same_distribution_p(distribution.learner, weaker)
-            for weaker in (distribution.weaker_ltp, distribution.weaker_ltd)
-        ]
-        name = f"{rule_name}, {pairing}: distribution of the change of {distribution.learner.shape[1]} conductances"
+        part = _draw_distribution(rule_name, pairing, repeats, level, random, device)
+        found.append(part)
+        size = "{} conductances, {} repeats".format(*part.learner.shape[::-1])
+        test = f"at least {level:.1g}, two-sample Kolmogorov-Smirnov test"
+        p = same_distribution_p(part.learner, part.brian2)
+        report.add(f"{rule_name}, {pairing}: distribution of the change, {size}", f"p = {p:.3g}", test, p >= level)
+        p = same_sum_p(part.learner, part.brian2)
         report.add(
-            f"{name}, {len(distribution.learner)} repeats",
+            f"{rule_name}, {pairing}: distribution of their sum, {len(part.learner)} repeats",
             f"p = {p:.3g}",
-            f"at least {level:.1g}, two-sample Kolmogorov-Smirnov test",
+            test,
             p >= level,
         )
+        powers = [same_distribution_p(part.brian2, weaker) for weaker in (part.weaker_ltp, part.weaker_ltd)]
         report.add(
-            "the same test with gamma_p or gamma_d 5 % smaller in Brian2",
+            "the first of these tests between Brian2 and Brian2 with gamma_p or gamma_d 5 % smaller",
             f"p = {powers[0]:.2g} and {powers[1]:.2g}",
             f"below {level:.1g}, or the test would be blind",
             max(powers) < level,
@@ -212,18 +247,22 @@ def _draw_distribution(
             reference.present(pre.cpu().numpy(), torch.Generator(device))
             sample.append(reference.learned().reshape(repeats, -1) - before)
         own, *weaker = (np.concatenate(sample) for sample in samples[1:])
-        if max(same_distribution_p(own, sample) for sample in weaker) < level * 1e-6:
+        if max(same_distribution_p(own, sample) for sample in weaker) < level / 100:
             break
     return Distribution(rule, *(np.concatenate(sample) for sample in samples))
 
 
 def _draw_learner(random: np.random.Generator, device: torch.device) -> RandomNetwork:
     """A lively network in which every conductance sees dozens of events, and that Brian2 finishes soon."""
-    while True:
-        network = draw_network("inhibited", random, batch=2)
+
+    def suitable(network: RandomNetwork) -> bool:
         layer = network.layers[0]
         synapses = len(connections(network.shape, layer.geometry)[0])
-        if layer.conductance.numel() < 40 or not 300 <= synapses <= 800 or layer.dt < 2:
-            continue
+        return layer.conductance.numel() >= 40 and 300 <= synapses <= 800 and layer.dt >= 2
+
+    drawn = (draw_network("inhibited", random, batch=2) for _ in range(100_000))
+    for network in islice(filter(suitable, drawn), MOST_DRAWS):
         if compare_spikes(network, device, int(random.integers(2**31))).lively:
-            return network.to(device)
+            break
+    # Should none have been lively, the last one shows why.
+    return network.to(device)

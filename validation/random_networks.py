@@ -136,6 +136,18 @@ def _draw_layer(
     )
 
 
+def switch_rule(rule: STDPParameters, dt: float) -> STDPParameters:
+    """``rule`` at the limit of the frequency-dependent one in which each synapse's own rate switches it on or off.
+
+    With tau -> 0, phi -> infinity and gamma = 1, P_p and P_d of Eq. 5 are 1 for fn = 1; for fn = 0, P_p is 1 at dt = 0
+    alone, and P_d beyond T_d alone (not at all with pairing ``two-sided``). With limits of the rate that leave no fn
+    between 0 and 1, nothing is left to chance, so any exchange of rates between synapses shows.
+    """
+    delay = (round(rule.ltd_delay / dt) + 0.5) * dt
+    certain = {"gamma_p": 1.0, "gamma_d": 1.0, "phi_p": 1e30, "phi_d": 1e30, "tau_p": 1e-3, "tau_d": 1e-3}
+    return replace(rule, rule="fd", ltd_delay=delay, **certain)
+
+
 def draw_rule(random: np.random.Generator, rule: str, pairing: str, dt: float) -> STDPParameters:
     """A random learning rule with all constants different."""
     # The deterministic rule depresses wherever it does not potentiate: a longer window keeps the balance.
