@@ -155,6 +155,29 @@ def test_update_averages_caps_and_clips():
     assert update(conductance, counts, p).flatten().tolist() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("pairing", ["post", "two-sided"])
+def test_events_in_many_chunks_draw_as_in_one(pairing, monkeypatch):
+    random = np.random.default_rng(4)
+    pre, post = (torch.from_numpy(random.random((30, 2, maps, 6, 6)) < 0.1) for maps in (3, 2))
+    fn = torch.from_numpy(random.random((2, 3, 6, 6)))
+    p = STDPParameters(pairing=pairing, ltd_delay=40.0)
+
+    def counts(chunk: int) -> torch.Tensor:
+        monkeypatch.setattr("snn.stdp.EVENT_CHUNK", chunk)
+        generator = torch.Generator().manual_seed(0)
+        return torch.stack(count_events(pre, post, fn, 3, 1, 1, 2.5, p, generator))
+
+    whole, parts = counts(2**22), counts(27 * 10)
+    assert 0 < whole[1].sum() < whole[0].sum()
+    if pairing == "post":
+        assert torch.equal(whole, parts)
+    else:
+        # Two draws an event, which come in another order: equal in distribution.
+        assert torch.equal(whole[0], parts[0])
+        for drawn, again in zip(whole[1:], parts[1:], strict=True):
+            assert abs(drawn.sum() - again.sum()) < 5 * drawn.sum().sqrt()
+
+
 @pytest.mark.parametrize(("dt", "steps"), [(0.1, 150), (0.3, 50), (0.6, 25), (2.5, 6)])
 def test_the_window_includes_its_end_whatever_the_rounding_of_the_time_step(dt, steps):
     # 50 steps of 0.3 ms are 15.000001 ms in float32.

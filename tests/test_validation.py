@@ -22,6 +22,7 @@ from validation.freq_response import flat_regions
 from validation.freq_response import main as freq_response
 from validation.network import main as network
 from validation.network_learning import same_distribution_p
+from validation.random_networks import switch_rule
 from validation.significance import binomial_band, binomial_p, same_rate_p, total_p
 from validation.stdp_window import main as stdp_window
 
@@ -161,6 +162,7 @@ def test_the_command_notices(fault, command, tmp_path, monkeypatch, capsys):
         (stdp_window, ["--draws", "10"], "--draws 10: expected 1000 or more"),
         (stdp_window, ["--longest-lag", "1000"], "shorten the window"),
         (network, ["--networks", "-1"], "--networks -1"),
+        (network, ["--learners", "3"], "--learners 3: give 0, or at least 4"),
         (network, ["--networks", "0", "--learners", "0", "--rules", "0"], "compare one"),
         (network, ["--out", "no/such/folder/x.h5"], "create it first"),
     ],
@@ -187,11 +189,12 @@ def test_without_brian2_one_line_says_what_to_install(tmp_path):
 def test_flat_regions_of_a_staircase():
     rates = np.arange(1.0, 13.0)
     response = np.array([0, 0, 5, 5, 5, 10, 5, 15, 15, 20, 20, 20.0])
-    found = flat_regions(rates, response, merge_rate=11.0)
+    found = flat_regions(rates, response, merge_rate=11.0, width=1.0)
     # Not: silence, runs of one rate, and the one that reaches the merging rate.
     assert found == [(3.0, 5.0, 5.0), (8.0, 9.0, 15.0)]
-    assert flat_regions(rates, response, merge_rate=9.0) == [(3.0, 5.0, 5.0)]
-    assert flat_regions(rates, np.full(12, 5.0), merge_rate=20.0) == []
+    assert flat_regions(rates, response, merge_rate=9.0, width=1.0) == [(3.0, 5.0, 5.0)]
+    assert flat_regions(rates, response, merge_rate=11.0, width=2.0) == [(3.0, 5.0, 5.0)]
+    assert flat_regions(rates, np.full(12, 5.0), merge_rate=20.0, width=1.0) == []
 
 
 def test_euler_interval_counts_steps():
@@ -249,6 +252,18 @@ def test_binomial_tests_know_their_distribution():
     low, high = binomial_band(1000, np.array([0.3]), 1e-3)
     inside = stats.binom.cdf(1000 * high, 1000, 0.3) - stats.binom.cdf(1000 * low - 1, 1000, 0.3)
     assert 0.999 <= inside[0] < 0.9993
+
+
+def test_a_switched_rule_leaves_nothing_to_chance():
+    dt, p = 2.5, STDPParameters(ltd_delay=60.0)
+    lags = np.arange(0, 120) * dt
+    for pairing, sign in (("post", 1), ("two-sided", 1), ("two-sided", -1)):
+        rule = switch_rule(replace(p, pairing=pairing), dt)
+        off, on = (np.stack(probabilities(sign * lags[1:], fn, rule)) for fn in (0.0, 1.0))
+        assert set(np.unique(np.stack([off, on]))) <= {0.0, 1.0}
+        assert on.sum(1).tolist() == {("post", 1): [6, 113], ("two-sided", 1): [6, 0]}.get((pairing, sign), [0, 119])
+        # T_d lies between two steps, 61.25 ms.
+        assert off.sum(1).tolist() == ([0, 95] if pairing == "post" else [0, 0])
 
 
 def test_the_total_sees_what_no_single_point_shows():

@@ -52,7 +52,9 @@ def draw_response(
         draw_curves(panel, 0, d)
         panel.set_xlim(0, 1.5 * merge)
         panel.set_title(
-            f"{next(letters)}   {config.durations[0]:g} ms, current {drive:g} while open", fontsize=10, loc="left"
+            f"{next(letters)}   {config.durations[0]:g} ms, current {drive:g} while the synapse is open",
+            fontsize=10,
+            loc="left",
         )
     first.set_ylabel("postsynaptic spike frequency (Hz)")
     wide = figure.add_subplot(grid[1, : columns - 1])

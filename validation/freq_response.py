@@ -47,7 +47,7 @@ class FreqResponseConfig:
     thresholds: tuple[float, ...] = (-60.2, -61.5, -63.0, -64.5, -66.0, -67.2)
     """Spiking thresholds, in mV (ours: from the neuron's own to just above its rest)."""
     drives: tuple[float, ...] = (24.0, 28.0, 32.0)
-    """Current while the synapse is open (ours: the neuron then fires 6 to 20 times a presentation where pulses
+    """Current while the synapse is open (ours: the neuron then fires 6 to 15 times a presentation where pulses
     merge)."""
     lowest_rate: float = 1.0
     """Lowest presynaptic rate, in Hz."""

@@ -86,7 +86,7 @@ def run(config: NetworkConfig) -> int:
     write_file(config.out, SCHEMA, tree, seed=config.options.seed, command=command)
     if picture:
         draw_networks(trials, learned, distributions, picture)
-    lively = sum(trial.lively for trial in trials)
+    lively = sum(bool(trial.lively) for trial in trials)
     figures = {"networks_drawn": len(trials), "networks_lively": lively, "networks_rejected": len(trials) - lively}
     return report.close(config.options.json, figures, config.out, picture)
 

@@ -20,6 +20,8 @@ from validation.report import FALSE_ALARM, Report
 
 GAMMA_CHANGE = 0.95
 """Factor by which gamma_p or gamma_d is changed to show that the test would notice."""
+MAP_SPIKES = 40
+"""Fewest spikes of a map in a mini-batch whose change is compared: each of its conductances sees about as many."""
 MOST_BLOCKS = 20
 """Most blocks of repeats that are drawn until it does."""
 
@@ -262,7 +264,8 @@ def _draw_learner(random: np.random.Generator, device: torch.device) -> RandomNe
 
     drawn = (draw_network("inhibited", random, batch=2) for _ in range(100_000))
     for network in islice(filter(suitable, drawn), MOST_DRAWS):
-        if compare_spikes(network, device, int(random.integers(2**31))).lively:
+        trial = compare_spikes(network, device, int(random.integers(2**31)))
+        if trial.lively and trial.brian2.sum((0, 1, 3, 4)).min() >= MAP_SPIKES:
             break
     # Should none have been lively, the last one shows why.
     return network.to(device)
