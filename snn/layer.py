@@ -147,13 +147,11 @@ class SpikingConv2d:
         return replace(self, **values)
 
 
-def simulate_layers(layers: Iterable[SpikingConv2d], spikes: Tensor) -> list[Tensor]:
-    """Spikes of every layer of a stack, inhibition off, for input bool (T, B, C, H, W)."""
-    outputs = []
+def feed_forward(layers: Iterable[SpikingConv2d], spikes: Tensor) -> Tensor:
+    """Spikes of the last of ``layers``, inhibition off, for input bool (T, B, C, H, W); the input if there is none."""
     for layer in layers:
         spikes = layer.simulate(spikes, inhibition=False)
-        outputs.append(spikes)
-    return outputs
+    return spikes
 
 
 def hold(spikes: Tensor, steps: int) -> Tensor:

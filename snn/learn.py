@@ -37,7 +37,7 @@ from snn.command import (
 from snn.data import DataSource, load_images
 from snn.encode import encode
 from snn.figures import draw_kernels
-from snn.layer import LayerParameters, SpikingConv2d, simulate_layers
+from snn.layer import LayerParameters, SpikingConv2d, feed_forward
 from snn.settings import Homeostasis, Learning
 from snn.stdp import STDPParameters, count_events, update
 from snn.weights import LayerHistory, LearnedLayer, SpikingNetwork, save_network
@@ -84,8 +84,7 @@ def _learn_layer(
     encoding, presentation = p.encoding, p.encoding.presentation
 
     def presynaptic(batch: Tensor) -> Tensor:
-        spikes = encode(batch, encoding, generator)
-        return [spikes, *simulate_layers([learned.layer for learned in below], spikes)][-1]
+        return feed_forward([learned.layer for learned in below], encode(batch, encoding, generator))
 
     pre = presynaptic(calibration)
     # The encoder's limits are exact; a hidden layer's are measured.

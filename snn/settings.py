@@ -1,6 +1,6 @@
 """What a network of spiking layers is learned with: every setting that decides the result, apart from data and seed."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from snn.encode import Encoding
 from snn.errors import check
@@ -83,7 +83,4 @@ class Learning:
             0 <= self.initial_low < self.initial_high <= 1,
             f"initial conductances from {self.initial_low} to {self.initial_high}: expected 0 <= low < high <= 1",
         )
-        if self.stdp.ltd_delay is None:
-            check(self.encoding.f_min > 0, "f_min = 0 Hz has no period to take for --stdp.ltd-delay; give one in ms")
-            delayed = replace(self.stdp, ltd_delay=1000 / self.encoding.f_min)
-            object.__setattr__(self, "stdp", delayed)
+        object.__setattr__(self, "stdp", self.stdp.with_ltd_delay(self.encoding.f_min))

@@ -17,7 +17,7 @@ presynaptic spike after the postsynaptic one (dt < 0).
 Rule ``fd`` is Eq. 5; ``stochastic`` sets phi = 0; ``deterministic`` makes every change certain.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -85,6 +85,13 @@ class STDPParameters:
             check(getattr(self, name) >= 0, f"STDP {name} = {getattr(self, name)}: must not be negative")
         check(self.g_min < self.g_max, f"STDP g_min {self.g_min}, g_max {self.g_max}: expected g_min < g_max")
         check(self.n_cap >= 1, f"STDP n_cap = {self.n_cap}: must be 1 or more")
+
+    def with_ltd_delay(self, f_min: float) -> "STDPParameters":
+        """A copy with T_d set to one period of ``f_min`` (Hz), unless it was given."""
+        if self.ltd_delay is not None:
+            return self
+        check(f_min > 0, f"f_min = {f_min} Hz has no period to take for --stdp.ltd-delay; give one in ms")
+        return replace(self, ltd_delay=1000 / f_min)
 
 
 class EventCounts(NamedTuple):

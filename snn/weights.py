@@ -10,7 +10,7 @@ from torch import Tensor
 from snn.data import DataSource
 from snn.encode import Encoding
 from snn.h5file import Tree, from_tree, input_tree, read_file, read_input, write_file
-from snn.layer import LayerParameters, SpikingConv2d, simulate_layers
+from snn.layer import LayerParameters, SpikingConv2d
 from snn.neuron import LIFParameters
 from snn.settings import Homeostasis, Learning
 from snn.stdp import STDPParameters
@@ -79,7 +79,11 @@ class SpikingNetwork:
 
     def simulate(self, spikes: Tensor) -> list[Tensor]:
         """Spikes of every layer, inhibition off, for encoded images bool (T, B, C, H, W)."""
-        return simulate_layers([learned.layer for learned in self.layers], spikes)
+        outputs = []
+        for learned in self.layers:
+            spikes = learned.layer.simulate(spikes, inhibition=False)
+            outputs.append(spikes)
+        return outputs
 
 
 def save_network(path: Path, network: SpikingNetwork, source: DataSource, command: str) -> str:

@@ -21,9 +21,8 @@ from validation.equations import euler_interval, magnitudes, probabilities
 from validation.freq_response import flat_regions
 from validation.freq_response import main as freq_response
 from validation.network import main as network
-from validation.network_learning import same_distribution_p
 from validation.random_networks import switch_rule
-from validation.significance import binomial_band, binomial_p, same_rate_p, total_p
+from validation.significance import binomial_band, binomial_p, same_distribution_p, same_rate_p, same_sum_p, total_p
 from validation.stdp_window import main as stdp_window
 
 COMMANDS = ("freq_response", "stdp_window", "network")
@@ -113,11 +112,25 @@ FAULTS = {
     "spike used one step late": [("snn.layer.hold", one_step_late)],
     "fires at v = v_threshold": [("snn.layer.integrate", fires_at_threshold)],
 }
-SPIKES = [network, "--networks", "2", "--learners", "0", "--rules", "0"]
-LEARNING = [network, "--networks", "0", "--learners", "4", "--batches", "1", "--rules", "0"]
-DRAWS = [network, "--networks", "0", "--learners", "0", "--rules", "1"]
+SPIKES = [network, "--networks", "2", "--deterministic", "0", "--stochastic", "0"]
+LEARNING = [network, "--networks", "0", "--deterministic", "4", "--batches", "1", "--stochastic", "0"]
+DRAWS = [network, "--networks", "0", "--deterministic", "0", "--stochastic", "1"]
 WINDOW = [stdp_window, "--draws", "1000"]
 RESPONSE = [freq_response, "--drives", "32", "--durations", "300"]
+
+
+def run_part(command: list, folder: Path) -> int:
+    main, *options = command
+    return main(["--quick", "--no-figures", "--out", str(folder / "out.h5"), *options])
+
+
+def command_name(value):
+    return value if isinstance(value, str) else "-".join([value[0].__module__, *value[1:]])
+
+
+@pytest.mark.parametrize("command", [SPIKES, LEARNING, DRAWS, WINDOW, RESPONSE], ids=command_name)
+def test_the_parts_agree_when_nothing_is_wrong(command, tmp_path):
+    assert run_part(command, tmp_path) == 0
 
 
 @pytest.mark.parametrize(
@@ -139,14 +152,12 @@ RESPONSE = [freq_response, "--drives", "32", "--durations", "300"]
         ("rates of other pixels", LEARNING),
         ("one draw for all synapses", DRAWS),
     ],
-    ids=lambda value: value if isinstance(value, str) else value[0].__module__,
+    ids=command_name,
 )
 def test_the_command_notices(fault, command, tmp_path, monkeypatch, capsys):
     for name, wrong in FAULTS[fault]:
         monkeypatch.setattr(name, wrong)
-    main, *options = command
-    arguments = ["--quick", "--no-figures", "--out", str(tmp_path / "out.h5"), *options]
-    assert main(arguments) == 1
+    assert run_part(command, tmp_path) == 1
     shown = capsys.readouterr().out
     assert "DIFFERS" in shown
     assert "DISAGREE" in shown
@@ -157,13 +168,20 @@ def test_the_command_notices(fault, command, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("command", "wrong", "words"),
     [
-        (freq_response, ["--thresholds", "-70"], "threshold -70.0 mV lies below rest, -68.45 mV"),
-        (freq_response, ["--durations", "301"], "expected multiples of dt = 2.5 ms"),
+        (freq_response, ["--thresholds", "-70"], "threshold -70.0 mV is not above rest, -68.45 mV"),
+        (freq_response, ["--durations", "301"], "give multiples of dt = 2.5 ms"),
         (stdp_window, ["--draws", "10"], "--draws 10: expected 1000 or more"),
-        (stdp_window, ["--longest-lag", "1000"], "shorten the window"),
+        (freq_response, ["--dt", "0"], "give multiples of dt = 0.0 ms"),
+        (freq_response, ["--rate-step", "5"], "--rate-step 5.0 Hz: give 1.11 Hz or less"),
+        (freq_response, ["--lif.membrane-time-scale", "5"], "less than the membrane time constant, 2.02 ms"),
+        (stdp_window, ["--longest-lag", "1000"], "raise --encoding.presentation, or lower --longest-lag"),
+        (stdp_window, ["--stdp.ltp-window", "120"], "or --stdp.ltp-window"),
+        (stdp_window, ["--stdp.ltp-window", "inf"], "give a multiple of dt = 2.5 ms"),
+        (stdp_window, ["--encoding.dt", "0.1"], "lower --draws, or raise --encoding.dt"),
+        (network, ["--repeats", "1"], "--repeats 1: give 20 or more"),
         (network, ["--networks", "-1"], "--networks -1"),
-        (network, ["--learners", "3"], "--learners 3: give 0, or at least 4"),
-        (network, ["--networks", "0", "--learners", "0", "--rules", "0"], "compare one"),
+        (network, ["--deterministic", "3"], "--deterministic 3: give 0, or at least 4"),
+        (network, ["--networks", "0", "--deterministic", "0", "--stochastic", "0"], "compare one"),
         (network, ["--out", "no/such/folder/x.h5"], "create it first"),
     ],
 )
@@ -287,6 +305,14 @@ def test_distributions_that_agree_and_that_do_not():
     assert same_distribution_p(np.hstack([first, constant]), np.hstack([second, constant])) == alike
     assert same_distribution_p(np.hstack([first, constant]), np.hstack([second, 1.1 * constant])) < 1e-6
     assert same_distribution_p(constant, constant) == 1
+
+
+def test_the_sum_tells_draws_that_are_not_independent():
+    random = np.random.default_rng(0)
+    first, second = random.normal(size=(2, 500, 30))
+    shared = np.repeat(random.normal(size=(500, 1)), 30, axis=1)
+    assert same_sum_p(first, second) > 1e-3
+    assert same_sum_p(first, shared) < 1e-6
 
 
 def test_documentation_lists_every_constant_with_its_default():

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from snn.errors import check
 from snn.layer import LayerParameters, SpikingConv2d
 from snn.stdp import STDPParameters
 from validation.brian2_neuron import LIF_EQUATION, LONG_AGO, PULSE, lif_namespace, load_brian2, spike_array
@@ -262,8 +263,8 @@ class ReferenceNetwork:
         if self.stdp is not None:
             forget(self._plastic)
             self._plastic.G = self.conductance.ravel()[np.asarray(self._plastic.weight)]
-            source = self._ahead.present(pre_spikes)[-1].reshape(steps, -1) if self._ahead else pre
-            if self._ahead or len(self._groups) == 1:
+            if self.stdp.rule == "fd":
+                source = self._ahead.present(pre_spikes)[-1].reshape(steps, -1) if self._ahead else pre
                 fn = normalised_rate(source.sum(0) * (1000 / (steps * self._dt)), self.rate_limits)
                 self._plastic.fn = fn[np.asarray(self._plastic.i)]
         self._network.run(steps * self._dt * b2.ms, namespace={})
@@ -271,13 +272,17 @@ class ReferenceNetwork:
             spike_array(monitor, steps, self._dt, start).reshape(steps, -1, *shape)
             for monitor, shape in zip(self._monitors, self._shapes, strict=True)
         ]
-        self._waiting = most_waiting([pre_spikes, *spikes][-2], spikes[-1], self._geometry)
+        if self.stdp is not None and self.stdp.pairing == "two-sided":
+            waiting = most_waiting([pre_spikes, *spikes][-2], spikes[-1], self._geometry)
+            check(
+                waiting <= self._slots,
+                f"{waiting} postsynaptic spikes wait at a Brian2 synapse: expected at most {self._slots}; give another "
+                "--seed",
+            )
         return spikes
 
     def learned(self) -> np.ndarray:
         """Conductances (repeats, C_out, C_in, kH, kW) that the mini-batch rule makes of what was presented last."""
-        if self.stdp.pairing == "two-sided" and self._waiting > self._slots:
-            raise ValueError(f"{self._waiting} spikes waited at a synapse with {self._slots} slots")
         weight, shape = np.asarray(self._plastic.weight), self.conductance.shape
         trials, change = (
             np.bincount(weight, np.asarray(values), self.conductance.size).reshape(shape)

@@ -15,7 +15,7 @@ PULSE = "int(t < arrival + pulse_width - dt/2)"
 """1 while the box pulse of the last presynaptic spike, at arrival, is open (half a step keeps rounding out)."""
 
 LONG_AGO = -1e6
-"""In seconds: when the last spike of a neuron was that has not fired yet."""
+"""In seconds: time of the last spike of a neuron that has not fired yet."""
 
 
 def load_brian2() -> ModuleType:
@@ -30,7 +30,7 @@ def load_brian2() -> ModuleType:
 
 
 def lif_namespace(p: LIFParameters) -> dict[str, Any]:
-    """The constants of :data:`LIF_EQUATION`, its reset and its start, with units."""
+    """The constants of :data:`LIF_EQUATION` and of its reset, with units."""
     b2 = load_brian2()
     return {
         "time_scale": p.membrane_time_scale / b2.ms,
@@ -38,7 +38,6 @@ def lif_namespace(p: LIFParameters) -> dict[str, Any]:
         "b": p.b,
         "c": p.c * b2.mV,
         "v_reset": p.v_reset * b2.mV,
-        "v_init": p.v_init * b2.mV,
     }
 
 

@@ -96,7 +96,7 @@ def plastic_synapses(
         "tau_p": endless if certain else p.tau_p * b2.ms,
         "tau_d": endless if certain else p.tau_d * b2.ms,
         "ltp_window": p.ltp_window * b2.ms,
-        "T_d": endless * 0 if certain else p.ltd_delay * b2.ms,
+        "T_d": 0 * b2.ms if certain else p.ltd_delay * b2.ms,
         "g_min": p.g_min,
         "g_max": p.g_max,
         "slots": slots,

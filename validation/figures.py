@@ -1,6 +1,7 @@
 """The pictures of the three comparisons."""
 
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.ticker import NullFormatter
 
 from snn.command import save_figure
 from validation.equations import magnitudes
-from validation.significance import binomial_band
+from validation.significance import binomial_band, standardised
 
 if TYPE_CHECKING:
     from validation.freq_response import FreqResponseConfig, Responses
@@ -44,7 +45,7 @@ def draw_response(
         panel.set_xlabel("presynaptic spike frequency (Hz)")
         panel.set_ylim(0, 1.05 * max(1.0, responses.norse[duration].max(), responses.closed_form.max()))
 
-    letters = iter("abcdefghijkl")
+    letters = iter(ascii_lowercase)
     first = None
     for d, drive in enumerate(drives):
         panel = figure.add_subplot(grid[0, d], sharey=first)
@@ -139,7 +140,13 @@ def draw_window(
         Line2D([], [], color="0.3", marker="o", mfc="none", ls=""),
         Line2D([], [], color="0.3", marker="x", ls=""),
     ]
-    labels += ["plain stochastic rule, any input", "equation", "binomial band, all points", "learner", "Brian2 synapse"]
+    labels += [
+        "plain stochastic rule, any input",
+        "equation",
+        "accepted by the binomial test",
+        "learner",
+        "Brian2 synapse",
+    ]
     figure.legend(keys, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     save_figure(figure, path)
 
@@ -157,9 +164,11 @@ def _draw_magnitude(panel: Axes, config: "WindowConfig", found: tuple["Realised"
             count = getattr(realised, kind)
             # The point at which this change happens most often, and alone.
             f, lag = np.unravel_index(count[0].argmax(), count[0].shape)
-            per_event = np.abs(realised.change[:, f, lag]) * config.draws / count[:, f, lag]
-            clipped = conductance >= p.g_max if kind == "ltp" else conductance <= p.g_min
-            panel.plot(conductance[~clipped], per_event[~clipped], marker, color=color, ms=6, mfc="none")
+            per_event = np.abs(realised.change[:, f, lag]) * config.draws / np.maximum(count[:, f, lag], 1)
+            # What is clipped, or never happened, shows no magnitude.
+            inside = conductance < p.g_max if kind == "ltp" else conductance > p.g_min
+            inside &= count[:, f, lag] > 0
+            panel.plot(conductance[inside], per_event[inside], marker, color=color, ms=6, mfc="none")
     panel.set_xlabel("conductance G")
     panel.set_ylabel("change per event, dG")
     panel.set_ylim(0, None)
@@ -215,16 +224,15 @@ def _draw_conductances(panel: Axes, learned: "Learned") -> None:
 
 
 def _draw_changes(panel: Axes, shown: "Distribution") -> None:
-    together = np.concatenate([shown.learner, shown.brian2])
-    mean, deviation = together.mean(0), np.maximum(together.std(0), 1e-12)
     samples = (
         ("learner", shown.learner, {"color": "0.7", "histtype": "stepfilled"}),
         ("Brian2", shown.brian2, {"color": "C0", "histtype": "step", "lw": 1.5}),
         ("Brian2, gamma_p 5 % smaller", shown.weaker_ltp, {"color": "C3", "histtype": "step", "ls": "--"}),
         ("Brian2, gamma_d 5 % smaller", shown.weaker_ltd, {"color": "C2", "histtype": "step", "ls": "--"}),
     )
+    bins, together = np.linspace(-4, 4, 49), np.concatenate([shown.learner, shown.brian2])
     for label, sample, style in samples:
-        panel.hist(((sample - mean) / deviation).ravel(), np.linspace(-4, 4, 49), density=True, label=label, **style)
+        panel.hist(standardised(sample, together).ravel(), bins, density=True, label=label, **style)
     panel.set_xlabel("change in a mini-batch (standard deviations)")
     panel.set_ylabel("density of conductances and repeats")
     panel.set_ylim(0, 1.35 * panel.get_ylim()[1])

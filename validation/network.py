@@ -1,7 +1,7 @@
 """Random spiking convolutions, spike by spike and conductance by conductance: the learner and Brian2.
 
 Three comparisons, all on the learner's own functions: spikes of every layer at every step; conductances after several
-mini-batches of the deterministic rule; the distribution of the change that a stochastic rule makes in one mini-batch.
+mini-batches of rules without chance; the distribution of the change that a stochastic rule makes in one mini-batch.
 """
 
 import sys
@@ -32,32 +32,39 @@ class NetworkConfig:
     quick: bool = False
     """Fewer networks and draws, for a check in seconds."""
     networks: int = 60
-    """Lively networks whose spikes are compared; 12 with --quick."""
-    learners: int = 24
-    """Networks that learn by rules without chance, at least one for each rule and pairing; 4 with --quick."""
+    """Lively networks whose spikes are compared; at most 12 with --quick."""
+    deterministic: int = 24
+    """Networks that learn by rules without chance, at least one for each rule and pairing; at most 4 with --quick."""
     batches: int = 6
-    """Mini-batches that each of them learns; 3 with --quick."""
-    rules: int = 6
-    """Networks that learn by a stochastic rule; 2 with --quick."""
+    """Mini-batches that each of them learns; at most 3 with --quick."""
+    stochastic: int = 6
+    """Networks that learn by a stochastic rule; at most 2 with --quick."""
     repeats: int = 100
-    """Repetitions of one mini-batch of a stochastic rule in a block, of which as many are drawn as the test needs to
-    tell a change of gamma by 5 %; 50 with --quick."""
+    """Repetitions of one mini-batch of a stochastic rule in a block; as many blocks are drawn as the test needs to tell
+    a change of gamma by 5 %; at most 50 with --quick."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        for name in ("networks", "learners", "rules"):
+        for name in ("networks", "deterministic", "stochastic"):
             check(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: must not be negative")
-        for name in ("batches", "repeats"):
-            check(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: must be 1 or more")
+        check(self.batches >= 1, f"--batches {self.batches}: must be 1 or more")
+        check(self.repeats >= 20, f"--repeats {self.repeats}: give 20 or more, or a change of gamma would not show")
         check(
-            self.learners == 0 or self.learners >= len(LEARNERS),
-            f"--learners {self.learners}: give 0, or at least {len(LEARNERS)}, one for each rule and pairing",
+            self.deterministic == 0 or self.deterministic >= len(LEARNERS),
+            f"--deterministic {self.deterministic}: give 0, or at least {len(LEARNERS)}, one for each rule and pairing",
         )
         check(
-            self.networks + self.learners + self.rules > 0, "--networks, --learners and --rules are all 0: compare one"
+            self.networks + self.deterministic + self.stochastic > 0,
+            "--networks, --deterministic and --stochastic are all 0: give one of them",
         )
         if self.quick:
-            for name, most in (("networks", 12), ("learners", 4), ("batches", 3), ("rules", 2), ("repeats", 50)):
+            for name, most in (
+                ("networks", 12),
+                ("deterministic", 4),
+                ("batches", 3),
+                ("stochastic", 2),
+                ("repeats", 50),
+            ):
                 object.__setattr__(self, name, min(getattr(self, name), most))
 
 
@@ -70,12 +77,14 @@ def run(config: NetworkConfig) -> int:
     report = Report("validation.network")
     print(f"random networks, learner on {device.type}; a false alarm in {FALSE_ALARM:.1%} of all runs")
     trials = compare_networks(config.networks, report, random, device) if config.networks else []
-    learned = compare_learning(config.learners, config.batches, report, random, device) if config.learners else None
-    distributions = compare_distributions(config.rules, config.repeats, report, random, device)
+    learned = (
+        compare_learning(config.deterministic, config.batches, report, random, device) if config.deterministic else None
+    )
+    distributions = compare_distributions(config.stochastic, config.repeats, report, random, device)
     command = command_line("validation.network", config)
     tree = {
         "networks": _network_table(trials) if trials else {},
-        "deterministic": learned._asdict() | {"unit": "conductance (all networks in a row)"} if learned else {},
+        "without_chance": learned._asdict() | {"unit": "conductance (all networks in a row)"} if learned else {},
         "stochastic": {
             f"network{number}": {key: value for key, value in part._asdict().items() if key != "rule"}
             | {"rule": asdict(part.rule), "unit": "change of the conductance (repeats, synapses)"}

@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 
 from snn.command import progress
-from snn.layer import simulate_layers
+from snn.layer import feed_forward
 from snn.learn import learn_batch
 from snn.stdp import STDPParameters
 from validation.brian2_network import ReferenceNetwork, connections, most_waiting
@@ -17,15 +16,16 @@ from validation.brian2_neuron import load_brian2
 from validation.network_spikes import MOST_DRAWS, compare_spikes
 from validation.random_networks import PRESENTATION, Kind, RandomNetwork, draw_network, draw_rule, switch_rule
 from validation.report import FALSE_ALARM, Report
+from validation.significance import same_distribution_p, same_sum_p
 
 GAMMA_CHANGE = 0.95
 """Factor by which gamma_p or gamma_d is changed to show that the test would notice."""
+MOST_BLOCKS = 20
+"""Most blocks of repeats that are drawn until the test notices."""
 MAP_SPIKES = 40
 """Fewest spikes of a map in a mini-batch whose change is compared: each of its conductances sees about as many."""
-MOST_BLOCKS = 20
-"""Most blocks of repeats that are drawn until it does."""
-
-
+WAITING_SLOTS = 24
+"""Postsynaptic spikes for which a Brian2 synapse of pairing two-sided has room."""
 LEARNERS = (("deterministic", "post"), ("deterministic", "two-sided"), ("switch", "post"), ("switch", "two-sided"))
 """Rules without chance, with their pairings; switch: :func:`validation.random_networks.switch_rule`."""
 
@@ -71,9 +71,9 @@ def compare_learning(
     for (rule_name, pairing), difference in largest.items():
         what = "deterministic rule" if rule_name == "deterministic" else "rule switched by each synapse's own rate"
         report.add(
-            f"{what}, {pairing}: conductances after {batches} mini-batches, largest relative difference",
-            f"{difference:.1e} in {networks[rule_name, pairing]} networks",
-            "1e-10",
+            f"{what}, {pairing}: conductances after learning (mini-batches: {batches}), largest relative difference",
+            f"{difference:.1e} (networks: {networks[rule_name, pairing]})",
+            "at most 1e-10",
             difference <= 1e-10 and networks[rule_name, pairing] > 0,
         )
     report.add(
@@ -84,7 +84,7 @@ def compare_learning(
     )
     moved = together.brian2 - together.before
     report.add(
-        "the same conductances",
+        "movement of these conductances, without which nothing would be tested",
         f"moved by {np.abs(moved).mean():.3f} on average, {(moved > 0).mean():.0%} up, {(moved < 0).mean():.0%} down, "
         f"{together.at_limit.mean():.0%} at a limit",
         "at least 0.01, and some of each",
@@ -103,7 +103,7 @@ def _learn_both(
     stretched = (2 * (layer.conductance - 0.5) + 0.5).clamp(0, 1)
     layer = layer.with_values(conductance=rule.g_min + (rule.g_max - rule.g_min) * stretched)
     pre = network.draw_spikes(images)
-    hidden = _rates([pre, *simulate_layers(below, pre)][-1])
+    hidden = _rates(feed_forward(below, pre))
     # Between two neighbouring rates: every fn is 0 or 1.
     low = (np.floor(hidden.median().item() * PRESENTATION / 1000) + 0.5) * 1000 / PRESENTATION
     limits = (low, low + 1e-6)
@@ -114,13 +114,13 @@ def _learn_both(
         inhibition=True,
         stdp=rule,
         rate_limits=limits,
-        slots=1 if rule.pairing == "post" else 24,
+        slots=1 if rule.pairing == "post" else WAITING_SLOTS,
         device=device,
     )
     before, wrong = layer.conductance, 0
     for number in range(batches):
         pre = network.draw_spikes(images)
-        hidden = [pre, *simulate_layers(below, pre)][-1]
+        hidden = feed_forward(below, pre)
         post, conductance = learn_batch(layer, hidden, limits, rule, torch.Generator(device).manual_seed(seed + number))
         layer = layer.with_values(conductance=conductance)
         brian2 = reference.present(pre.cpu().numpy(), torch.Generator(device).manual_seed(seed + number))
@@ -146,30 +146,6 @@ class Distribution(NamedTuple):
     """Brian2 with gamma_p reduced to :data:`GAMMA_CHANGE`."""
     weaker_ltd: np.ndarray
     """Brian2 with gamma_d reduced to :data:`GAMMA_CHANGE`."""
-
-
-def standardised(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Changes (repeats, synapses) of two samples in each synapse's standard deviations from its mean.
-
-    Mean and deviation are those of both samples together: both are treated alike, so equal distributions stay equal.
-    Synapses that never vary are left out.
-    """
-    together = np.concatenate([first, second])
-    mean, deviation = together.mean(0), together.std(0)
-    vary = deviation > 1e-12
-    return (first - mean)[:, vary] / deviation[vary], (second - mean)[:, vary] / deviation[vary]
-
-
-def same_distribution_p(first: np.ndarray, second: np.ndarray) -> float:
-    """p value of the two-sample Kolmogorov-Smirnov test on all standardised changes (repeats, synapses)."""
-    one, other = standardised(first, second)
-    return float(stats.ks_2samp(one.ravel(), other.ravel(), method="asymp").pvalue) if one.size else 1.0
-
-
-def same_sum_p(first: np.ndarray, second: np.ndarray) -> float:
-    """p value of the same test on the sum over all synapses: its spread tells whether they draw independently."""
-    one, other = standardised(first, second)
-    return float(stats.ks_2samp(one.sum(1), other.sum(1), method="asymp").pvalue)
 
 
 def compare_distributions(
@@ -259,8 +235,9 @@ def _draw_learner(random: np.random.Generator, device: torch.device) -> RandomNe
 
     def suitable(network: RandomNetwork) -> bool:
         layer = network.layers[0]
-        synapses = len(connections(network.shape, layer.geometry)[0])
-        return layer.conductance.numel() >= 40 and 300 <= synapses <= 800 and layer.dt >= 2
+        _, _, weight, _ = connections(network.shape, layer.geometry)
+        shared = np.bincount(weight, minlength=layer.conductance.numel())
+        return len(shared) >= 40 and shared.min() >= 4 and 300 <= len(weight) <= 800 and layer.dt >= 2
 
     drawn = (draw_network("inhibited", random, batch=2) for _ in range(100_000))
     for network in islice(filter(suitable, drawn), MOST_DRAWS):

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from snn.command import write_json
 
 FALSE_ALARM = 1e-3
-"""Probability that a command whose both sides agree nevertheless says they differ, over all its statistical tests."""
+"""Probability that a command reports a difference although both sides agree, over all its statistical tests."""
 
 
 @dataclass

@@ -1,18 +1,18 @@
-"""Exact binomial tests of many points at once, with a bound on the probability of any false alarm."""
+"""Tests of counts (exact, at many points at once) and of distributions."""
 
 import numpy as np
 from scipy import stats
 
 
 def binomial_p(successes: np.ndarray, draws: int, probability: np.ndarray) -> np.ndarray:
-    """Two-sided p value of each count under Binomial(draws, probability); 0 or 1 are tested exactly."""
+    """Two-sided p value (twice the smaller tail) of each count under Binomial(draws, probability); 0, 1 are exact."""
     low = stats.binom.cdf(successes, draws, probability)
     high = stats.binom.sf(successes - 1, draws, probability)
     return np.minimum(1.0, 2 * np.minimum(low, high))
 
 
 def same_rate_p(first: np.ndarray, second: np.ndarray, draws: int) -> np.ndarray:
-    """Two-sided p value (Fisher's exact test) of two counts, each out of ``draws``, having one probability."""
+    """Two-sided p value (twice the smaller tail) of Fisher's exact test that two counts, of ``draws``, share a rate."""
     total = first + second
     low = stats.hypergeom.cdf(first, 2 * draws, total, draws)
     high = stats.hypergeom.sf(first - 1, 2 * draws, total, draws)
@@ -34,3 +34,30 @@ def binomial_band(draws: int, probability: np.ndarray, false_alarm: float) -> tu
     """Lowest and highest share of successes that a two-sided test at level ``false_alarm`` accepts."""
     low, high = stats.binom.interval(1 - false_alarm, draws, probability)
     return low / draws, high / draws
+
+
+def standardised(changes: np.ndarray, together: np.ndarray) -> np.ndarray:
+    """Changes (repeats, synapses) in each synapse's standard deviations from its mean.
+
+    Mean and deviation are those of ``together``, (any repeats, synapses). Synapses that never vary in it are left out.
+    """
+    mean, deviation = together.mean(0), together.std(0)
+    vary = deviation > 1e-12
+    return (changes - mean)[:, vary] / deviation[vary]
+
+
+def same_distribution_p(first: np.ndarray, second: np.ndarray) -> float:
+    """p value of the two-sample Kolmogorov-Smirnov test on all changes (repeats, synapses) of two samples.
+
+    They are standardised over both samples together: both are treated alike, so equal distributions stay equal.
+    """
+    together = np.concatenate([first, second])
+    one, other = (standardised(sample, together).ravel() for sample in (first, second))
+    return float(stats.ks_2samp(one, other, method="asymp").pvalue) if one.size else 1.0
+
+
+def same_sum_p(first: np.ndarray, second: np.ndarray) -> float:
+    """p value of the same test on the sum over all synapses: its spread tells whether they draw independently."""
+    together = np.concatenate([first, second])
+    one, other = (standardised(sample, together).sum(1) for sample in (first, second))
+    return float(stats.ks_2samp(one, other, method="asymp").pvalue)
