@@ -210,7 +210,7 @@ def _compare_merged(config: FreqResponseConfig, spikes: np.ndarray, duration: fl
         wrong += int((found != expected[neuron]).sum())
         deviation = max(deviation, np.abs(found * config.dt - closed[neuron]).max(initial=0.0))
     report.add(
-        f"inter-spike intervals above {config.merge_rate:.1f} Hz and the closed form of Euler's method, {duration:g} ms",
+        f"inter-spike intervals above {config.merge_rate:.1f} Hz and closed form of Euler's method, {duration:g} ms",
         f"{wrong} of {intervals} differ",
         "0",
         wrong == 0,

@@ -32,11 +32,11 @@ class NetworkConfig:
     quick: bool = False
     """Fewer networks and draws, for a check in seconds."""
     networks: int = 60
-    """Lively networks whose spikes are compared; at most 12 with --quick."""
+    """Lively networks whose spikes are compared; at most 6 with --quick."""
     deterministic: int = 24
     """Networks that learn by rules without chance, at least one for each rule and pairing; at most 4 with --quick."""
     batches: int = 6
-    """Mini-batches that each of them learns; at most 3 with --quick."""
+    """Mini-batches that each of them learns; at most 2 with --quick."""
     stochastic: int = 6
     """Networks that learn by a stochastic rule; at most 2 with --quick."""
     repeats: int = 100

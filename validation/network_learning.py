@@ -13,17 +13,19 @@ from snn.learn import learn_batch
 from snn.stdp import STDPParameters
 from validation.brian2_network import ReferenceNetwork, connections, most_waiting
 from validation.brian2_neuron import load_brian2
-from validation.network_spikes import MOST_DRAWS, compare_spikes
+from validation.network_spikes import MOST_DRAWS
 from validation.random_networks import PRESENTATION, Kind, RandomNetwork, draw_network, draw_rule, switch_rule
 from validation.report import FALSE_ALARM, Report
 from validation.significance import same_distribution_p, same_sum_p
 
 GAMMA_CHANGE = 0.95
 """Factor by which gamma_p or gamma_d is changed to show that the test would notice."""
-MOST_BLOCKS = 20
+MOST_BLOCKS = 10
 """Most blocks of repeats that are drawn until the test notices."""
-MAP_SPIKES = 40
-"""Fewest spikes of a map in a mini-batch whose change is compared: each of its conductances sees about as many."""
+MOST_NETWORKS = 3
+"""Most networks that are drawn until it does: where LTP or LTD is rare, no number of repeats is enough."""
+MAP_SPIKES = 20
+"""Fewest spikes of each map in a mini-batch whose change is compared: its conductances see about as many events."""
 WAITING_SLOTS = 24
 """Postsynaptic spikes for which a Brian2 synapse of pairing two-sided has room."""
 LEARNERS = (("deterministic", "post"), ("deterministic", "two-sided"), ("switch", "post"), ("switch", "two-sided"))
@@ -157,7 +159,11 @@ def compare_distributions(
     found = []
     for number in progress(range(rules), "stochastic rules", "network"):
         rule_name, pairing = combinations[number % len(combinations)]
-        part = _draw_distribution(rule_name, pairing, repeats, level, random, device)
+        for _ in range(MOST_NETWORKS):
+            part = _draw_distribution(rule_name, pairing, repeats, level, random, device)
+            powers = [same_distribution_p(part.brian2, weaker) for weaker in (part.weaker_ltp, part.weaker_ltd)]
+            if max(powers) < level:
+                break
         found.append(part)
         size = "{} conductances, {} repeats".format(*part.learner.shape[::-1])
         test = f"at least {level:.1g}, two-sample Kolmogorov-Smirnov test"
@@ -170,7 +176,6 @@ def compare_distributions(
             test,
             p >= level,
         )
-        powers = [same_distribution_p(part.brian2, weaker) for weaker in (part.weaker_ltp, part.weaker_ltd)]
         report.add(
             "the first of these tests between Brian2 and Brian2 with gamma_p or gamma_d 5 % smaller",
             f"p = {powers[0]:.2g} and {powers[1]:.2g}",
@@ -184,22 +189,16 @@ def _draw_distribution(
     rule_name: str, pairing: str, repeats: int, level: float, random: np.random.Generator, device: torch.device
 ) -> Distribution:
     """Changes on both sides, in blocks of repeats until the test tells 5 % of either gamma in Brian2's own draws."""
-    network = _draw_learner(random, device)
-    rule = draw_rule(random, rule_name, pairing, network.encoding.dt)
-    layer = network.layers[-1]
-    layer = layer.with_values(conductance=rule.g_min + (rule.g_max - rule.g_min) * layer.conductance)
-    seed = int(random.integers(2**31))
-    pre = network.draw_spikes(torch.Generator(device).manual_seed(seed))
+    network, rule, pre, post = _draw_learner(rule_name, pairing, random, device)
+    layer, seed = network.layers[0], int(random.integers(2**31))
     limits = (network.encoding.f_min, network.encoding.f_max)
-    generator = torch.Generator(device).manual_seed(seed + 1)
+    generator = torch.Generator(device).manual_seed(seed)
     rules = (
         rule,
         replace(rule, gamma_p=GAMMA_CHANGE * rule.gamma_p),
         replace(rule, gamma_d=GAMMA_CHANGE * rule.gamma_d),
     )
     load_brian2().seed(seed)
-    silent = ReferenceNetwork([layer], network.shape, network.batch, inhibition=True, device=device)
-    post = silent.present(pre.cpu().numpy(), torch.Generator(device))[-1]
     slots = most_waiting(pre.cpu().numpy(), post, layer.geometry) if pairing == "two-sided" else 1
     references = []
     for p in rules:
@@ -230,8 +229,13 @@ def _draw_distribution(
     return Distribution(rule, *(np.concatenate(sample) for sample in samples))
 
 
-def _draw_learner(random: np.random.Generator, device: torch.device) -> RandomNetwork:
-    """A lively network in which every conductance sees dozens of events, and that Brian2 finishes soon."""
+def _draw_learner(
+    rule_name: str, pairing: str, random: np.random.Generator, device: torch.device
+) -> tuple[RandomNetwork, STDPParameters, torch.Tensor, np.ndarray]:
+    """A layer with its rule, a mini-batch, and Brian2's spikes to it, in which every conductance sees many events.
+
+    Brian2 must finish soon. Should none be found, the last one shows why.
+    """
 
     def suitable(network: RandomNetwork) -> bool:
         layer = network.layers[0]
@@ -240,9 +244,14 @@ def _draw_learner(random: np.random.Generator, device: torch.device) -> RandomNe
         return len(shared) >= 40 and shared.min() >= 4 and 300 <= len(weight) <= 800 and layer.dt >= 2
 
     drawn = (draw_network("inhibited", random, batch=2) for _ in range(100_000))
-    for network in islice(filter(suitable, drawn), MOST_DRAWS):
-        trial = compare_spikes(network, device, int(random.integers(2**31)))
-        if trial.lively and trial.brian2.sum((0, 1, 3, 4)).min() >= MAP_SPIKES:
+    for drawn_network in islice(filter(suitable, drawn), MOST_DRAWS):
+        rule = draw_rule(random, rule_name, pairing, drawn_network.encoding.dt)
+        layer = drawn_network.layers[0]
+        conductance = rule.g_min + (rule.g_max - rule.g_min) * layer.conductance
+        network = replace(drawn_network, layers=(layer.with_values(conductance=conductance),)).to(device)
+        pre = network.draw_spikes(torch.Generator(device).manual_seed(int(random.integers(2**31))))
+        reference = ReferenceNetwork(network.layers, network.shape, network.batch, inhibition=True, device=device)
+        post = reference.present(pre.cpu().numpy(), torch.Generator(device))[-1]
+        if post.sum((0, 1, 3, 4)).min() >= MAP_SPIKES:
             break
-    # Should none have been lively, the last one shows why.
-    return network.to(device)
+    return network, rule, pre, post

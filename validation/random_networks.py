@@ -151,23 +151,23 @@ def switch_rule(rule: STDPParameters, dt: float) -> STDPParameters:
 def draw_rule(random: np.random.Generator, rule: str, pairing: str, dt: float) -> STDPParameters:
     """A random learning rule with all constants different."""
     # The deterministic rule depresses wherever it does not potentiate: a longer window keeps the balance.
-    window = random.uniform(20, 50) if rule == "deterministic" else random.uniform(10, 25)
+    window = random.uniform(20, 50) if rule == "deterministic" else random.uniform(15, 25)
     return STDPParameters(
         rule=rule,
         pairing=pairing,
-        alpha_p=random.uniform(0.003, 0.006),
-        alpha_d=random.uniform(0.006, 0.010),
-        beta_p=random.uniform(0.5, 2.0),
-        beta_d=random.uniform(0.5, 2.0),
+        alpha_p=random.uniform(0.006, 0.010),
+        alpha_d=random.uniform(0.004, 0.008),
+        beta_p=random.uniform(0.5, 1.2),
+        beta_d=random.uniform(0.5, 1.2),
         gamma_p=random.uniform(0.6, 0.9),
         gamma_d=random.uniform(0.4, 0.7),
         phi_p=random.uniform(0.5, 0.9),
         phi_d=random.uniform(0.3, 0.7),
-        tau_p=random.uniform(8, 20),
+        tau_p=random.uniform(10, 20),
         tau_d=random.uniform(30, 50),
         # A whole number of steps: the end of the window itself is met.
         ltp_window=dt * round(window / dt),
-        ltd_delay=random.uniform(30, 60),
+        ltd_delay=random.uniform(50, 90),
         g_min=random.choice([0.0, 0.05]),
         g_max=random.choice([1.0, 1.2]),
         n_cap=int(random.integers(10, 60)),

@@ -57,7 +57,11 @@ def same_distribution_p(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def same_sum_p(first: np.ndarray, second: np.ndarray) -> float:
-    """p value of the same test on the sum over all synapses: its spread tells whether they draw independently."""
+    """p value of the same test on the sum over all synapses: its spread tells whether they draw independently.
+
+    Each counts in the direction in which it changes on average, so that LTP and LTD that occur together add up.
+    """
     together = np.concatenate([first, second])
-    one, other = (standardised(sample, together).sum(1) for sample in (first, second))
+    directed = np.where(together.mean(0) < 0, -1.0, 1.0)
+    one, other = (standardised(sample * directed, together * directed).sum(1) for sample in (first, second))
     return float(stats.ks_2samp(one, other, method="asymp").pvalue)
