@@ -22,7 +22,7 @@ from validation.freq_response import flat_regions
 from validation.freq_response import main as freq_response
 from validation.network import main as network
 from validation.random_networks import switch_rule
-from validation.significance import binomial_band, binomial_p, same_distribution_p, same_rate_p, same_sum_p, total_p
+from validation.significance import binomial_band, binomial_p, same_distribution_p, same_rate_p, same_spread_p, total_p
 from validation.stdp_window import main as stdp_window
 
 COMMANDS = ("freq_response", "stdp_window", "network")
@@ -89,15 +89,8 @@ def rates_of_other_pixels(pre, post, fn, *rest, count_events=snn.stdp.count_even
     return count_events(pre, post, fn.flip(-1), *rest)
 
 
-def one_draw_for_all_synapses(*size, rand=torch.rand, **options):
-    """Each synapse has the right probability, but those of one event share their draw."""
-    shape = torch.Size(size[0]) if len(size) == 1 and not isinstance(size[0], int) else torch.Size(size)
-    return rand((*shape[:-1], 1), **options).expand(shape)
-
-
 FAULTS = {
     "rates of other pixels": [("snn.learn.count_events", rates_of_other_pixels)],
-    "one draw for all synapses": [("torch.rand", one_draw_for_all_synapses)],
     "sign of dt swapped": [
         ("snn.stdp.ltp_probability", swapped_time(snn.stdp.ltp_probability)),
         ("snn.stdp.ltd_probability", swapped_time(snn.stdp.ltd_probability)),
@@ -150,7 +143,6 @@ def test_the_parts_agree_when_nothing_is_wrong(command, tmp_path):
         ("fires at v = v_threshold", RESPONSE),
         ("fires at v = v_threshold", SPIKES),
         ("rates of other pixels", LEARNING),
-        ("one draw for all synapses", DRAWS),
     ],
     ids=command_name,
 )
@@ -312,8 +304,8 @@ def test_the_sum_tells_draws_that_are_not_independent():
     first, second = random.normal(size=(2, 500, 30))
     shared = np.repeat(random.normal(size=(500, 1)), 30, axis=1)
     mean = np.linspace(-2, 2, 30)
-    assert same_sum_p(first + mean, second + mean) > 1e-3
-    assert same_sum_p(first + mean, shared * np.sign(mean) + mean) < 1e-6
+    assert same_spread_p(first + mean, second + mean) > 1e-3
+    assert same_spread_p(first + mean, shared * np.sign(mean) + mean) < 1e-6
 
 
 def test_documentation_lists_every_constant_with_its_default():

@@ -56,12 +56,12 @@ def same_distribution_p(first: np.ndarray, second: np.ndarray) -> float:
     return float(stats.ks_2samp(one, other, method="asymp").pvalue) if one.size else 1.0
 
 
-def same_sum_p(first: np.ndarray, second: np.ndarray) -> float:
-    """p value of the same test on the sum over all synapses: its spread tells whether they draw independently.
+def same_spread_p(first: np.ndarray, second: np.ndarray) -> float:
+    """p value of the Brown-Forsythe test that the sum over all synapses spreads alike: do they draw independently?
 
     Each counts in the direction in which it changes on average, so that LTP and LTD that occur together add up.
     """
     together = np.concatenate([first, second])
     directed = np.where(together.mean(0) < 0, -1.0, 1.0)
     one, other = (standardised(sample * directed, together * directed).sum(1) for sample in (first, second))
-    return float(stats.ks_2samp(one, other, method="asymp").pvalue)
+    return float(stats.levene(one, other, center="median").pvalue)
