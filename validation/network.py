@@ -38,7 +38,7 @@ class NetworkConfig:
     batches: int = 6
     """Mini-batches that each of them learns; at most 2 with --quick."""
     stochastic: int = 6
-    """Networks that learn by a stochastic rule; at most 2 with --quick."""
+    """Networks that learn by a stochastic rule; at most 1 with --quick."""
     repeats: int = 100
     """Repetitions of one mini-batch of a stochastic rule in a block; as many blocks are drawn as the test needs to tell
     a change of gamma by 5 %; at most 50 with --quick."""
@@ -62,7 +62,7 @@ class NetworkConfig:
                 ("networks", 12),
                 ("deterministic", 4),
                 ("batches", 3),
-                ("stochastic", 2),
+                ("stochastic", 1),
                 ("repeats", 50),
             ):
                 object.__setattr__(self, name, min(getattr(self, name), most))
