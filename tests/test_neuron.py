@@ -5,24 +5,9 @@ import pytest
 import torch
 
 from snn.errors import UserError
-from snn.layer import LayerParameters, SpikingConv2d
 from snn.neuron import LIFParameters, integrate, norse_parameters
 from validation.brian2_neuron import lif_spikes
-
-
-def simulate(currents: np.ndarray, thresholds: np.ndarray, p: LIFParameters, dt: float) -> np.ndarray:
-    """Spikes (T, N) of one neuron a map, on the path that the learner takes."""
-    maps = len(thresholds)
-    layer = SpikingConv2d(
-        conductance=torch.zeros(maps, 1, 1, 1, dtype=torch.float64),
-        gain=torch.ones(maps, dtype=torch.float64),
-        v_threshold=torch.from_numpy(thresholds),
-        geometry=LayerParameters(maps, kernel_size=1, padding=0, pulse_width=3 * dt, inhibition_time=dt),
-        lif=p,
-        dt=dt,
-    )
-    drive = torch.from_numpy(currents)[:, None, :, None, None]
-    return layer.simulate_drive(drive, inhibition=False)[:, 0, :, 0, 0].numpy()
+from validation.neuron_comparison import constant_current_spikes
 
 
 def test_norse_step_is_equation_1():
@@ -61,7 +46,7 @@ def test_spikes_equal_those_of_brian2():
     for currents in (constant, pulsed):
         expected = lif_spikes(currents, thresholds, p, dt)
         assert expected.sum() > 100
-        assert np.array_equal(simulate(currents, thresholds, p, dt), expected)
+        assert np.array_equal(constant_current_spikes(currents, thresholds, p, dt), expected)
 
 
 def test_intervals_converge_to_the_closed_form():
@@ -69,7 +54,7 @@ def test_intervals_converge_to_the_closed_form():
     exact = p.interspike_interval(current)
     for dt in (5.0, 2.5, 1.0, 0.25, 0.05):
         steps = round(600 / dt)
-        spikes = simulate(np.full((steps, 1), current), np.array([p.v_threshold]), p, dt)
+        spikes = constant_current_spikes(np.full((steps, 1), current), np.array([p.v_threshold]), p, dt)
         intervals = np.diff(np.flatnonzero(spikes[:, 0])) * dt
         assert len(intervals) >= 3
         # A spike waits for the end of its step: first order, and never more than a step and Euler's own error.

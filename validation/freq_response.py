@@ -30,7 +30,6 @@ from validation.report import Report
 
 SCHEMA = "freq_response/1"
 
-
 FLAT_WIDTH = 1.0
 """Narrowest flat region that is listed, in Hz."""
 
