@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from snn.command import progress
-from snn.encode import encode
+from snn.draws import draw_seeds
+from snn.encode import encode, encode_sparse
+from snn.events import spike_counts
 from snn.layer import SpikingConv2d
 from snn.weights import SpikingNetwork
 
@@ -17,18 +19,17 @@ def simulate_counts(
     Args:
         network: learned layers.
         images: uint8 (N, C, H, W).
-        generator: of the encoder.
+        generator: draws the seeds of the images.
 
     Returns:
         One int16 tensor (N, C_out, H, W) per layer.
     """
     parts: list[list[Tensor]] = [[] for _ in network.layers]
-    batches = images.split(batch_size)
-    for batch in progress(batches, "simulating responses", "batch"):
-        for part, spikes in zip(
-            parts, network.simulate(encode(batch, network.learning.encoding, generator)), strict=True
-        ):
-            part.append(spikes.sum(0).to(torch.int16))
+    encoder = encode_sparse if images.device.type == "cpu" else encode
+    for batch in progress(images.split(batch_size), "simulating responses", "batch"):
+        spikes = encoder(batch, network.learning.encoding, draw_seeds(len(batch), generator))
+        for part, layer_spikes in zip(parts, network.simulate(spikes), strict=True):
+            part.append(spike_counts(layer_spikes))
     return [torch.cat(part) for part in parts]
 
 

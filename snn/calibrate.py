@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from snn.errors import check
+from snn.events import SpikeEvents, Spikes, count_driven, sample_event_drive, spike_counts
 from snn.layer import SpikingConv2d
+from snn.stdp import Rates
 
 BISECTIONS = 14
 PLACES = 4096
@@ -21,27 +23,28 @@ LOWEST_ABOVE_REST = 1.0
 """The lowest threshold lies this far above rest, in mV (ours)."""
 
 
-def sample_drive(layer: SpikingConv2d, pre_spikes: Tensor, generator: torch.Generator) -> Tensor:
-    """Drive before the gain of all maps at up to :data:`PLACES` random places: (T, P, C_out, 1, 1).
+def sample_drive(layer: SpikingConv2d, pre: Spikes, generator: torch.Generator) -> Tensor:
+    """Drive before the gain of all maps at up to :data:`PLACES` random places: (T, P, C_out).
 
     Args:
         layer: whose drive.
-        pre_spikes: bool (T, B, C_in, H, W).
+        pre: bool (T, B, C_in, H, W), or events.
         generator: chooses the places.
     """
-    chosen, steps = None, []
-    for drive in layer.convolve(pre_spikes):
-        places = drive.permute(0, 2, 3, 1).flatten(0, 2)
-        if chosen is None:
-            chosen = torch.randperm(len(places), generator=generator, device=places.device)[:PLACES]
-        steps.append(places[chosen, :, None, None])
-    return torch.stack(steps)
+    events = isinstance(pre, SpikeEvents)
+    batch, size = (len(pre.rasters), pre.shape[1:]) if events else (pre.shape[1], pre.shape[3:])
+    height, width = layer.output_size(*size)
+    chosen = torch.randperm(batch * height * width, generator=generator, device=generator.device)[:PLACES]
+    if events:
+        return torch.from_numpy(sample_event_drive(layer, pre, chosen.numpy()))
+    return torch.stack([drive.permute(0, 2, 3, 1).flatten(0, 2)[chosen] for drive in layer.convolve(pre)])
 
 
 def mean_count(layer: SpikingConv2d, drive: Tensor) -> float:
     """Mean spikes per neuron and presentation, inhibition off; ``drive`` from :func:`sample_drive`."""
-    spikes = layer.simulate_drive(drive, inhibition=False)
-    return spikes.sum().item() / spikes[0].numel()
+    if drive.device.type == "cpu":
+        return count_driven(layer, drive.numpy()) / drive[0].numel()
+    return layer.simulate_drive(drive[..., None, None], inhibition=False).sum().item() / drive[0].numel()
 
 
 def calibrate_gain(layer: SpikingConv2d, drive: Tensor, target: float) -> SpikingConv2d:
@@ -95,21 +98,22 @@ def _bisect(count: Callable[[float], float], low: float, high: float, target: fl
     return high
 
 
-def rate_range(spikes: Tensor, presentation: float) -> tuple[float, float]:
+def rate_range(counts: Tensor, presentation: float) -> tuple[float, float]:
     """1st and 99th percentile of the neurons' rates in Hz: f_min and f_max of Eq. 5 for a hidden layer.
 
     Args:
-        spikes: bool (T, B, C, H, W) of a calibration set.
+        counts: spikes of each neuron of a calibration set, integers of any shape.
         presentation: T in ms.
     """
-    rates = spikes.sum(0).flatten().float() * (1000 / presentation)
+    rates = counts.flatten().float() * (1000 / presentation)
     low, high = (rates.kthvalue(1 + round(q * (len(rates) - 1))).values.item() for q in (0.01, 0.99))
     check(high > low, f"the rates of the layer below all lie at {low:.1f} Hz: its neurons carry no information")
     return low, high
 
 
-def normalised_rates(spikes: Tensor, presentation: float, limits: tuple[float, float]) -> Tensor:
-    """fn of Eq. 5, (B, C, H, W) in [0, 1], from the rates measured over the presentation."""
+def normalised_rates(spikes: Spikes, presentation: float, limits: tuple[float, float]) -> Rates:
+    """fn of Eq. 5 of every presynaptic neuron, from its rate measured over the presentation (ms); limits in Hz."""
     low, high = limits
-    rates = spikes.sum(0).float() * (1000 / presentation)
-    return ((rates - low) / (high - low)).clamp(0, 1)
+    counts = spike_counts(spikes)
+    rates = torch.arange(int(counts.amax()) + 1) * (1000 / presentation)
+    return Rates(counts, ((rates - low) / (high - low)).clamp(0, 1))

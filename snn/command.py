@@ -5,9 +5,11 @@ import io
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -43,32 +45,62 @@ class RunOptions:
         check(0 <= self.seed < 2**32, f"--seed {self.seed}: expected a whole number from 0 to {2**32 - 1}")
 
 
-def run_command(config_type: type[Config], function: Callable[[Config], int | None], argv: list[str] | None) -> int:
+def run_command(
+    config_type: type[Config],
+    function: Callable[[Config], int | None],
+    argv: list[str] | None,
+    defaults: Callable[[Config], Config] | None = None,
+) -> int:
     """Parse ``argv`` (default: the process's) into ``config_type``, call ``function`` with it, return the exit status.
 
-    0: done, or another status that ``function`` returns. 2: a user error, told in one line on stderr. 130: interrupted.
+    ``defaults`` makes, of a first parse, the values that flags which are not given have (such as a preset's).
+
+    0: done, or another status that ``function`` returns. 2: a user error, told in one line on stderr. 130: interrupted
+    (also by SIGTERM, which waits for what must not be cut short).
     """
     module = function.__module__
     spec = sys.modules[module].__spec__
     program = f"python -m {spec.name if spec else module}"
     try:
-        config = _parse(config_type, sys.argv[1:] if argv is None else argv, program)
-        return function(config) or 0
+        arguments = sys.argv[1:] if argv is None else argv
+        config = _parse(config_type, arguments, program)
+        if defaults:
+            config = _parse(config_type, arguments, program, defaults(config))
+        with _sigterm_interrupts():
+            return function(config) or 0
     except (UserError, OSError) as error:
         # What the operating system refuses (a name too long, a folder that may not be read) is for the user to mend.
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; no unfinished file is left", file=sys.stderr)
+        print(f"{program}: interrupted; every file left is whole", file=sys.stderr)
         return 130
 
 
-def _parse(config_type: type[Config], arguments: list[str], program: str) -> Config:
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, so that no temporary file stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parse(config_type: type[Config], arguments: list[str], program: str, default: Config | None = None) -> Config:
     """The configuration; a :class:`UserError` in place of the parser's own many lines."""
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(config_type, args=arguments, prog=program)
+            given = {} if default is None else {"default": default}
+            return tyro.cli(config_type, args=arguments, prog=program, **given)
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise

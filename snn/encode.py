@@ -1,7 +1,8 @@
 """Images to spike trains (paper, sections 4.2 and 4.3).
 
 An intensity x in [0, 1] becomes a train of rate F = f_min + x (f_max - f_min). A regular train holds exactly
-``floor(F T)`` spikes in a presentation of duration T; a Poisson train draws each step independently.
+``floor(F T)`` spikes in a presentation of duration T and is turned in time, end to start, by a random phase, so that
+equal pixels do not spike together; a Poisson train draws each step independently.
 """
 
 import math
@@ -11,7 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from snn import kernels
+from snn.draws import ENCODE, as_chance, draw_bits, event_key, happens, image_key
 from snn.errors import check
+from snn.events import SpikeEvents, encode_events
 
 
 @dataclass(frozen=True)
@@ -62,45 +66,72 @@ def whole_steps(duration: float, dt: float) -> int:
     return steps if math.isclose(steps * dt, duration, rel_tol=1e-9, abs_tol=1e-9) else -1
 
 
-def encode(images: Tensor, p: Encoding, generator: torch.Generator) -> Tensor:
+def encode(images: Tensor, p: Encoding, seeds: Tensor) -> Tensor:
     """Spike trains of uint8 images.
 
     Args:
         images: uint8 (B, C, H, W).
         p: rates and time grid.
-        generator: draws phases or Poisson spikes; on the device of ``images``.
+        seeds: of the images (:func:`snn.draws.draw_seeds`), for phases or Poisson spikes.
 
     Returns:
         bool (T, B, C, H, W), at most one spike a step.
     """
-    check(images.dtype == torch.uint8, f"images are {images.dtype}, expected uint8 values 0 to 255")
-    rates = p.rate(images.to(torch.float64) / 255)
+    _check_images(images)
+    key = tuple(half.reshape(-1, 1, 1, 1) for half in image_key(seeds, ENCODE))
+    maps, height, width = images.shape[1:]
+    # Neurons are numbered place by place, as in SpikeEvents.
+    neuron = torch.arange(maps * height * width, device=images.device).reshape(height, width, maps).permute(2, 0, 1)
     if p.kind == "poisson":
-        draws = torch.rand((p.n_steps, *images.shape), generator=generator, device=images.device)
-        return draws < (rates * (p.dt / 1000)).to(draws.dtype)
-    # A circular shift in time gives every pixel its own phase and keeps floor(F T) spikes whatever the phase.
-    shift = torch.randint(p.n_steps, images.shape, generator=generator, device=images.device)
-    return regular_trains(rates, p, shift)
+        chance = as_chance(_spike_probability(p)).to(images.device)[images.long()]
+        return torch.stack([happens(draw_bits(event_key(key, t), neuron), chance) for t in range(p.n_steps)])
+    shift = draw_bits(event_key(key, 0), neuron) * p.n_steps >> 32
+    spikes = torch.zeros((p.n_steps, *images.shape), dtype=torch.bool, device=images.device)
+    image, level = torch.arange(len(images), device=images.device), images.flatten(1).long()
+    trains = regular_trains(_all_rates(p), p).T.to(images.device)
+    # For each pixel, the steps of its intensity's train, turned by its phase.
+    b, pixel, step = trains[level].nonzero().T
+    step = (step + shift.flatten(1)[b, pixel]) % p.n_steps
+    spikes.flatten(2)[step, image[b], pixel] = True
+    return spikes
 
 
-def regular_trains(rates: Tensor, p: Encoding, shift: Tensor | int = 0) -> Tensor:
-    """Regular trains: the n-th spike lies in the step in which F t reaches n, so T holds floor(F T) spikes.
+def encode_sparse(images: Tensor, p: Encoding, seeds: Tensor) -> SpikeEvents:
+    """The spikes of :func:`encode` as events, on the CPU."""
+    _check_images(images)
+    keys = image_key(seeds, ENCODE)
+    if p.kind == "poisson":
+        chance = as_chance(_spike_probability(p)).numpy()
+        return encode_events(images, kernels.encode_poisson, keys, chance, p.n_steps)
+    level, step = regular_trains(_all_rates(p), p).T.nonzero().T
+    first = torch.searchsorted(level, torch.arange(257))
+    return encode_events(images, kernels.encode_regular, keys, step.numpy(), first.numpy(), p.n_steps)
+
+
+def _check_images(images: Tensor) -> None:
+    check(images.dtype == torch.uint8, f"images are {images.dtype}, expected uint8 values 0 to 255")
+
+
+def _all_rates(p: Encoding) -> Tensor:
+    """Rates of all 8-bit intensities, in Hz, float64 (256,)."""
+    return p.rate(torch.arange(256, dtype=torch.float64) / 255)
+
+
+def _spike_probability(p: Encoding) -> Tensor:
+    return _all_rates(p) * (p.dt / 1000)
+
+
+def regular_trains(rates: Tensor, p: Encoding) -> Tensor:
+    """The paper's regular trains: the n-th spike lies in the step in which F t reaches n, so T holds floor(F T) spikes.
 
     Args:
         rates: F in Hz, float64, any shape.
         p: time grid.
-        shift: int64 steps, broadcastable to ``rates``: the train is delayed by that much, what leaves at the end of
-            the presentation comes in again at its start. 0 is the paper's train.
 
     Returns:
         bool (T, *rates.shape).
     """
-    per_step = rates * (p.dt / 1000)
+    step = torch.arange(p.n_steps + 1, dtype=torch.float64, device=rates.device).reshape(-1, *[1] * rates.dim())
     # Without the margin, rounding would lose the last spike where F T is a whole number, as 20 Hz x 300 ms.
-    margin = 1e-9
-    trains = []
-    for step in range(p.n_steps):
-        start = torch.as_tensor((step - shift) % p.n_steps, device=rates.device)
-        before, after = per_step * start, per_step * (start + 1)
-        trains.append(after.add_(margin).floor_() > before.add_(margin).floor_())
-    return torch.stack(trains)
+    reached = torch.floor(rates * (p.dt / 1000) * step + 1e-9)
+    return reached[1:] > reached[:-1]

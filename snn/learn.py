@@ -1,46 +1,35 @@
 """Learn spiking convolution layers without labels, one after another, and write ``snn.h5``.
 
-Each layer learns on all training images while the layers below it are frozen, without inhibition and with lowered
-thresholds (paper, 4.2). Images are presented in mini-batches; conductances are held during a presentation.
+While it learns, the file holds the layers learned so far and the state of the one that is learning: it is written anew
+every ``--checkpoint-interval`` seconds and after each layer, and ``--resume`` goes on from it.
 """
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
 
-import torch
 import tyro
-from torch import Tensor
 
-from snn.calibrate import (
-    LOWEST_ABOVE_REST,
-    calibrate_gain,
-    lower_threshold,
-    mean_count,
-    normalised_rates,
-    rate_range,
-    sample_drive,
-)
 from snn.command import (
     RunOptions,
     beside,
     check_outputs,
-    choose_device,
     command_line,
-    progress,
     run_command,
     write_json,
 )
 from snn.data import DataSource, load_images
-from snn.encode import encode
+from snn.errors import check
 from snn.figures import draw_kernels
-from snn.layer import LayerParameters, SpikingConv2d, feed_forward
-from snn.settings import Homeostasis, Learning
-from snn.stdp import STDPParameters, count_events, update
-from snn.weights import LayerHistory, LearnedLayer, SpikingNetwork, save_network
+from snn.learner import learn
+from snn.monitor import peak_memory
+from snn.presets import PRESETS, PresetName
+from snn.processes import Processes, start_processes
+from snn.settings import Learning
+from snn.weights import SpikingNetwork, images_digest, load_network, save_network
 
 
 @dataclass(frozen=True)
@@ -49,148 +38,23 @@ class LearnConfig:
 
     out: Path
     """File to write, for example runs/demo/snn.h5."""
+    preset: PresetName = "cifar10"
+    """Where settings start from: cifar10 is the paper's configuration for images of 32 pixels, imagenet one for 224
+    pixels that is as cheap as the paper's Table 1 tells. Other flags go before it."""
+    resume: bool = False
+    """Go on from an unfinished --out (if there is none, start)."""
+    checkpoint_interval: float = 60.0
+    """Seconds between two checkpoints; an interruption costs at most this much."""
+    devices: int = 1
+    """Processes (each with a GPU or a share of the CPU's cores) on each node, which share every mini-batch."""
+    num_nodes: int = 1
+    """Nodes; start the command on each, for example with torchrun."""
     source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
     learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
-
-def learn(
-    images: Tensor, p: Learning | None = None, *, seed: int = 0, device: torch.device | str = "cpu"
-) -> SpikingNetwork:
-    """Learn all layers of ``p`` (None: defaults) on uint8 ``images`` (N, C, H, W).
-
-    Returns the network, on the CPU. The same arguments give the same bits on the same machine.
-    """
-    p = p or Learning()
-    generator = torch.Generator(device).manual_seed(seed)
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    calibration = images[chosen[: p.calibration_images]].to(device)
-    layers: list[LearnedLayer] = []
-    for _ in p.maps:
-        layers.append(_learn_layer(images, calibration, layers, p, generator))
-    shape = tuple(images.shape[1:])
-    return SpikingNetwork(shape, p, tuple(layers), seed).to("cpu")
-
-
-def _learn_layer(
-    images: Tensor,
-    calibration: Tensor,
-    below: list[LearnedLayer],
-    p: Learning,
-    generator: torch.Generator,
-) -> LearnedLayer:
-    """Learn one layer on top of the learned layers ``below``."""
-    device, number, maps = calibration.device, len(below) + 1, p.maps[len(below)]
-    encoding, presentation = p.encoding, p.encoding.presentation
-
-    def presynaptic(batch: Tensor) -> Tensor:
-        return feed_forward([learned.layer for learned in below], encode(batch, encoding, generator))
-
-    pre = presynaptic(calibration)
-    # The encoder's limits are exact; a hidden layer's are measured.
-    limits = rate_range(pre, presentation) if below else (encoding.f_min, encoding.f_max)
-    shape = (maps, pre.shape[2], p.kernel_size, p.kernel_size)
-    g_min, g_range = p.stdp.g_min, p.stdp.g_max - p.stdp.g_min
-    low, span = g_min + p.initial_low * g_range, (p.initial_high - p.initial_low) * g_range
-    initial = low + span * torch.rand(shape, generator=generator, device=device)
-    layer = SpikingConv2d(
-        conductance=initial,
-        gain=torch.ones(maps, device=device),
-        v_threshold=torch.full((maps,), p.lif.v_threshold, device=device),
-        geometry=LayerParameters(
-            maps,
-            p.kernel_size,
-            stride=1 if below else p.first_stride,
-            padding=p.kernel_size // 2,
-            pulse_width=p.pulse_width,
-            inhibition_time=p.inhibition_time,
-        ),
-        lif=p.lif,
-        dt=encoding.dt,
-    )
-    layer = calibrate_gain(layer, sample_drive(layer, pre, generator), p.start_count)
-    start = layer
-
-    history: list[tuple[int, Tensor, float]] = []
-    ltd_factor = torch.ones((maps, 1, 1, 1), dtype=torch.float64, device=device)
-    batches = list(_batches(len(images), p, generator))
-    for chosen in progress(batches, f"layer {number} of {len(p.maps)}", "update"):
-        pre = presynaptic(images[chosen].to(device))
-        post, conductance = learn_batch(layer, pre, limits, p.stdp, generator, ltd_factor)
-        change = (conductance - layer.conductance).abs().mean().item()
-        wins = post.sum((0, 1, 3, 4))
-        layer = balance(layer.with_values(conductance=conductance), start, wins, p.homeostasis)
-        ltd_factor = balance_ltd(ltd_factor, (conductance - g_min) / g_range, p.homeostasis)
-        seen = len(chosen) + (history[-1][0] if history else 0)
-        history.append((seen, wins.cpu(), change))
-
-    drive = sample_drive(layer, presynaptic(calibration), generator)
-    layer = lower_threshold(layer, drive, p.output_rate * presentation / 1000)
-    seen, wins, change = zip(*history, strict=True)
-    return LearnedLayer(
-        layer=layer,
-        initial_conductance=initial,
-        learning_gain=start.gain[0].item(),
-        rate_limits=limits,
-        mean_rate=mean_count(layer, drive) * 1000 / presentation,
-        history=LayerHistory(torch.tensor(seen), torch.stack(wins), torch.tensor(change, dtype=torch.float64)),
-    )
-
-
-def learn_batch(
-    layer: SpikingConv2d,
-    pre_spikes: Tensor,
-    rate_limits: tuple[float, float],
-    p: STDPParameters,
-    generator: torch.Generator,
-    ltd_factor: Tensor | float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """One update: a mini-batch is presented, with inhibition, and the rule applied.
-
-    Args:
-        layer: as it is before the update.
-        pre_spikes: bool (T, B, C_in, H, W).
-        rate_limits: f_min and f_max of Eq. 5, in Hz.
-        p: the rule.
-        generator: draws between maps with equal potential, then the trials of Eq. 5.
-        ltd_factor: multiplies dG_d (:func:`snn.stdp.update`).
-
-    Returns:
-        Postsynaptic spikes bool (T, B, C_out, H_out, W_out), and the new conductances (C_out, C_in, kH, kW).
-    """
-    post = layer.simulate(pre_spikes, inhibition=True, generator=generator)
-    fn = normalised_rates(pre_spikes, len(pre_spikes) * layer.dt, rate_limits)
-    geometry = layer.geometry
-    window = (geometry.kernel_size, geometry.stride, geometry.padding)
-    counts = count_events(pre_spikes, post, fn, *window, layer.dt, p, generator)
-    return post, update(layer.conductance, counts, p, ltd_factor)
-
-
-def _batches(n_images: int, p: Learning, generator: torch.Generator) -> Iterator[Tensor]:
-    """Shuffled mini-batches of indices for all passes."""
-    per_pass = -(-n_images // p.batch_size)
-    passes = max(p.epochs, -(-p.min_updates // per_pass))
-    for _ in range(passes):
-        yield from torch.randperm(n_images, generator=generator, device=generator.device).cpu().split(p.batch_size)
-
-
-def balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeostasis) -> SpikingConv2d:
-    """The layer with its gains and thresholds moved as :class:`Homeostasis` says, after one update."""
-    if p.synaptic_scaling:
-        total = layer.conductance.sum((1, 2, 3)).clamp(min=1e-6)
-        layer = layer.with_values(gain=start.gain * (start.conductance.sum((1, 2, 3)).mean() / total))
-    share = wins * (len(wins) / wins.sum().clamp(min=1))
-    threshold = layer.v_threshold + p.threshold_step * (share - 1)
-    neuron, floor = layer.lif.v_threshold, layer.lif.v_leak + LOWEST_ABOVE_REST
-    low = min(neuron, max(neuron - p.threshold_range, floor))
-    return layer.with_values(v_threshold=threshold.clamp(low, neuron + p.threshold_range))
-
-
-def balance_ltd(factor: Tensor, g: Tensor, p: Homeostasis) -> Tensor:
-    """LTD factors of the maps (C_out, 1, 1, 1) for the next update; ``g``: conductances as shares of their range."""
-    if p.mean_conductance == 0:
-        return factor
-    return factor * torch.exp(p.ltd_step * (g.double().mean((1, 2, 3), keepdim=True) - p.mean_conductance))
+    def __post_init__(self) -> None:
+        check(self.checkpoint_interval >= 0, f"--checkpoint-interval {self.checkpoint_interval}: expected 0 or more")
 
 
 def summary(network: SpikingNetwork) -> dict:
@@ -203,8 +67,11 @@ def summary(network: SpikingNetwork) -> dict:
             "updates": len(wins),
             "mean_conductance_change_from_start": learned.mean_move,
             "winning_maps_share": learned.winning_share,
-            "largest_share_of_spikes_over_fair_share": (wins.sum(0) * wins.shape[1] / wins.sum()).max().item(),
+            "smallest_share_of_spikes_over_fair_share": learned.fair_shares.min().item(),
+            "largest_share_of_spikes_over_fair_share": learned.fair_shares.max().item(),
             "spikes_per_image": wins.sum().item() / learned.history.images[-1].item(),
+            "saturated_ltp_share_of_events": learned.saturated[0],
+            "saturated_ltd_share_of_events": learned.saturated[1],
             "gain_at_start_current_per_conductance": learned.learning_gain,
             "v_threshold_mV": learned.layer.v_threshold[0].item(),
             "mean_output_rate_Hz": learned.mean_rate,
@@ -212,25 +79,100 @@ def summary(network: SpikingNetwork) -> dict:
     return figures
 
 
+def unfinished(config: LearnConfig, fresh: SpikingNetwork) -> SpikingNetwork | None:
+    """What is to be gone on from, or None to start; a :class:`snn.errors.UserError` if it is of another run."""
+    if not config.out.exists():
+        return None
+    found, _, _ = load_network(config.out)
+    if not config.resume:
+        where = f"layer {len(found.layers) + 1}, update {found.unfinished.updates if found.unfinished else 0}"
+        check(
+            found.complete,
+            f"{config.out} holds unfinished learning ({where}): go on with --resume, remove it, or give another --out",
+        )
+        return None
+    same = replace(found, layers=(), unfinished=None)
+    check(
+        same == fresh,
+        f"{config.out} was learned with other settings, images or seed ({_difference(same, fresh)}): go on with those "
+        "it was started with, or give another --out",
+    )
+    return found
+
+
+def _difference(found: SpikingNetwork, wanted: SpikingNetwork) -> str:
+    """The first settings that differ, by name."""
+    for one, other in ((found.learning, wanted.learning), (found, wanted)):
+        for name in one.__dataclass_fields__:
+            if name != "learning" and getattr(one, name) != getattr(other, name):
+                return f"{name}: {getattr(one, name)} there, {getattr(other, name)} here"
+    return "learning"
+
+
+def checkpoints(
+    write: Callable[[SpikingNetwork], None], interval: float, processes: Processes
+) -> Callable[[SpikingNetwork], None]:
+    """What :func:`snn.learner.learn` calls after every update: the first process writes every ``interval`` seconds."""
+    last, layers = perf_counter(), 0
+
+    def save(network: SpikingNetwork) -> None:
+        nonlocal last, layers
+        if processes.first and (len(network.layers) > layers or perf_counter() - last >= interval):
+            write(network.to("cpu"))
+            last, layers = perf_counter(), len(network.layers)
+
+    return save
+
+
 def run(config: LearnConfig) -> None:
     """The command: load, learn, write, report."""
     kernels = beside(config.out, "_kernels.png") if config.options.figures else None
     check_outputs(config.out, config.options.json, kernels)
-    device = choose_device(config.options.device)
-    images = load_images(config.source, "train", config.options.seed)
+    processes, device = start_processes(config.options.device, config.devices, config.num_nodes)
+    images = load_images(config.source, "train", config.options.seed).images
+    fresh = SpikingNetwork(
+        tuple(images.shape[1:]), config.learning, (), config.options.seed, images_digest=images_digest(images)
+    )
+    # All processes read before the first one writes.
+    network = unfinished(config, fresh)
+    processes.wait()
     maps = ", ".join(map(str, config.learning.maps))
-    print(f"learning layers of {maps} maps on {len(images.images)} images ({device.type})", flush=True)
-    began = perf_counter()
-    network = learn(images.images, config.learning, seed=config.options.seed, device=device)
-    seconds = perf_counter() - began
-    digest = save_network(config.out, network, config.source, command_line("snn.learn", config))
+    if processes.first:
+        several = f", {processes.size} processes" if processes.size > 1 else ""
+        print(f"learning layers of {maps} maps on {len(images)} images ({device.type}{several})", flush=True)
+        if network:
+            done = network.unfinished.updates if network.unfinished else 0
+            print(f"resuming after {len(network.layers)} layers and {done} updates of the next", flush=True)
+    command, began = command_line("snn.learn", config), perf_counter()
+
+    def write(network: SpikingNetwork) -> str:
+        return save_network(config.out, network, config.source, command)
+
+    network = learn(
+        images,
+        config.learning,
+        seed=config.options.seed,
+        device=device,
+        resume=network or fresh,
+        save=checkpoints(write, config.checkpoint_interval, processes),
+        processes=processes,
+    )
+    if not processes.first:
+        return
+    seconds, digest = perf_counter() - began, write(network)
     figures = summary(network)
-    print(f"learned {len(network.layers)} layers on {len(images.images)} images in {seconds:.0f} s on {device.type}")
+    print(
+        f"learned {len(network.layers)} layers on {len(images)} images in {seconds:.0f} s on {device.type}, "
+        f"peak memory {peak_memory():.1f} GiB"
+    )
     for name, layer in figures.items():
         print(
-            f"  {name}: {layer['winning_maps_share']:.0%} of {layer['maps']} maps win, "
-            f"mean |G - G0| {layer['mean_conductance_change_from_start']:.3f}, "
-            f"threshold {layer['v_threshold_mV']:.1f} mV, passes on {layer['mean_output_rate_Hz']:.1f} Hz"
+            f"  {name}: {layer['winning_maps_share']:.0%} of {layer['maps']} maps win a fifth of their fair share, "
+            f"none more than {layer['largest_share_of_spikes_over_fair_share']:.1f} times it; mean |G - G0| "
+            f"{layer['mean_conductance_change_from_start']:.3f}; probability at its peak in "
+            f"{layer['saturated_ltp_share_of_events']:.0%} (LTP) and {layer['saturated_ltd_share_of_events']:.0%} "
+            f"(LTD) of events; threshold {layer['v_threshold_mV']:.1f} mV, passes on "
+            f"{layer['mean_output_rate_Hz']:.1f} Hz"
         )
     write_json(
         config.options.json, {"layers": figures, "seconds": seconds, "seed": config.options.seed, "digest": digest}
@@ -240,9 +182,14 @@ def run(config: LearnConfig) -> None:
     print(f"wrote {config.out}" + (f" and {kernels}" if kernels else ""))
 
 
+def with_preset(config: LearnConfig) -> LearnConfig:
+    """What flags are applied to, once ``--preset`` is known."""
+    return replace(config, learning=PRESETS[config.preset])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line of ``python -m snn.learn``."""
-    return run_command(LearnConfig, run, argv)
+    return run_command(LearnConfig, run, argv, with_preset)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from snn.encode import Encoding
 from snn.errors import check
+from snn.layer import LayerParameters
 from snn.neuron import LIFParameters
 from snn.stdp import STDPParameters
 
@@ -39,11 +40,12 @@ class Learning:
 
     maps: tuple[int, ...] = (32, 40, 56)
     """Feature maps of each layer (ParallelSpikeSim's CIFAR-10 configuration)."""
-    kernel_size: int = 3
-    """Side of all kernels, in pixels, odd (ParallelSpikeSim's CIFAR-10 configuration)."""
-    first_stride: int = 1
-    """Stride of the first layer, in pixels; 2 stands in for the dropped stem's stride in images of 96 pixels and
-    more."""
+    kernel_sizes: tuple[int, ...] = (3,)
+    """Side of the kernels of each layer, in pixels, odd; one number: of all (ParallelSpikeSim's CIFAR-10
+    configuration)."""
+    strides: tuple[int, ...] = (1,)
+    """Stride of each layer, in pixels; one number: of all. 2 1 1 stands in for the dropped stem's stride in images of
+    96 pixels and more."""
     pulse_width: float = 15.0
     """Time for which a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
     inhibition_time: float = 10.0
@@ -74,9 +76,18 @@ class Learning:
             len(self.maps) >= 1 and min(self.maps) >= 1,
             f"--maps {self.maps}: give at least one layer of at least one map, for example --maps 32 40 56",
         )
-        for name in ("kernel_size", "first_stride", "epochs", "batch_size", "calibration_images"):
+        for name in ("kernel_sizes", "strides"):
+            values, layers = getattr(self, name), len(self.maps)
+            check(
+                len(values) in (1, layers) and min(values) >= 1,
+                f"{name} = {values}: expected one number of 1 or more for all {layers} layers, or one for each",
+            )
+        check(
+            all(size % 2 == 1 for size in self.kernel_sizes),
+            f"kernel_sizes {self.kernel_sizes}: must be odd, to keep the image size",
+        )
+        for name in ("epochs", "min_updates", "batch_size", "calibration_images"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be 1 or more")
-        check(self.kernel_size % 2 == 1, f"kernel_size {self.kernel_size}: must be odd, to keep the image size")
         for name in ("start_count", "output_rate"):
             check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}: must be positive")
         check(
@@ -84,3 +95,20 @@ class Learning:
             f"initial conductances from {self.initial_low} to {self.initial_high}: expected 0 <= low < high <= 1",
         )
         object.__setattr__(self, "stdp", self.stdp.with_ltd_delay(self.encoding.f_min))
+
+    def geometry(self, number: int) -> LayerParameters:
+        """Of layer ``number``, counted from 0."""
+        kernel_size, stride = (values[number % len(values)] for values in (self.kernel_sizes, self.strides))
+        return LayerParameters(
+            self.maps[number],
+            kernel_size,
+            stride=stride,
+            padding=kernel_size // 2,
+            pulse_width=self.pulse_width,
+            inhibition_time=self.inhibition_time,
+        )
+
+    def updates(self, images: int) -> int:
+        """Mini-batch updates of each layer that learns on so many images."""
+        per_pass = -(-images // self.batch_size)
+        return per_pass * max(self.epochs, -(-self.min_updates // per_pass))

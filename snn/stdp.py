@@ -22,14 +22,15 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from snn.draws import ONE, as_chance
 from snn.errors import check
+from snn.events import SpikeEvents, Spikes, count_event_pairs, spike_counts
+from snn.layer import LayerParameters
+from snn.stdp_dense import count_events_dense
 
-NEVER = 2**14
-"""Steps reported for a presynaptic neuron that has no spike before (or after) a step; longer than any presentation."""
-EVENT_CHUNK = 2**22
-"""Synaptic events handled at once, to bound memory."""
+MOST_STEPS = 2**14
+"""A presentation is shorter: lags are 16-bit numbers in places."""
 WINDOW_ROUNDING = 1e-5
 """Relative slack of the LTP window: multiples of the time step are rounded, the window includes its end."""
 
@@ -94,6 +95,15 @@ class STDPParameters:
         return replace(self, ltd_delay=1000 / f_min)
 
 
+class Rates(NamedTuple):
+    """Rates of presynaptic neurons for Eq. 5; few values occur, because spikes are counted."""
+
+    level: Tensor
+    """Index into ``fn`` of each neuron, integers (B, C_in, H, W)."""
+    fn: Tensor
+    """(f - f_min)/(f_max - f_min) clipped to [0, 1], (L,)."""
+
+
 class EventCounts(NamedTuple):
     """Synaptic events of a presentation, per shared synapse: float64 (C_out, C_in, kH, kW) each."""
 
@@ -139,84 +149,84 @@ def _beyond_window(dt: Tensor, p: STDPParameters) -> Tensor:
     return dt > p.ltp_window * (1 + WINDOW_ROUNDING)
 
 
-def steps_since_spike(spikes: Tensor) -> Tensor:
-    """Steps since the last spike at or before each step, int16, the shape of ``spikes`` (T, ...); NEVER if none."""
-    since = torch.empty(spikes.shape, dtype=torch.int16, device=spikes.device)
-    elapsed = torch.full(spikes.shape[1:], NEVER - 1, dtype=torch.int16, device=spikes.device)
-    for step, spiked in enumerate(spikes):
-        elapsed = (elapsed + 1).clamp_(max=NEVER).masked_fill_(spiked, 0)
-        since[step] = elapsed
-    return since
+def chances(p: STDPParameters, steps: int, dt: float, fn: Tensor) -> list[Tensor]:
+    """Probabilities of the rule for every time difference and rate, as whole numbers (:func:`snn.draws.as_chance`).
+
+    Args:
+        p: the rule.
+        steps: of a presentation, T.
+        dt: time step in ms.
+        fn: levels of the normalised rate, float32 (L,).
+
+    Returns:
+        int32 (T + 1, L) each, for a presynaptic spike so many steps away, the last row for none: chances of LTP or,
+        negative, of LTD for the last spike before a postsynaptic one; with pairing ``two-sided``, those of LTD for the
+        next one after it.
+    """
+    elapsed = torch.arange(steps + 1, dtype=torch.float32) * dt
+    elapsed[-1] = torch.inf
+    lag, fn = elapsed[:, None].expand(-1, len(fn)), fn.float().cpu().expand(steps + 1, -1)
+    ltp = as_chance(ltp_probability(lag, fn, p))
+    if p.pairing == "two-sided":
+        return [ltp, -as_chance(ltd_probability(-lag, fn, p))]
+    ltd = as_chance(ltd_probability(lag, fn, p))
+    check(not ((ltp > 0) & (ltd > 0)).any(), "pairing post: one spike can give a synapse either LTP or LTD, not both")
+    return [ltp - ltd]
 
 
-def steps_until_spike(spikes: Tensor) -> Tensor:
-    """Steps until the next spike after (not at) each step, int16, the shape of ``spikes``; NEVER if none."""
-    until = torch.full(spikes.shape, NEVER, dtype=torch.int16, device=spikes.device)
-    until[:-1] = (steps_since_spike(spikes.flip(0)).flip(0)[1:] + 1).clamp(max=NEVER)
-    return until
+def saturated_chances(p: STDPParameters, steps: int, dt: float, fn: Tensor) -> list[Tensor]:
+    """As :func:`chances`, but 1 (LTP) and -1 (LTD) where the probability is at its peak, 0 elsewhere."""
+    peaks = (1.0, 1.0) if p.rule == "deterministic" else (p.gamma_p, p.gamma_d)
+    ltp, ltd = (as_chance(torch.tensor(peak)) for peak in peaks)
+    return [ONE * (table == ltp).int() - ONE * (table == -ltd).int() for table in chances(p, steps, dt, fn)]
 
 
 def count_events(
-    pre_spikes: Tensor,
-    post_spikes: Tensor,
-    fn: Tensor,
+    pre: Spikes,
+    post: Spikes,
+    rates: Rates,
     kernel_size: int,
     stride: int,
     padding: int,
     dt: float,
     p: STDPParameters,
-    generator: torch.Generator,
+    seeds: Tensor,
+    tables: list[Tensor] | None = None,
 ) -> EventCounts:
     """Draw every synapse's change at every postsynaptic spike of a presentation.
 
     Args:
-        pre_spikes: bool (T, B, C_in, H, W).
-        post_spikes: bool (T, B, C_out, H_out, W_out).
-        fn: normalised presynaptic rates (B, C_in, H, W) in [0, 1].
+        pre: bool (T, B, C_in, H, W), or events.
+        post: bool (T, B, C_out, H_out, W_out), or events as ``pre``.
+        rates: of the presynaptic neurons.
         kernel_size, stride, padding: of the square convolution.
         dt: time step in ms.
         p: the rule.
-        generator: draws the Bernoulli trials of Eq. 5.
+        seeds: of the images, for the Bernoulli trials of Eq. 5.
+        tables: in place of :func:`chances`.
     """
-    check(len(pre_spikes) < NEVER, f"a presentation of {len(pre_spikes)} steps: expected fewer than {NEVER}; raise dt")
-    c_out, c_in, device = post_spikes.shape[2], pre_spikes.shape[2], pre_spikes.device
-    fan_in = c_in * kernel_size**2
-
-    def fields(values: Tensor, outside: int) -> Tensor:
-        """View of (..., H, W), padded with ``outside``, as receptive fields (..., H_out, W_out, kH, kW)."""
-        padded = pad(values, (padding,) * 4, value=outside)
-        return padded.unfold(-2, kernel_size, stride).unfold(-2, kernel_size, stride)
-
-    # Times of -1 (since) and 0 (until) occur nowhere else and have probability 0: padding has no synapse.
-    since = fields(steps_since_spike(pre_spikes), -1)
-    until = fields(steps_until_spike(pre_spikes), 0) if p.pairing == "two-sided" else None
-    rate = fields(fn.to(torch.float32), 0)
-
-    counts = torch.zeros((3, c_out, fan_in), dtype=torch.float64, device=device)
-    chunk = max(1, EVENT_CHUNK // fan_in)
-    for t, b, c, y, x in zip(*(index.split(chunk) for index in post_spikes.nonzero().T), strict=True):
-        fn_event = rate[b, :, y, x].flatten(1)
-        dt_since = _milliseconds(since[t, b, :, y, x], dt)
-        draw = torch.rand(dt_since.shape, generator=generator, device=device)
-        ltp = draw < ltp_probability(dt_since, fn_event, p)
-        if until is None:
-            # A synapse is in the LTP window or out of it, never both: one draw decides either.
-            ltd = draw < ltd_probability(dt_since, fn_event, p)
-        else:
-            dt_until = -_milliseconds(until[t, b, :, y, x], dt)
-            draw = torch.rand(dt_since.shape, generator=generator, device=device)
-            ltd = draw < ltd_probability(dt_until, fn_event, p)
-        # Sums of fewer than 2^24 ones are exact in float32, so their order cannot matter.
-        of_map = torch.nn.functional.one_hot(c, c_out).T.float()
-        for total, seen in zip(counts, (dt_since >= 0, ltp, ltd), strict=True):
-            total += of_map @ seen.float()
-    return EventCounts(*counts.reshape(3, c_out, c_in, kernel_size, kernel_size))
+    check(len(pre) < MOST_STEPS, f"a presentation of {len(pre)} steps: expected fewer than {MOST_STEPS}; raise dt")
+    tables = tables or chances(p, len(pre), dt, rates.fn)
+    if not isinstance(pre, SpikeEvents):
+        if pre.device.type != "cpu":
+            counts = count_events_dense(pre, post, rates.level, tables, kernel_size, stride, padding, seeds)
+            return EventCounts(*counts)
+        pre, post = SpikeEvents.from_dense(pre), SpikeEvents.from_dense(post)
+    shape = (post.shape[0], kernel_size, stride, padding)
+    counts = count_event_pairs(shape, pre, post, rates.level, tables, seeds)
+    return EventCounts(*torch.from_numpy(counts).double())
 
 
-def _milliseconds(steps: Tensor, dt: float) -> Tensor:
-    """Steps (n, C_in, kH, kW) as time differences (n, fan_in) in ms; NEVER becomes infinity."""
-    flat = steps.flatten(1)
-    return torch.where(flat >= NEVER, torch.inf, flat.to(torch.float32) * dt)
+def saturated_share(
+    pre: Spikes, post: Spikes, rates: Rates, geometry: LayerParameters, dt: float, p: STDPParameters
+) -> tuple[float, float]:
+    """Shares of the synaptic events whose probability of LTP, or of LTD, is at its peak, where rates act no more."""
+    tables = saturated_chances(p, len(pre), dt, rates.fn)
+    window = (geometry.kernel_size, geometry.stride, geometry.padding)
+    seeds = torch.zeros(spike_counts(post).shape[0], dtype=torch.int64, device=rates.level.device)
+    counts = count_events(pre, post, rates, *window, dt, p, seeds, tables)
+    events = counts.events.sum().clamp(min=1)
+    return (counts.ltp.sum() / events).item(), (counts.ltd.sum() / events).item()
 
 
 def update(conductance: Tensor, counts: EventCounts, p: STDPParameters, ltd_factor: Tensor | float = 1.0) -> Tensor:

@@ -5,8 +5,9 @@ import torch
 
 from snn.calibrate import normalised_rates, rate_range
 from snn.errors import UserError
+from snn.events import spike_counts
+from snn.homeostasis import balance, balance_ltd
 from snn.layer import LayerParameters, SpikingConv2d
-from snn.learn import balance, balance_ltd
 from snn.neuron import LIFParameters
 from snn.settings import Homeostasis
 
@@ -18,14 +19,14 @@ def spikes_with_counts(counts):
 
 def test_rate_limits_are_percentiles_of_the_measured_rates():
     spikes = spikes_with_counts(list(range(101)))
-    assert rate_range(spikes, presentation=250.0) == (4.0, 396.0)
+    assert rate_range(spike_counts(spikes), presentation=250.0) == (4.0, 396.0)
     with pytest.raises(UserError, match="all lie at"):
-        rate_range(spikes_with_counts([3] * 50), presentation=250.0)
+        rate_range(torch.tensor([3] * 50), presentation=250.0)
 
 
 def test_rates_are_normalised_between_the_limits():
-    fn = normalised_rates(spikes_with_counts([0, 2, 5, 8, 20]), presentation=250.0, limits=(8.0, 32.0))
-    assert fn.flatten().tolist() == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0])
+    rates = normalised_rates(spikes_with_counts([0, 2, 5, 8, 20]), presentation=250.0, limits=(8.0, 32.0))
+    assert rates.fn[rates.level.long()].flatten().tolist() == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0])
 
 
 def make_layer(conductance, v_threshold=-60.2, lif=None):

@@ -219,7 +219,7 @@ def test_wrong_flags_end_in_one_line(refused, pipeline, tmp_path):
     refused(learn, *out, "--seed", "many", words=["many"])
     refused(learn, *out, "--seed", "-1", words=["--seed -1"])
     refused(learn, *out, "--maps", "8", "-3", words=["--maps"])
-    refused(learn, *out, "--kernel-size", "-1", words=["kernel_size"])
+    refused(learn, *out, "--kernel-sizes", "-1", words=["kernel_sizes"])
     refused(learn, *out, "--encoding.dt", "2", words=["pulse_width 15.0 ms", "multiple of dt"])
     refused(learn, *out, "--encoding.presentation", "inf", words=["inf"])
     refused(train, *out, "--auxiliary-maps", "0", words=["--auxiliary-maps 0"])

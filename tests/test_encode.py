@@ -5,12 +5,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, chisquare
 
-from snn.encode import Encoding, encode, regular_trains
+from snn.draws import draw_seeds
+from snn.encode import Encoding, encode, encode_sparse, regular_trains
 from snn.errors import UserError
 
 ALL_INTENSITIES = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+
+
+def seeds(images: int, seed: int) -> torch.Tensor:
+    return draw_seeds(images, torch.Generator().manual_seed(seed))
 
 
 def exact_counts(p: Encoding) -> list[int]:
@@ -28,7 +33,7 @@ def exact_counts(p: Encoding) -> list[int]:
 )
 def test_regular_trains_hold_exactly_floor_f_t_spikes(f_min, span, steps, dt, seed):
     p = Encoding(f_min=f_min, f_max=f_min + span, presentation=steps * dt, dt=dt)
-    spikes = encode(ALL_INTENSITIES, p, torch.Generator().manual_seed(seed))
+    spikes = encode(ALL_INTENSITIES, p, seeds(1, seed))
     assert spikes.shape == (steps, 1, 1, 16, 16)
     assert spikes.sum(0).flatten().tolist() == exact_counts(p)
 
@@ -42,11 +47,30 @@ def test_unshifted_train_spikes_when_f_t_reaches_whole_numbers():
 
 def test_phases_differ_between_equal_pixels_and_follow_the_seed():
     image = torch.full((1, 1, 16, 16), 128, dtype=torch.uint8)
-    spikes = [encode(image, Encoding(), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    spikes = [encode(image, Encoding(), seeds(1, seed)) for seed in (1, 1, 2)]
     assert torch.equal(spikes[0], spikes[1])
     assert not torch.equal(spikes[0], spikes[2])
     first = spikes[0].float().argmax(0)
     assert len(first.unique()) > 5
+
+
+def test_phases_are_drawn_evenly():
+    images = torch.full((20, 1, 32, 32), 0, dtype=torch.uint8)
+    p = Encoding(f_min=10, presentation=100, dt=2.5)
+    # One spike each, at the phase.
+    spikes = encode(images, p, seeds(20, 3)).sum((1, 2, 3, 4))
+    assert spikes.sum() == 20 * 32 * 32
+    assert chisquare(spikes.numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["regular", "poisson"])
+def test_sparse_spikes_are_the_same_and_each_image_has_its_own(kind):
+    images = torch.randint(256, (3, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    p, own = Encoding(f_min=0, kind=kind), seeds(3, 1)
+    spikes = encode(images, p, own)
+    assert torch.equal(encode_sparse(images, p, own).to_dense(), spikes)
+    # Whatever it is grouped with.
+    assert torch.equal(encode(images[1:2], p, own[1:2]), spikes[:, 1:2])
 
 
 def test_poisson_counts_stay_within_binomial_bounds():
@@ -54,13 +78,13 @@ def test_poisson_counts_stay_within_binomial_bounds():
     values = torch.tensor([0, 64, 128, 255], dtype=torch.uint8)
     copies = 4000
     images = values.reshape(4, 1, 1, 1).expand(4, 1, 1, copies)
-    counts = encode(images, p, torch.Generator().manual_seed(5)).sum((0, 2, 3, 4))
+    counts = encode(images, p, seeds(4, 5)).sum((0, 2, 3, 4))
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         probability = (10 + value / 255 * 20) * 2.5 / 1000
         low, high = binom.interval(1 - 1e-6, copies * p.n_steps, probability)
         assert low <= count <= high
     # Independent draws: the count of one pixel is spread as a binomial, not fixed.
-    spread = encode(images[2:3], p, torch.Generator().manual_seed(6)).sum(0).float().var().item()
+    spread = encode(images[2:3], p, seeds(1, 6)).sum(0).float().var().item()
     expected = p.n_steps * 0.05 * 0.95
     assert expected * 0.9 < spread < expected * 1.1
 

@@ -4,6 +4,7 @@ import torch
 from scipy.stats import chisquare
 
 from snn.calibrate import calibrate_gain, lower_threshold, mean_count, sample_drive
+from snn.draws import TIES, draw_seeds, image_key
 from snn.layer import LayerParameters, SpikingConv2d, pick_winner
 from snn.neuron import LIFParameters
 
@@ -62,10 +63,11 @@ def naive_simulation(layer: SpikingConv2d, pre: np.ndarray, inhibition: bool) ->
 def test_simulation_equals_a_naive_loop(inhibition, kernel, stride, padding, gain):
     layer = make_layer(kernel=kernel, stride=stride, padding=padding, gain=gain)
     pre = torch.rand(60, 2, 2, 4, 4, generator=torch.Generator().manual_seed(1)) < 0.06
-    spikes = layer.simulate(pre, inhibition=inhibition, generator=torch.Generator().manual_seed(2))
+    spikes = layer.simulate(pre, inhibition=inhibition, seeds=draw_seeds(2, torch.Generator()))
     expected = naive_simulation(layer, pre.numpy(), inhibition)
     assert expected.sum() > 40
     assert np.array_equal(spikes.numpy(), expected)
+    assert torch.equal(layer.simulate_dense(pre, inhibition=inhibition, seeds=draw_seeds(2, torch.Generator())), spikes)
 
 
 def test_at_most_one_map_fires_at_a_place_in_a_step():
@@ -74,7 +76,7 @@ def test_at_most_one_map_fires_at_a_place_in_a_step():
     pre = torch.rand(80, 3, 2, 6, 6, generator=torch.Generator().manual_seed(1)) < 0.1
     free = layer.simulate(pre, inhibition=False)
     assert (free.sum(2) > 1).sum() > 100
-    inhibited = layer.simulate(pre, inhibition=True, generator=torch.Generator().manual_seed(2))
+    inhibited = layer.simulate(pre, inhibition=True, seeds=draw_seeds(3, torch.Generator()))
     assert inhibited.sum(2).max() == 1
     # A place fires whenever its strongest map does, so it is never silenced altogether.
     assert (inhibited.any(0).any(1) == free.any(0).any(1)).all()
@@ -83,12 +85,13 @@ def test_at_most_one_map_fires_at_a_place_in_a_step():
 def test_winner_is_the_map_furthest_above_threshold_and_ties_are_drawn_evenly():
     crossed = torch.tensor([True, False, True, True]).reshape(1, 4, 1, 1)
     margin = torch.tensor([0.5, 9.0, 0.7, 0.1]).reshape(1, 4, 1, 1)
-    winner = pick_winner(crossed, margin, torch.Generator())
+    key = image_key(torch.tensor([7]), TIES)
+    winner = pick_winner(crossed, margin, key, 0)
     assert winner.flatten().tolist() == [False, False, True, False]
     places = 3000
     crossed = crossed.expand(1, 4, 1, places)
     margin = torch.tensor([0.5, 9.0, 0.5, 0.1]).reshape(1, 4, 1, 1).expand(1, 4, 1, places)
-    won = pick_winner(crossed, margin, torch.Generator().manual_seed(0))
+    won = pick_winner(crossed, margin, key, 5)
     assert (won.sum(1) == 1).all()
     counts = won.sum((0, 2, 3)).tolist()
     assert counts[1] == counts[3] == 0
@@ -107,7 +110,7 @@ def test_gain_and_threshold_reach_their_targets():
     layer = layer.with_values(v_threshold=torch.full((8,), -60.2), gain=torch.ones(8))
     pre = torch.rand(120, 4, 2, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.05
     drive = sample_drive(layer, pre, torch.Generator())
-    assert drive.shape == (120, 4 * 64, 8, 1, 1)
+    assert drive.shape == (120, 4 * 64, 8)
     layer = calibrate_gain(layer, drive, 3.0)
     assert mean_count(layer, drive) == pytest.approx(3.0, abs=0.02)
     lowered = lower_threshold(layer, drive, 4.0)

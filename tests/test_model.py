@@ -104,7 +104,7 @@ def test_saved_models_answer_as_before_saving(pipeline, tmp_path):
 
 def test_a_strided_front_end_takes_the_place_of_the_stems_stride():
     data = load_images(DataSource(limit_train=24, image_size=96), "train", seed=0)
-    network = learn(data.images, Learning(maps=(3, 4), first_stride=2, min_updates=1, batch_size=24))
+    network = learn(data.images, Learning(maps=(3, 4), strides=(2, 1), min_updates=1, batch_size=24))
     frontend = convert(network, data.images[:8]).frontend
     assert frontend(data.images[:2] / 255).shape == (2, 4, 48, 48)
     spec = ModelSpec(Architecture(width=0.25), data.shape, data.classes, frontend.spec)

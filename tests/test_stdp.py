@@ -9,15 +9,16 @@ from scipy.stats import binom
 from snn.errors import UserError
 from snn.stdp import (
     EventCounts,
+    Rates,
     STDPParameters,
+    chances,
     count_events,
     ltd_probability,
     ltp_probability,
     magnitude,
-    steps_since_spike,
-    steps_until_spike,
     update,
 )
+from snn.stdp_dense import count_events_dense, steps_since_spike, steps_until_spike
 
 FD = STDPParameters(ltd_delay=100.0)
 
@@ -80,6 +81,14 @@ def test_steps_between_spikes():
     assert steps_until_spike(spikes)[5:].min().item() >= 2**14
 
 
+def both_counts(pre, post, rates, window, dt, p, seeds):
+    """Counts of both engines, which must be the same."""
+    counts = count_events(pre, post, rates, *window, dt, p, seeds)
+    tables = chances(p, len(pre), dt, rates.fn)
+    assert torch.equal(torch.stack(counts), count_events_dense(pre, post, rates.level, tables, *window, seeds))
+    return counts
+
+
 def naive_counts(pre, post, kernel, stride, padding, dt, p):
     """Deterministic rule by loops over postsynaptic spikes and synapses."""
     steps, _, c_in, height, width = pre.shape
@@ -108,17 +117,9 @@ def test_deterministic_events_equal_a_naive_loop(pairing, kernel, stride, paddin
     size = [(n + 2 * padding - kernel) // stride + 1 for n in (5, 4)]
     post = random.random((20, 2, 2, *size)) < 0.1
     p = STDPParameters(rule="deterministic", pairing=pairing)
-    counts = count_events(
-        torch.from_numpy(pre),
-        torch.from_numpy(post),
-        torch.zeros(2, 3, 5, 4),
-        kernel,
-        stride,
-        padding,
-        5.0,
-        p,
-        torch.Generator(),
-    )
+    spikes = torch.from_numpy(pre), torch.from_numpy(post)
+    rates = Rates(torch.zeros(2, 3, 5, 4, dtype=torch.int64), torch.zeros(1))
+    counts = both_counts(*spikes, rates, (kernel, stride, padding), 5.0, p, torch.tensor([1, 2]))
     expected = naive_counts(pre, post, kernel, stride, padding, 5.0, p)
     assert np.array_equal(torch.stack(counts).numpy(), expected)
     assert expected[1].sum() > 0
@@ -132,8 +133,8 @@ def test_stochastic_events_have_the_probability_of_the_equation():
         pre = torch.zeros(16, 1, 1, 1, places, dtype=torch.bool)
         post = torch.zeros_like(pre)
         pre[2], post[2 + lag] = True, True
-        rates = torch.full((1, 1, 1, places), fn)
-        counts = count_events(pre, post, rates, 1, 1, 0, dt, p, torch.Generator().manual_seed(lag))
+        rates = Rates(torch.ones(1, 1, 1, places, dtype=torch.int64), torch.tensor([0.5, fn]))
+        counts = both_counts(pre, post, rates, (1, 1, 0), dt, p, torch.tensor([lag + 3]))
         ltp, ltd = value(ltp_probability, lag * dt, fn, p), value(ltd_probability, lag * dt, fn, p)
         assert counts.events.item() == places
         for count, probability in ((counts.ltp.item(), ltp), (counts.ltd.item(), ltd)):
@@ -156,26 +157,28 @@ def test_update_averages_caps_and_clips():
 
 
 @pytest.mark.parametrize("pairing", ["post", "two-sided"])
-def test_events_in_many_chunks_draw_as_in_one(pairing, monkeypatch):
+@pytest.mark.parametrize("rule", ["fd", "stochastic"])
+def test_draws_depend_neither_on_the_engine_nor_on_chunks_nor_on_the_batch(pairing, rule, monkeypatch):
     random = np.random.default_rng(4)
     pre, post = (torch.from_numpy(random.random((30, 2, maps, 6, 6)) < 0.1) for maps in (3, 2))
-    fn = torch.from_numpy(random.random((2, 3, 6, 6)))
-    p = STDPParameters(pairing=pairing, ltd_delay=40.0)
+    level = torch.from_numpy(random.integers(0, 5, (2, 3, 6, 6)))
+    p = STDPParameters(rule=rule, pairing=pairing, ltd_delay=40.0)
+    fn, seeds = torch.linspace(0, 1, 5), torch.tensor([2**40 + 5, 11])
 
     def counts(chunk: int) -> torch.Tensor:
-        monkeypatch.setattr("snn.stdp.EVENT_CHUNK", chunk)
-        generator = torch.Generator().manual_seed(0)
-        return torch.stack(count_events(pre, post, fn, 3, 1, 1, 2.5, p, generator))
+        monkeypatch.setattr("snn.stdp_dense.EVENT_CHUNK", chunk)
+        return torch.stack(both_counts(pre, post, Rates(level, fn), (3, 1, 1), 2.5, p, seeds))
 
-    whole, parts = counts(2**22), counts(27 * 10)
+    whole = counts(2**22)
     assert 0 < whole[1].sum() < whole[0].sum()
-    if pairing == "post":
-        assert torch.equal(whole, parts)
-    else:
-        # Two draws an event, which come in another order: equal in distribution.
-        assert torch.equal(whole[0], parts[0])
-        for drawn, again in zip(whole[1:], parts[1:], strict=True):
-            assert abs(drawn.sum() - again.sum()) < 5 * drawn.sum().sqrt()
+    assert torch.equal(whole, counts(27 * 10))
+    alone = [
+        torch.stack(
+            count_events(pre[:, b], post[:, b], Rates(level[b], fn), 3, 1, 1, 2.5, p, seeds[b]),
+        )
+        for b in (slice(0, 1), slice(1, 2))
+    ]
+    assert torch.equal(whole, alone[0] + alone[1])
 
 
 @pytest.mark.parametrize(("dt", "steps"), [(0.1, 150), (0.3, 50), (0.6, 25), (2.5, 6)])
@@ -186,14 +189,15 @@ def test_the_window_includes_its_end_whatever_the_rounding_of_the_time_step(dt, 
     post = torch.zeros_like(pre)
     post[steps + 1] = True
     certain = STDPParameters(rule="deterministic")
-    counts = count_events(pre, post, torch.zeros(1, 1, 1, 2), 1, 1, 0, dt, certain, torch.Generator())
+    rates = Rates(torch.zeros(1, 1, 1, 2, dtype=torch.int64), torch.zeros(1))
+    counts = both_counts(pre, post, rates, (1, 1, 0), dt, certain, torch.tensor([0]))
     assert [total.item() for total in counts] == [2, 1, 1]
 
 
 def test_presentations_too_long_for_the_spike_times_are_refused():
     spikes = torch.zeros(2**14, 1, 1, 1, 1, dtype=torch.bool)
     with pytest.raises(UserError, match="fewer than 16384"):
-        count_events(spikes, spikes, torch.zeros(1, 1, 1, 1), 1, 1, 0, 0.1, FD, torch.Generator())
+        count_events(spikes, spikes, Rates(spikes[0].long(), torch.zeros(1)), 1, 1, 0, 0.1, FD, torch.tensor([0]))
 
 
 @pytest.mark.parametrize("wrong", [{"gamma_p": 1.2}, {"tau_d": 0.0}, {"g_min": 1.0}, {"n_cap": 0}, {"phi_p": -0.1}])

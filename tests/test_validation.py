@@ -14,6 +14,7 @@ from scipy import stats
 
 import snn.layer
 import snn.stdp
+from snn.events import Raster, SpikeEvents
 from snn.layer import LayerParameters, SheetState
 from snn.stdp import STDPParameters
 from validation.brian2_network import connections, most_waiting
@@ -65,32 +66,41 @@ def reset_too_high(p, v_threshold, norse_parameters=snn.layer.norse_parameters):
     return norse_parameters(replace(p, v_reset=p.v_reset + 1.0), v_threshold)
 
 
-def one_step_late(spikes, steps, hold=snn.layer.hold):
-    late = torch.zeros_like(spikes)
-    late[1:] = spikes[:-1]
-    return hold(late, steps)
+def one_step_late(layer, pre, simulate=snn.layer.simulate_events, **options):
+    late = (Raster(neuron, np.concatenate([[0], start[:-1]])) for neuron, start in pre.rasters)
+    return simulate(layer, SpikeEvents(tuple(late), pre.shape), **options)
 
 
-def fires_at_threshold(depolarisation, v, p, dt, integrate=snn.layer.integrate):
+def fires_at_threshold(layer, pre, simulate=snn.layer.simulate_events, **options):
+    below = torch.nextafter(layer.v_threshold, torch.full_like(layer.v_threshold, -torch.inf))
+    return simulate(layer.with_values(v_threshold=below), pre, **options)
+
+
+def norse_fires_at_threshold(depolarisation, v, p, dt, integrate=snn.layer.integrate):
     _, v = integrate(depolarisation, v, p, dt)
     return v >= p.v_th, v
 
 
-def leaking_inhibition(depolarisation, state, p, dt, blocked, generator, step=snn.layer.inhibited_step):
+def leaking_inhibition(depolarisation, state, p, *rest, step=snn.layer.inhibited_step):
     """Maps at the place to the right of a spike are reset, too."""
-    fired, after = step(depolarisation, state, p, dt, blocked, generator)
+    fired, after = step(depolarisation, state, p, *rest)
     beside = torch.zeros_like(fired[:, :1])
     beside[..., 1:] = fired.any(1, keepdim=True)[..., :-1]
     v = torch.where(beside & ~fired, p.v_reset, after.v)
     return fired, SheetState(v, after.blocked)
 
 
-def rates_of_other_pixels(pre, post, fn, *rest, count_events=snn.stdp.count_events):
-    return count_events(pre, post, fn.flip(-1), *rest)
+def weights_one_column_off(shape, pre, *rest, count_pairs=snn.stdp.count_event_pairs):
+    """Synapses learn what their neighbours to the left should."""
+    return np.roll(count_pairs(shape, pre, *rest), 1, -1)
+
+
+def rates_of_other_pixels(pre, post, rates, *rest, count_events=snn.stdp.count_events):
+    return count_events(pre, post, rates._replace(level=rates.level.flip(-1)), *rest)
 
 
 FAULTS = {
-    "rates of other pixels": [("snn.learn.count_events", rates_of_other_pixels)],
+    "rates of other pixels": [("snn.learner.count_events", rates_of_other_pixels)],
     "sign of dt swapped": [
         ("snn.stdp.ltp_probability", swapped_time(snn.stdp.ltp_probability)),
         ("snn.stdp.ltd_probability", swapped_time(snn.stdp.ltd_probability)),
@@ -101,9 +111,15 @@ FAULTS = {
         ("snn.stdp.ltd_probability", without_phi(snn.stdp.ltd_probability)),
     ],
     "reset off by 1 mV": [("snn.layer.norse_parameters", reset_too_high)],
-    "inhibition leaks to the neighbouring place": [("snn.layer.inhibited_step", leaking_inhibition)],
-    "spike used one step late": [("snn.layer.hold", one_step_late)],
-    "fires at v = v_threshold": [("snn.layer.integrate", fires_at_threshold)],
+    # The engine's loops are compiled: the leak is put into norse's in its place.
+    "inhibition leaks to the neighbouring place": [
+        ("snn.layer.SpikingConv2d.simulate", snn.layer.SpikingConv2d.simulate_dense),
+        ("snn.layer.inhibited_step", leaking_inhibition),
+    ],
+    "spike used one step late": [("snn.layer.simulate_events", one_step_late)],
+    "fires at v = v_threshold": [("snn.layer.simulate_events", fires_at_threshold)],
+    "norse fires at v = v_threshold": [("snn.layer.integrate", norse_fires_at_threshold)],
+    "synapses one column off": [("snn.stdp.count_event_pairs", weights_one_column_off)],
 }
 SPIKES = [network, "--networks", "2", "--deterministic", "0", "--stochastic", "0"]
 LEARNING = [network, "--networks", "0", "--deterministic", "4", "--batches", "1", "--stochastic", "0"]
@@ -139,8 +155,10 @@ def test_the_parts_agree_when_nothing_is_wrong(command, tmp_path):
         ("inhibition leaks to the neighbouring place", SPIKES),
         ("spike used one step late", RESPONSE),
         ("spike used one step late", SPIKES),
-        ("fires at v = v_threshold", RESPONSE),
+        ("norse fires at v = v_threshold", RESPONSE),
+        ("norse fires at v = v_threshold", SPIKES),
         ("fires at v = v_threshold", SPIKES),
+        ("synapses one column off", LEARNING),
         ("rates of other pixels", LEARNING),
     ],
     ids=command_name,

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from snn.draws import TIES, image_key
 from snn.errors import check
-from snn.layer import LayerParameters, SpikingConv2d
+from snn.layer import LayerParameters, SpikingConv2d, tickets
 from snn.stdp import STDPParameters
 from validation.brian2_neuron import LIF_EQUATION, LONG_AGO, PULSE, lif_namespace, load_brian2, spike_array
 from validation.brian2_stdp import forget, mini_batch_update, plastic_synapses
@@ -104,7 +105,6 @@ class ReferenceNetwork:
         rate_limits: f_min and f_max of Eq. 5 in Hz, for rules that use them.
         repeats: independent repetitions of the rule's draws on the same spikes, for :meth:`learned`.
         slots: at least :func:`most_waiting` for pairing ``two-sided``, else 1.
-        device: of the generators that draw between maps with equal potential.
     """
 
     def __init__(
@@ -118,11 +118,10 @@ class ReferenceNetwork:
         rate_limits: tuple[float, float] = (0.0, 1.0),
         repeats: int = 1,
         slots: int = 1,
-        device: torch.device | str = "cpu",
     ) -> None:
         self._b2 = b2 = load_brian2()
         self.batch, self.repeats, self.stdp, self.rate_limits = batch, repeats, stdp, rate_limits
-        self._dt, self._device, self._geometry = layers[0].dt, device, layers[-1].geometry
+        self._dt, self._geometry = layers[0].dt, layers[-1].geometry
         self.contested_steps = self.ties = self.touches = 0
         """Steps in which several maps crossed at one place; places and steps with a tie; times that v = v_threshold."""
         step = {"dt": self._dt * b2.ms}
@@ -208,6 +207,8 @@ class ReferenceNetwork:
         """Counts what happens, and draws the tickets that decide between equal maps, as the learner does."""
         size = (self.batch, *shape)
 
+        b2 = self._b2
+
         def observe() -> None:
             v, threshold = group.v_[:].reshape(size), group.v_threshold_[:].reshape(size)
             self.touches += int((v == threshold).sum())
@@ -220,10 +221,12 @@ class ReferenceNetwork:
             count = int(tied.sum())
             self.ties += count
             if count:
-                draws = torch.rand((count, shape[0]), generator=self._generator, device=self._device)
-                tickets = np.zeros((size[0], *shape[1:], shape[0]))
-                tickets[tied] = draws.cpu().numpy()
-                group.ticket_ = tickets.transpose(0, 3, 1, 2).ravel()
+                places = tuple(torch.from_numpy(index) for index in np.nonzero(tied))
+                step = round(float((self._network.t - self._start) / b2.ms) / self._dt)
+                drawn = tickets(image_key(self._seeds, TIES), step, *places, size)
+                sheet = np.zeros((size[0], *shape[1:], shape[0]))
+                sheet[tied] = drawn.numpy()
+                group.ticket_ = sheet.transpose(0, 3, 1, 2).ravel()
 
         self._network.add(self._b2.NetworkOperation(observe, dt=self._dt * self._b2.ms, when=slot["tickets"]))
 
@@ -238,18 +241,18 @@ class ReferenceNetwork:
         self._slots = slots
         self.conductance = np.repeat(conductance[None], self.repeats, axis=0)
 
-    def present(self, pre_spikes: np.ndarray, generator: torch.Generator | None = None) -> list[np.ndarray]:
+    def present(self, pre_spikes: np.ndarray, seeds: torch.Tensor | None = None) -> list[np.ndarray]:
         """Present a batch, from v_init; the rule draws, conductances stay.
 
         Args:
             pre_spikes: bool (T, B, C, H, W).
-            generator: as given to the learner; draws between maps with equal potential.
+            seeds: of the images, as given to the learner, for draws between maps with equal potential.
 
         Returns:
             Spikes of every layer, bool (T, B, C_out, H_out, W_out).
         """
         b2, steps = self._b2, len(pre_spikes)
-        self._generator = generator
+        self._seeds, self._start = None if seeds is None else seeds.cpu(), self._network.t
         pre = pre_spikes.reshape(steps, -1)
         start = float(self._network.t / b2.ms)
         time, neuron = np.nonzero(pre)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from snn.command import progress
+from snn.draws import draw_seeds
 from snn.layer import feed_forward
-from snn.learn import learn_batch
+from snn.learner import learn_batch
 from snn.stdp import STDPParameters
 from validation.brian2_network import ReferenceNetwork, connections, most_waiting
 from validation.brian2_neuron import load_brian2
@@ -117,15 +118,15 @@ def _learn_both(
         stdp=rule,
         rate_limits=limits,
         slots=1 if rule.pairing == "post" else WAITING_SLOTS,
-        device=device,
     )
     before, wrong = layer.conductance, 0
-    for number in range(batches):
+    for _ in range(batches):
         pre = network.draw_spikes(images)
         hidden = feed_forward(below, pre)
-        post, conductance = learn_batch(layer, hidden, limits, rule, torch.Generator(device).manual_seed(seed + number))
+        seeds = draw_seeds(network.batch, images)
+        post, conductance = learn_batch(layer, hidden, limits, rule, seeds)
         layer = layer.with_values(conductance=conductance)
-        brian2 = reference.present(pre.cpu().numpy(), torch.Generator(device).manual_seed(seed + number))
+        brian2 = reference.present(pre.cpu().numpy(), seeds)
         wrong += int((brian2[-1] != post.cpu().numpy()).sum())
         reference.learn()
     after = reference.conductance.ravel()
@@ -211,17 +212,16 @@ def _draw_distribution(
             rate_limits=limits,
             repeats=repeats,
             slots=slots,
-            device=device,
         )
         references.append(reference)
     before = layer.conductance.cpu().numpy().ravel()
     samples: list[list[np.ndarray]] = [[], [], [], []]
     for _ in range(MOST_BLOCKS):
         for _ in range(repeats):
-            _, conductance = learn_batch(layer, pre, limits, rule, generator)
+            _, conductance = learn_batch(layer, pre, limits, rule, draw_seeds(network.batch, generator))
             samples[0].append(conductance.cpu().numpy().reshape(1, -1) - before)
         for sample, reference in zip(samples[1:], references, strict=True):
-            reference.present(pre.cpu().numpy(), torch.Generator(device))
+            reference.present(pre.cpu().numpy(), draw_seeds(network.batch, torch.Generator()))
             sample.append(reference.learned().reshape(repeats, -1) - before)
         own, *weaker = (np.concatenate(sample) for sample in samples[1:])
         if max(same_distribution_p(own, sample) for sample in weaker) < level / 100:
@@ -250,8 +250,8 @@ def _draw_learner(
         conductance = rule.g_min + (rule.g_max - rule.g_min) * layer.conductance
         network = replace(drawn_network, layers=(layer.with_values(conductance=conductance),)).to(device)
         pre = network.draw_spikes(torch.Generator(device).manual_seed(int(random.integers(2**31))))
-        reference = ReferenceNetwork(network.layers, network.shape, network.batch, inhibition=True, device=device)
-        post = reference.present(pre.cpu().numpy(), torch.Generator(device))[-1]
+        reference = ReferenceNetwork(network.layers, network.shape, network.batch, inhibition=True)
+        post = reference.present(pre.cpu().numpy(), draw_seeds(network.batch, torch.Generator()))[-1]
         if post.sum((0, 1, 3, 4)).min() >= MAP_SPIKES:
             break
     return network, rule, pre, post

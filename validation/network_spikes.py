@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from snn.command import progress
+from snn.draws import draw_seeds
 from snn.layer import feed_forward
 from validation.brian2_network import ReferenceNetwork
 from validation.random_networks import PRESENTATION, Kind, RandomNetwork, draw_network
@@ -32,6 +33,8 @@ class Trial(NamedTuple):
     brian2: np.ndarray
     differing: int
     """Spikes that only one side has, over all layers."""
+    engines: int
+    """Spikes in which the learner's engine and norse's step differ, in float64 and float32 together."""
     spikes: int
     """Spikes of Brian2, over all layers."""
     per_neuron: float
@@ -53,43 +56,58 @@ class Trial(NamedTuple):
         return self.per_neuron >= LIVELY_SPIKES and contests and special >= LIVELY_EVENTS
 
 
-def learner_spikes(network: RandomNetwork, pre: torch.Tensor, generator: torch.Generator) -> list[np.ndarray]:
+def learner_spikes(network: RandomNetwork, pre: torch.Tensor, seeds: torch.Tensor) -> list[np.ndarray]:
     """Spikes of all layers as the learner simulates them: learned layers freely, the last as configured."""
     found, spikes = [], pre
     for layer in network.layers[:-1]:
         spikes = feed_forward([layer], spikes)
         found.append(spikes)
-    found.append(network.layers[-1].simulate(spikes, inhibition=network.inhibition, generator=generator))
+    found.append(network.layers[-1].simulate(spikes, inhibition=network.inhibition, seeds=seeds))
+    return [spikes.cpu().numpy() for spikes in found]
+
+
+def norse_spikes(network: RandomNetwork, pre: torch.Tensor, seeds: torch.Tensor) -> list[np.ndarray]:
+    """The same by norse's step, for all neurons at once."""
+    found, spikes = [], pre
+    for number, layer in enumerate(network.layers):
+        inhibition = network.inhibition and number == len(network.layers) - 1
+        spikes = layer.simulate_dense(spikes, inhibition=inhibition, seeds=seeds)
+        found.append(spikes)
     return [spikes.cpu().numpy() for spikes in found]
 
 
 def compare_spikes(network: RandomNetwork, device: torch.device, seed: int) -> Trial:
-    """Present a batch to both sides."""
+    """Present a batch to all sides."""
     network = network.to(device)
     pre = network.draw_spikes(torch.Generator(device).manual_seed(seed))
-
-    def ties() -> torch.Generator:
-        # Both sides draw alike between equal maps, so that what follows can be compared.
-        return torch.Generator(device).manual_seed(seed + 1)
-
-    learner = learner_spikes(network, pre, ties())
-    single = learner_spikes(network.to(torch.float32), pre, ties())
-    reference = ReferenceNetwork(
-        network.layers, network.shape, network.batch, inhibition=network.inhibition, device=device
-    )
-    brian2 = reference.present(pre.cpu().numpy(), ties())
+    # All sides draw alike between equal maps, so that what follows can be compared.
+    seeds = draw_seeds(network.batch, torch.Generator(device).manual_seed(seed + 1))
+    learner = learner_spikes(network, pre, seeds)
+    norse = norse_spikes(network, pre, seeds)
+    single_network = network.to(torch.float32)
+    single = learner_spikes(single_network, pre, seeds)
+    single_norse = norse_spikes(single_network, pre, seeds)
+    reference = ReferenceNetwork(network.layers, network.shape, network.batch, inhibition=network.inhibition)
+    brian2 = reference.present(pre.cpu().numpy(), seeds)
+    engines = sum(_differing(*pair) for pair in ((learner, norse), (single, single_norse)))
     return Trial(
         network=network,
         learner=learner[-1],
         brian2=brian2[-1],
-        differing=sum(int((a != b).sum()) for a, b in zip(learner, brian2, strict=True)),
+        differing=_differing(learner, brian2),
+        engines=engines,
         spikes=sum(int(spikes.sum()) for spikes in brian2),
         per_neuron=min(spikes.sum() / spikes[0].size for spikes in brian2),
         contested=reference.contested_steps / len(pre),
         ties=reference.ties,
         touches=reference.touches,
-        float32=sum(int((a != b).sum()) for a, b in zip(single, brian2, strict=True)),
+        float32=_differing(single, brian2),
     )
+
+
+def _differing(one: list[np.ndarray], other: list[np.ndarray]) -> int:
+    """Spikes that only one side has, over all layers."""
+    return sum(int((a != b).sum()) for a, b in zip(one, other, strict=True))
 
 
 def draw_lively(kind: Kind, random: np.random.Generator, device: torch.device) -> list[Trial]:
@@ -122,13 +140,20 @@ def compare_networks(networks: int, report: Report, random: np.random.Generator,
             f"0, of at least {least}" if least else "0",
             wrong == 0 and len(chosen) >= least,
         )
+    engines = sum(trial.engines for trial in trials)
+    report.add(
+        "the learner's engine and norse's step, float64 and float32, spikes that differ in all networks",
+        f"{engines}",
+        "0",
+        engines == 0,
+    )
     for what, kind, counts in (
         ("ties decided by a draw", "tied", [trial.ties for trial in lively]),
         ("potentials that met their threshold exactly", "exact", [trial.touches for trial in lively]),
     ):
         least = LIVELY_EVENTS * kinds.count(kind)
         report.add(f"of them, {what}", str(sum(counts)), f"at least {least}", sum(counts) >= least)
-    # Where potentials are made to be equal, one that is not in float32 shifts all draws that follow.
+    # Where potentials are made to be equal, one that is not in float32 has another winner.
     generic = [trial for trial in lively if trial.network.kind not in ("tied", "exact")]
     spikes, other = sum(trial.spikes for trial in generic), sum(trial.float32 for trial in generic)
     report.add(

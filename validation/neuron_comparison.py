@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from snn.command import progress
+from snn.draws import draw_seeds
 from snn.encode import Encoding, encode
 from snn.layer import LayerParameters, SpikingConv2d
 from snn.neuron import LIFParameters
@@ -41,12 +42,12 @@ def constant_current_spikes(
 
 def compare_encoder(presentation: float, dt: float, report: Report, seed: int, device: torch.device) -> None:
     """Trains of all 256 intensities, as images are encoded: counts, gaps, and the rate of Poisson trains."""
-    generator = torch.Generator(device).manual_seed(seed)
     copies, intensities = 200, torch.arange(256, dtype=torch.uint8, device=device)
     images = intensities.expand(copies, 1, 1, 256)
+    seeds = draw_seeds(copies, torch.Generator(device).manual_seed(seed))
     p = Encoding(presentation=presentation, dt=dt)
     rates = [Fraction(p.f_min) + Fraction(level, 255) * Fraction(p.f_max - p.f_min) for level in range(256)]
-    regular = encode(images, p, generator)[:, :, 0, 0].cpu().numpy()
+    regular = encode(images, p, seeds)[:, :, 0, 0].cpu().numpy()
     due = np.array([int(rate * Fraction(p.presentation) / 1000) for rate in rates])
     wrong = regular.sum(0) != due
     for level, rate in enumerate(rates):
@@ -61,7 +62,7 @@ def compare_encoder(presentation: float, dt: float, report: Report, seed: int, d
         "0",
         not wrong.any(),
     )
-    poisson = encode(images, replace(p, kind="poisson"), generator)[:, :, 0, 0].cpu().numpy()
+    poisson = encode(images, replace(p, kind="poisson"), seeds)[:, :, 0, 0].cpu().numpy()
     draws = p.n_steps * copies
     probability = np.array([float(rate) for rate in rates]) * p.dt / 1000
     smallest = binomial_p(poisson.sum((0, 1)), draws, probability).min()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snn.draws import draw_seeds
 from snn.encode import Encoding, encode
 from snn.layer import LayerParameters, SpikingConv2d
 from snn.neuron import LIFParameters
@@ -42,7 +43,7 @@ class RandomNetwork:
         """Spikes of a batch of random images, bool (T, B, C, H, W)."""
         device = generator.device
         images = torch.randint(256, (self.batch, *self.shape), generator=generator, device=device, dtype=torch.uint8)
-        return encode(images, self.encoding, generator)
+        return encode(images, self.encoding, draw_seeds(self.batch, generator))
 
     def to(self, target: torch.device | torch.dtype) -> "RandomNetwork":
         """A copy whose layers are on a device or of another precision."""

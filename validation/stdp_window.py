@@ -18,6 +18,7 @@ from scipy import stats
 
 from snn.calibrate import normalised_rates
 from snn.command import RunOptions, beside, check_outputs, choose_device, command_line, progress, run_command
+from snn.draws import draw_seeds
 from snn.encode import Encoding, whole_steps
 from snn.errors import check
 from snn.h5file import write_file
@@ -148,8 +149,8 @@ def learner_draws(config: WindowConfig, p: STDPParameters, generator: torch.Gene
         pre = pattern[:, None, :, None, None].expand(-1, 1, lags, 1, config.draws)
         post = torch.zeros(len(pre), 1, maps, 1, config.draws, dtype=torch.bool, device=device)
         post[step] = True
-        fn = normalised_rates(pre, config.encoding.presentation, _limits(config))
-        counts = count_events(pre, post, fn, 1, 1, 0, config.encoding.dt, p, generator)
+        rates = normalised_rates(pre, config.encoding.presentation, _limits(config))
+        counts = count_events(pre, post, rates, 1, 1, 0, config.encoding.dt, p, draw_seeds(1, generator))
         before = conductance.reshape(-1, 1, 1, 1).expand(maps, lags, 1, 1)
         # A cap of one event makes the change of the batch the mean change per event.
         after = update(before, counts, replace(p, n_cap=1))

@@ -1,0 +1,76 @@
+"""This project in the STDP benchmark: ``python -m benchmarks.safe_dnn_stdp workload.npz --track rule``."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.protocol import Adapter, Workload, main
+from snn.calibrate import calibrate_gain, normalised_rates, sample_drive
+from snn.layer import LayerParameters, SpikingConv2d
+from snn.learn import learn_batch
+from snn.neuron import LIFParameters
+from snn.settings import Learning
+from snn.stdp import STDPParameters, count_events, update
+
+
+def make_layer(weight: Tensor, gain: float, padding: int, dt: float) -> SpikingConv2d:
+    """The layer, with the project's default neuron."""
+    maps, _, kernel_size, _ = weight.shape
+    lif = LIFParameters()
+    return SpikingConv2d(
+        conductance=weight,
+        gain=torch.full((maps,), gain),
+        v_threshold=torch.full((maps,), lif.v_threshold),
+        geometry=LayerParameters(maps, kernel_size, padding=padding),
+        lif=lif,
+        dt=dt,
+    )
+
+
+def starting_gain(weight: Tensor, padding: int, dt: float, pre: Tensor, seed: int) -> float:
+    """The gain with which the project starts to learn on ``pre``."""
+    layer = make_layer(weight, 1.0, padding, dt)
+    drive = sample_drive(layer, pre, torch.Generator().manual_seed(seed))
+    return calibrate_gain(layer, drive, Learning().start_count).gain[0].item()
+
+
+def layer_spikes(weight: Tensor, gain: float, padding: int, dt: float, pre: Tensor, seed: int) -> Tensor:
+    """What the layer fires on ``pre`` while it learns: at most one map at a place and step."""
+    layer = make_layer(weight, gain, padding, dt)
+    return layer.simulate(pre, inhibition=True, generator=torch.Generator().manual_seed(seed))
+
+
+class SafeDNN(Adapter):
+    package = "safe-dnn"
+    calibrated = False
+
+    def __init__(self, workload: Workload, weight: Tensor, w_max: float, track: str) -> None:
+        super().__init__(workload, weight, w_max, track)
+        self.layer = make_layer(weight, workload.gain, workload.padding, workload.dt)
+        self.parameters = STDPParameters().with_ltd_delay(workload.rate_limits[0])
+        self.generator = torch.Generator()
+
+    def reset(self) -> None:
+        self.weight = self.start
+        self.generator.manual_seed(0)
+
+    def rule(self) -> None:
+        load, window = self.workload, (self.start.shape[-1], 1, self.workload.padding)
+        fn = normalised_rates(load.pre, len(load.pre) * load.dt, load.rate_limits)
+        counts = count_events(load.pre, load.post, fn, *window, load.dt, self.parameters, self.generator)
+        self.weight = update(self.start, counts, self.parameters)
+
+    def full(self, watch: Callable[[Tensor], None] | None) -> None:
+        load = self.workload
+        post, self.weight = learn_batch(self.layer, load.pre, load.rate_limits, self.parameters, self.generator)
+        if watch:
+            for spikes in post:
+                watch(spikes)
+
+    def weight_now(self) -> Tensor:
+        return self.weight
+
+
+if __name__ == "__main__":
+    main(SafeDNN)

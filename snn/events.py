@@ -1,0 +1,254 @@
+"""Spikes as lists of events, and the event-driven engine: what layers and rule do on a CPU.
+
+Few neurons spike in a step, so work per spike is far less than work per neuron and step. Images are independent of each
+other until their synaptic events are added up: each is simulated by one thread, in its processor's cache.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn import kernels
+from snn.draws import AFTER, BEFORE, TIES, image_key
+
+if TYPE_CHECKING:
+    from snn.layer import SpikingConv2d
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Raster(NamedTuple):
+    """Spikes of one image, step by step (see :mod:`snn.kernels`)."""
+
+    neuron: np.ndarray
+    """Spiking neurons, int32 (n,), numbered ``(y * width + x) * maps + map``."""
+    start: np.ndarray
+    """Index of the first spike of each step, and n: int64 (T + 1,)."""
+
+
+@dataclass(frozen=True)
+class SpikeEvents:
+    """Spikes of a batch of images: the sparse form of a bool tensor (T, B, C, H, W)."""
+
+    rasters: tuple[Raster, ...]
+    """One of each image."""
+    shape: tuple[int, int, int]
+    """(C, H, W)."""
+
+    def __len__(self) -> int:
+        """Steps T."""
+        return len(self.rasters[0].start) - 1
+
+    @classmethod
+    def from_dense(cls, spikes: Tensor) -> "SpikeEvents":
+        """From bool (T, B, C, H, W)."""
+        dense = spikes.numpy()
+        rasters = for_each(lambda image: Raster(*kernels.list_spikes(dense[:, image])), range(dense.shape[1]))
+        return cls(tuple(rasters), tuple(spikes.shape[2:]))
+
+    def to_dense(self) -> Tensor:
+        """As bool (T, B, C, H, W)."""
+        c, height, width = self.shape
+        dense = np.zeros((len(self.rasters), len(self), height * width * c), dtype=bool)
+        for_each(lambda image: kernels.fill_dense(*self.rasters[image], dense[image]), range(len(dense)))
+        return torch.from_numpy(dense).unflatten(2, (height, width, c)).permute(1, 0, 4, 2, 3)
+
+    def counts(self) -> Tensor:
+        """Spikes of each neuron over the presentation, int16 (B, C, H, W)."""
+        c, height, width = self.shape
+        counts = for_each(lambda raster: kernels.count_spikes(raster.neuron, c * height * width), self.rasters)
+        return torch.from_numpy(np.stack(counts)).unflatten(1, (height, width, c)).permute(0, 3, 1, 2)
+
+
+Spikes = Tensor | SpikeEvents
+"""Spikes of a batch over a presentation: bool (T, B, C, H, W), or events (CPU)."""
+
+
+def spike_counts(spikes: Spikes) -> Tensor:
+    """Spikes of each neuron over the presentation, int16 (B, C, H, W)."""
+    return spikes.counts() if isinstance(spikes, SpikeEvents) else spikes.sum(0, dtype=torch.int16)
+
+
+def encode_events(
+    images: Tensor, kernel: Callable[..., tuple[np.ndarray, np.ndarray]], keys: tuple[Tensor, Tensor], *arguments
+) -> SpikeEvents:
+    """Spikes of uint8 ``images`` (B, C, H, W) by a compiled encoder, whose last arguments are the image's key."""
+    flat = images.permute(0, 2, 3, 1).contiguous().flatten(1).numpy()
+    halves = [half.numpy().astype(np.uint32) for half in keys]
+    rasters = for_each(
+        lambda image: Raster(*kernel(flat[image], *arguments, halves[0][image], halves[1][image])), range(len(flat))
+    )
+    return SpikeEvents(tuple(rasters), tuple(images.shape[1:]))
+
+
+def simulate_events(
+    layer: "SpikingConv2d", pre: SpikeEvents, *, inhibition: bool, seeds: Tensor | None = None
+) -> SpikeEvents:
+    """:meth:`snn.layer.SpikingConv2d.simulate` on events."""
+    synapses, neurons = _Synapses.of(layer, pre.shape), _Neurons.of(layer)
+    maps, _, width = (synapses.geometry[i] for i in (8, 6, 7))
+    scale, threshold = neurons.scale, neurons.threshold
+    along_row = np.tile(scale, width), np.tile(threshold, width)
+    if inhibition:
+        _, blocked_steps = layer.geometry.steps(layer.dt)
+        keys = [half.numpy().astype(np.uint32) for half in image_key(seeds, TIES)]
+
+    def simulate(image: int) -> Raster:
+        arguments = (*pre.rasters[image], *synapses, neurons.cell, *along_row)
+        if inhibition:
+            return Raster(*kernels.simulate_inhibited(*arguments, blocked_steps, keys[0][image], keys[1][image]))
+        return Raster(*kernels.simulate_free(*arguments))
+
+    rasters = for_each(simulate, range(len(pre.rasters)))
+    return SpikeEvents(tuple(rasters), (maps, *synapses.geometry[6:8]))
+
+
+def sample_event_drive(layer: "SpikingConv2d", pre: SpikeEvents, places: np.ndarray) -> np.ndarray:
+    """Drive before the gain of all maps at some places of the batch: (T, P, C_out).
+
+    ``places`` are numbered through the batch, ``(image * H_out + y) * W_out + x``, int64 (P,).
+    """
+    synapses = _Synapses.of(layer, pre.shape)
+    per_image = synapses.geometry[6] * synapses.geometry[7]
+    out = np.empty((len(pre), len(places), synapses.geometry[8]), synapses.weights.dtype)
+
+    def sample(image: int) -> None:
+        mine = np.flatnonzero(places // per_image == image)
+        found = np.empty((len(pre), len(mine), out.shape[2]), out.dtype)
+        kernels.sample_drive(*pre.rasters[image], *synapses, places[mine] % per_image, found)
+        out[:, mine] = found
+
+    for_each(sample, range(len(pre.rasters)))
+    return out
+
+
+def count_driven(layer: "SpikingConv2d", drive: np.ndarray) -> int:
+    """Spikes, without inhibition, of all neurons together that receive ``drive`` (T, P, C_out) before the gain."""
+    neurons = _Neurons.of(layer)
+    parts = np.array_split(drive, max(1, min(64, drive.shape[1])), axis=1)
+    return sum(for_each(lambda part: kernels.count_driven(part, neurons.cell, neurons.scale, neurons.threshold), parts))
+
+
+def count_event_pairs(
+    layer_shape: tuple[int, int, int, int],
+    pre: SpikeEvents,
+    post: SpikeEvents,
+    level: Tensor,
+    tables: list[Tensor],
+    seeds: Tensor,
+) -> np.ndarray:
+    """Events, LTP and LTD of every synapse: int64 (3, C_out, C_in, k, k); see :func:`snn.stdp.count_events`.
+
+    Args:
+        layer_shape: (C_out, k, stride, padding).
+        pre, post: spikes.
+        level: index of the presynaptic rates, integers (B, C_in, H, W).
+        tables: chances, by lag and level, of pairing with the presynaptic spike before and (if there are two) after.
+        seeds: of the images.
+    """
+    maps, kernel, stride, padding = layer_shape
+    (c_in, height, width), (_, height_out, width_out) = pre.shape, post.shape
+    geometry = (height, width, c_in, kernel, stride, padding, height_out, width_out, maps)
+    levels = level.permute(0, 2, 3, 1).contiguous().flatten(1).to(torch.int16).numpy()
+    passes = []
+    for backward, (purpose, table) in enumerate(zip((BEFORE, AFTER), tables, strict=False)):
+        halves = [half.numpy().astype(np.uint32) for half in image_key(seeds, purpose)]
+        passes.append((bool(backward), np.ascontiguousarray(table.numpy()), halves))
+
+    def count(image: int) -> tuple[np.ndarray, np.ndarray]:
+        changes = np.zeros((2, maps, kernel**2, c_in), np.int32)
+        for backward, table, halves in passes:
+            # The synapses of both passes are the same.
+            events = np.zeros((maps, kernel**2), np.int32)
+            kernels.count_pairs(
+                *pre.rasters[image],
+                *post.rasters[image],
+                backward,
+                table,
+                levels[image],
+                geometry,
+                halves[0][image],
+                halves[1][image],
+                events,
+                *changes,
+            )
+        return events, changes
+
+    total = np.zeros((3, maps, kernel**2, c_in), np.int64)
+    for events, changes in for_each(count, range(len(pre.rasters))):
+        total[0] += events[..., None]
+        total[1:] += changes
+    return total.transpose(0, 1, 3, 2).reshape(3, maps, c_in, kernel, kernel)
+
+
+class _Synapses(NamedTuple):
+    """Convolution of a layer, as the kernels take it."""
+
+    pulse: int
+    weights: np.ndarray
+    """Flat, in the order (C_in, ky, kx, C_out): kx falls within each class of equal remainder by the stride."""
+    residue: np.ndarray
+    """Number and first position of the kx of each remainder, int64 (stride, 2)."""
+    geometry: tuple[int, ...]
+    """height, width, c_in, kernel, stride, padding, height_out, width_out, maps."""
+
+    @classmethod
+    def of(cls, layer: "SpikingConv2d", shape: tuple[int, int, int]) -> "_Synapses":
+        p, (c_in, height, width) = layer.geometry, shape
+        order, residue = [], []
+        for remainder in range(p.stride):
+            columns = list(range(remainder, p.kernel_size, p.stride))[::-1]
+            residue.append((len(columns), len(order)))
+            order += columns
+        weights = layer.exact_conductance().numpy()[:, :, :, order].transpose(1, 2, 3, 0)
+        geometry = (height, width, c_in, p.kernel_size, p.stride, p.padding, *layer.output_size(height, width), p.maps)
+        pulse, _ = p.steps(layer.dt)
+        return cls(pulse, _aligned(weights), np.array(residue), geometry)
+
+
+def _aligned(values: np.ndarray) -> np.ndarray:
+    """A flat copy that begins a cache line (64 bytes)."""
+    raw = np.empty(values.size + 64 // values.itemsize, values.dtype)
+    skip = -raw.ctypes.data % 64 // values.itemsize
+    flat = raw[skip : skip + values.size]
+    flat[:] = values.ravel()
+    return flat
+
+
+class _Neurons(NamedTuple):
+    """Neurons of a layer, as the kernels take them: numbers of the layer's own precision."""
+
+    cell: tuple
+    """v_init, v_leak, v_reset in mV, dt / tau."""
+    scale: np.ndarray
+    """mV per unit of drive, (C_out,)."""
+    threshold: np.ndarray
+    """(C_out,) in mV."""
+
+    @classmethod
+    def of(cls, layer: "SpikingConv2d") -> "_Neurons":
+        neuron, scale = layer.neurons()
+        v_init = torch.full_like(neuron.v_leak, layer.lif.v_init)
+        cell = (v_init, neuron.v_leak, neuron.v_reset, layer.dt * neuron.tau_mem_inv)
+        return cls(tuple(value.numpy()[()] for value in cell), scale.flatten().numpy(), neuron.v_th.flatten().numpy())
+
+
+def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Results of ``function``, in order, computed by as many threads as PyTorch uses."""
+    items = list(items)
+    threads = torch.get_num_threads()
+    if threads == 1 or len(items) == 1:
+        return [function(item) for item in items]
+    return list(_pool(threads).map(function, items))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="spikes")

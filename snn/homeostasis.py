@@ -1,0 +1,27 @@
+"""Homeostasis of a layer between two updates (ours; :class:`snn.settings.Homeostasis` says what each part is for)."""
+
+import torch
+from torch import Tensor
+
+from snn.calibrate import LOWEST_ABOVE_REST
+from snn.layer import SpikingConv2d
+from snn.settings import Homeostasis
+
+
+def balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeostasis) -> SpikingConv2d:
+    """The layer with its gains and thresholds moved as :class:`Homeostasis` says, after one update."""
+    if p.synaptic_scaling:
+        total = layer.conductance.sum((1, 2, 3)).clamp(min=1e-6)
+        layer = layer.with_values(gain=start.gain * (start.conductance.sum((1, 2, 3)).mean() / total))
+    share = wins * (len(wins) / wins.sum().clamp(min=1))
+    threshold = layer.v_threshold + p.threshold_step * (share - 1)
+    neuron, floor = layer.lif.v_threshold, layer.lif.v_leak + LOWEST_ABOVE_REST
+    low = min(neuron, max(neuron - p.threshold_range, floor))
+    return layer.with_values(v_threshold=threshold.clamp(low, neuron + p.threshold_range))
+
+
+def balance_ltd(factor: Tensor, g: Tensor, p: Homeostasis) -> Tensor:
+    """LTD factors of the maps (C_out, 1, 1, 1) for the next update; ``g``: conductances as shares of their range."""
+    if p.mean_conductance == 0:
+        return factor
+    return factor * torch.exp(p.ltd_step * (g.double().mean((1, 2, 3), keepdim=True) - p.mean_conductance))

@@ -1,0 +1,361 @@
+"""Compiled loops of the event-driven engine, one image at a time (Numba; the interpreter's lock is released).
+
+Spikes are lists: ``neuron`` holds the spiking neurons of all steps in order, ``start[t] : start[t + 1]`` those of step
+t. Neurons are numbered place by place, ``(y * width + x) * maps + map``, so that all maps of a place lie side by side:
+inhibition, receptive fields and kernels then are runs of neighbouring numbers.
+"""
+
+import numpy as np
+from numba import int32, njit, uint32
+
+from snn.draws import DRAW_STRIDE, EVENT_STRIDE, FIRST_FACTOR, SECOND_FACTOR
+
+FIRST, SECOND = np.uint32(FIRST_FACTOR), np.uint32(SECOND_FACTOR)
+EVENT, DRAW = np.uint32(EVENT_STRIDE), np.uint32(DRAW_STRIDE)
+
+
+@njit(inline="always")
+def mix(x):
+    """:func:`snn.draws._mix`."""
+    x = uint32(uint32(x ^ (x >> uint32(16))) * FIRST)
+    x = uint32(uint32(x ^ (x >> uint32(15))) * SECOND)
+    return uint32(x ^ (x >> uint32(16)))
+
+
+@njit(inline="always")
+def event_key(first, second, counter):
+    """:func:`snn.draws.event_key`."""
+    key = mix(uint32(first + uint32(uint32(counter) * EVENT)))
+    return key, mix(uint32(key ^ second))
+
+
+@njit(inline="always")
+def draw_bits(first, second, index):
+    """:func:`snn.draws.draw_bits`."""
+    x = uint32(first + uint32(uint32(index) * DRAW))
+    x = uint32(uint32(x ^ (x >> uint32(16))) * FIRST)
+    x = uint32(uint32(uint32(x ^ (x >> uint32(15))) ^ second) * SECOND)
+    return uint32(x ^ (x >> uint32(16)))
+
+
+@njit(nogil=True, cache=True)
+def list_spikes(dense):
+    """Spikes of bool (T, C, H, W), of any strides, as (neuron, start)."""
+    steps, maps, height, width = dense.shape
+    start = np.zeros(steps + 1, np.int64)
+    neuron = np.empty(max(1, dense.size // 16), np.int32)
+    n = 0
+    for t in range(steps):
+        for y in range(height):
+            for x in range(width):
+                for c in range(maps):
+                    if dense[t, c, y, x]:
+                        if n == len(neuron):
+                            longer = np.empty(2 * n, np.int32)
+                            longer[:n] = neuron
+                            neuron = longer
+                        neuron[n] = (y * width + x) * maps + c
+                        n += 1
+        start[t + 1] = n
+    return neuron[:n].copy(), start
+
+
+@njit(nogil=True, cache=True)
+def fill_dense(neuron, start, dense):
+    """Set the spikes in zeros bool (T, H * W * C)."""
+    for t in range(len(start) - 1):
+        for i in range(start[t], start[t + 1]):
+            dense[t, neuron[i]] = True
+
+
+@njit(nogil=True, cache=True)
+def count_spikes(neuron, neurons):
+    """Spikes of each neuron, int16 (neurons,)."""
+    counts = np.zeros(neurons, np.int16)
+    for i in range(len(neuron)):
+        counts[neuron[i]] += 1
+    return counts
+
+
+@njit(nogil=True, cache=True)
+def encode_regular(image, times, first_time, steps, first, second):
+    """Regular trains of uint8 intensities (neurons,), each turned in time by a random phase.
+
+    ``times[first_time[x] : first_time[x + 1]]`` are the steps in which intensity x spikes at phase 0.
+    """
+    key, other = event_key(first, second, 0)
+    start = np.zeros(steps + 1, np.int64)
+    shift = np.empty(len(image), np.int32)
+    for n in range(len(image)):
+        shift[n] = (np.uint64(draw_bits(key, other, n)) * np.uint64(steps)) >> np.uint64(32)
+        for i in range(first_time[image[n]], first_time[image[n] + 1]):
+            t = times[i] + shift[n]
+            start[(t - steps if t >= steps else t) + 1] += 1
+    for t in range(steps):
+        start[t + 1] += start[t]
+    neuron = np.empty(start[steps], np.int32)
+    free = start.copy()
+    for n in range(len(image)):
+        for i in range(first_time[image[n]], first_time[image[n] + 1]):
+            t = times[i] + shift[n]
+            t = t - steps if t >= steps else t
+            neuron[free[t]] = n
+            free[t] += 1
+    return neuron, start
+
+
+@njit(nogil=True, cache=True)
+def encode_poisson(image, chance, steps, first, second):
+    """Poisson trains of uint8 intensities (neurons,); ``chance``: of a spike in a step, by intensity."""
+    start = np.zeros(steps + 1, np.int64)
+    neuron = np.empty(steps * len(image), np.int32)
+    n_spikes = 0
+    for t in range(steps):
+        key, other = event_key(first, second, t)
+        for n in range(len(image)):
+            neuron[n_spikes] = n
+            n_spikes += int32(draw_bits(key, other, n) >> uint32(2)) < chance[image[n]]
+        start[t + 1] = n_spikes
+    return neuron[:n_spikes].copy(), start
+
+
+@njit(inline="always")
+def _zeros(size, like):
+    """Zeros of the type of ``like`` that begin a cache line: sums in them are a third faster."""
+    values = np.zeros(size + 64, like.dtype)
+    skip = -values.ctypes.data % 64 // like.itemsize
+    return values[skip : skip + size]
+
+
+@njit(inline="always")
+def _advance(t, neuron, start, pulse, last, drive, weights, residue, geometry):
+    """Bring ``drive`` from step t - 1 to step t: pulses that ended are taken away, those that began are added.
+
+    All sums are exact (:func:`snn.layer.exact_conductance`), so nothing is left behind.
+    """
+    _, width, c_in, kernel, stride, padding, height_out, width_out, maps = geometry
+    for begins in range(2):
+        if begins:
+            low, high = start[t], start[t + 1]
+        elif t >= pulse:
+            low, high = start[t - pulse], start[t - pulse + 1]
+        else:
+            low, high = 0, 0
+        for i in range(low, high):
+            n = neuron[i]
+            if begins:
+                held = last[n] + pulse > t
+                last[n] = t
+                if held:
+                    continue
+            elif last[n] != t - pulse:
+                # A later spike keeps the synapse open.
+                continue
+            cell = n // c_in
+            c = n - cell * c_in
+            y = cell // width
+            x = cell - y * width + padding
+            y += padding
+            # Along a row, the places that this neuron reaches are neighbours, as are their weights in packed order.
+            kind = x % stride
+            first = x // stride - residue[kind, 0] + 1
+            left = max(first, 0)
+            run = (min(x // stride, width_out - 1) - left + 1) * maps
+            if run <= 0:
+                continue
+            for ky in range(y % stride, kernel, stride):
+                row = (y - ky) // stride
+                if row < 0 or row >= height_out:
+                    continue
+                source = ((c * kernel + ky) * kernel + residue[kind, 1] + left - first) * maps
+                weight = weights[source : source + run]
+                target = (row * width_out + left) * maps
+                reached = drive[target : target + run]
+                if begins:
+                    for q in range(run):
+                        reached[q] += weight[q]
+                else:
+                    for q in range(run):
+                        reached[q] -= weight[q]
+
+
+@njit(nogil=True, cache=True)
+def simulate_free(neuron, start, pulse, weights, residue, geometry, cell, scale, threshold):
+    """Spikes of a layer without inhibition; ``cell``: (v_init, v_leak, v_reset, rate), rate = dt / tau."""
+    steps, row_length, rows = len(start) - 1, geometry[7] * geometry[8], geometry[6]
+    maps, places_in_row = geometry[8], geometry[7]
+    v_init, v_leak, v_reset, rate = cell
+    drive, v = _zeros(rows * row_length, weights), np.full(rows * row_length, v_init)
+    last = np.full(geometry[0] * geometry[1] * geometry[2], -pulse - 1, np.int32)
+    crossed = np.empty(row_length, np.int32)
+    out, out_start, n_out = np.empty(steps * rows * row_length, np.int32), np.zeros(steps + 1, np.int64), 0
+    for t in range(steps):
+        _advance(t, neuron, start, pulse, last, drive, weights, residue, geometry)
+        for row in range(rows):
+            base = row * row_length
+            row_drive, row_v = drive[base : base + row_length], v[base : base + row_length]
+            for m in range(row_length):
+                new = row_v[m] + rate * ((row_drive[m] * scale[m] + v_leak) - row_v[m])
+                fires = new > threshold[m]
+                crossed[m] = fires
+                row_v[m] = v_reset if fires else new
+            for place in range(places_in_row):
+                here = crossed[place * maps : (place + 1) * maps]
+                fires = 0
+                for m in range(maps):
+                    fires |= here[m]
+                if fires:
+                    for m in range(maps):
+                        out[n_out] = base + place * maps + m
+                        n_out += here[m]
+        out_start[t + 1] = n_out
+    return out[:n_out].copy(), out_start
+
+
+@njit(nogil=True, cache=True)
+def simulate_inhibited(
+    neuron, start, pulse, weights, residue, geometry, cell, scale, threshold, blocked_steps, first, second
+):
+    """Spikes of a layer with cross-depth inhibition; ``first``, ``second``: key of the draws between equal maps."""
+    steps, maps, places_in_row, rows = len(start) - 1, geometry[8], geometry[7], geometry[6]
+    row_length, places = places_in_row * maps, places_in_row * rows
+    v_init, v_leak, v_reset, rate = cell
+    drive, v = _zeros(places * maps, weights), np.full(places * maps, v_init)
+    nothing = weights.dtype.type(0)
+    # Until this step a neuron ignores its input.
+    until = np.zeros(places * maps, np.int32)
+    last = np.full(geometry[0] * geometry[1] * geometry[2], -pulse - 1, np.int32)
+    crossed = np.empty(row_length, np.int32)
+    out, out_start, n_out = np.empty(steps * places, np.int32), np.zeros(steps + 1, np.int64), 0
+    for t in range(steps):
+        _advance(t, neuron, start, pulse, last, drive, weights, residue, geometry)
+        now = int32(t)
+        for row in range(rows):
+            base = row * row_length
+            row_drive, row_v = drive[base : base + row_length], v[base : base + row_length]
+            row_until = until[base : base + row_length]
+            for m in range(row_length):
+                depolarisation = row_drive[m] * scale[m]
+                depolarisation = nothing if row_until[m] > now else depolarisation
+                new = row_v[m] + rate * ((depolarisation + v_leak) - row_v[m])
+                crossed[m] = new > threshold[m]
+                row_v[m] = new
+            for place in range(places_in_row):
+                here = crossed[place * maps : (place + 1) * maps]
+                fires = 0
+                for m in range(maps):
+                    fires |= here[m]
+                if not fires:
+                    continue
+                offset = base + place * maps
+                best, margin, ticket = -1, nothing, uint32(0)
+                key, other = uint32(0), uint32(0)
+                tied = False
+                for m in range(maps):
+                    over = v[offset + m] - threshold[m]
+                    if here[m] and (best < 0 or over >= margin):
+                        if best >= 0 and over == margin:
+                            if not tied:
+                                key, other = event_key(first, second, t * places + offset // maps)
+                                ticket, tied = draw_bits(key, other, best), True
+                            mine = draw_bits(key, other, m)
+                            if mine > ticket:
+                                best, ticket = m, mine
+                        else:
+                            best, margin, tied = m, over, False
+                for m in range(maps):
+                    v[offset + m] = v_reset
+                    if m != best:
+                        until[offset + m] = now + 1 + blocked_steps
+                out[n_out] = offset + best
+                n_out += 1
+        out_start[t + 1] = n_out
+    return out[:n_out].copy(), out_start
+
+
+@njit(nogil=True, cache=True)
+def sample_drive(neuron, start, pulse, weights, residue, geometry, places, out):
+    """Write the drive of all maps at ``places`` at each step to ``out`` (T, P, maps)."""
+    maps = geometry[8]
+    drive = _zeros(geometry[6] * geometry[7] * maps, weights)
+    last = np.full(geometry[0] * geometry[1] * geometry[2], -pulse - 1, np.int32)
+    for t in range(len(start) - 1):
+        _advance(t, neuron, start, pulse, last, drive, weights, residue, geometry)
+        for i in range(len(places)):
+            base = places[i] * maps
+            for m in range(maps):
+                out[t, i, m] = drive[base + m]
+
+
+@njit(nogil=True, cache=True)
+def count_driven(drive, cell, scale, threshold):
+    """Spikes, without inhibition, of all neurons (P, maps) together that receive ``drive`` (T, P, maps)."""
+    steps, places, maps = drive.shape
+    v_init, v_leak, v_reset, rate = cell
+    v, total = np.full(maps, v_init), 0
+    for i in range(places):
+        v[:] = v_init
+        for t in range(steps):
+            here = drive[t, i]
+            fired = 0
+            for m in range(maps):
+                new = v[m] + rate * ((here[m] * scale[m] + v_leak) - v[m])
+                fires = new > threshold[m]
+                fired += int32(fires)
+                v[m] = v_reset if fires else new
+            total += fired
+    return total
+
+
+@njit(nogil=True, cache=True)
+def count_pairs(
+    neuron, start, post, post_start, backward, chances, level, geometry, first, second, events, potentiated, depressed
+):
+    """Draw what every synapse does at every postsynaptic spike, given the presynaptic spike before (or after) it.
+
+    Args:
+        neuron, start, post, post_start: pre- and postsynaptic spikes.
+        backward: pair with the next presynaptic spike after the postsynaptic one, not with the last one before.
+        chances: int32 (T + 1, levels): chance of LTP, or minus that of LTD, for a difference of so many steps, the
+            last row if there is no such spike.
+        level: int16 (presynaptic neurons,), index of each one's rate.
+        geometry: of the convolution.
+        first, second: key of the draws.
+        events: int32 (maps, k * k), increased by the postsynaptic spikes of each synapse.
+        potentiated, depressed: int32 (maps, k * k, c_in), increased by the changes drawn.
+    """
+    height, width, c_in, kernel, stride, padding, _, width_out, maps = geometry
+    steps, neurons_out = len(start) - 1, geometry[6] * width_out * maps
+    levels = int32(chances.shape[1])
+    table = chances.reshape(-1)
+    never = int32(2 * steps + 1)
+    # Steps are counted from the end of the presentation if ``backward``.
+    seen = np.full(height * width * c_in, -never, np.int32)
+    for number in range(steps):
+        t = steps - 1 - number if backward else number
+        if not backward:
+            for i in range(start[t], start[t + 1]):
+                seen[neuron[i]] = number
+        for i in range(post_start[t], post_start[t + 1]):
+            n = post[i]
+            place = n // maps
+            m = n - place * maps
+            top, left = place // width_out * stride - padding, place % width_out * stride - padding
+            key, other = event_key(first, second, t * neurons_out + n)
+            for ky in range(max(0, -top), min(kernel, height - top)):
+                for kx in range(max(0, -left), min(kernel, width - left)):
+                    synapse = ky * kernel + kx
+                    events[m, synapse] += 1
+                    base = ((top + ky) * width + left + kx) * c_in
+                    last, rate = seen[base : base + c_in], level[base : base + c_in]
+                    up, down = potentiated[m, synapse], depressed[m, synapse]
+                    index = synapse * c_in
+                    for c in range(c_in):
+                        lag = min(int32(number - last[c]), int32(steps))
+                        chance = table[int32(lag * levels + int32(rate[c]))]
+                        bits = int32(draw_bits(key, other, index + c) >> uint32(2))
+                        up[c] += int32(bits < chance)
+                        down[c] += int32(bits < -chance)
+        if backward:
+            for i in range(start[t], start[t + 1]):
+                seen[neuron[i]] = number

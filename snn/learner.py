@@ -1,0 +1,209 @@
+"""Learning of spiking layers, one after another, by mini-batch updates.
+
+Each layer learns on all images while the layers below it are frozen, without inhibition and with lowered thresholds
+(paper, 4.2). Conductances are held while a mini-batch is presented. Nothing carries over from one update to the next
+but the values in :class:`snn.weights.UnfinishedLayer`: order of images, phases and draws of an update are functions of
+seed, layer and update, so learning can stop and go on anywhere, and any number of processes can share a mini-batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from snn.calibrate import calibrate_gain, lower_threshold, mean_count, normalised_rates, rate_range, sample_drive
+from snn.draws import draw_seeds, stream
+from snn.encode import encode, encode_sparse
+from snn.events import Spikes, spike_counts
+from snn.homeostasis import balance, balance_ltd
+from snn.layer import SpikingConv2d, feed_forward
+from snn.monitor import Monitor
+from snn.processes import Processes
+from snn.settings import Learning
+from snn.stdp import EventCounts, STDPParameters, count_events, saturated_share, update
+from snn.weights import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
+
+
+def learn(
+    images: Tensor,
+    p: Learning | None = None,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    resume: SpikingNetwork | None = None,
+    save: Callable[[SpikingNetwork], None] | None = None,
+    processes: Processes | None = None,
+) -> SpikingNetwork:
+    """Learn all layers of ``p`` (None: defaults) on uint8 ``images`` (N, C, H, W).
+
+    Args:
+        images: all processes hold all of them.
+        p: settings.
+        seed: of all draws.
+        device: where to compute.
+        resume: unfinished network of the same images, settings and seed, to go on from.
+        save: called after every update, and after every layer, with the network so far (on ``device``).
+        processes: that share each mini-batch (None: this one alone).
+
+    Returns:
+        The network, on the CPU. The same arguments give the same bits on the same machine.
+    """
+    p, processes, device = p or Learning(), processes or Processes(), torch.device(device)
+    shape = tuple(images.shape[1:])
+    network = (resume or SpikingNetwork(shape, p, (), seed)).to(device)
+    for number in range(len(network.layers), len(p.maps)):
+        learner = _LayerLearner(images, number, network, device, processes)
+        state = network.unfinished or learner.start()
+        monitor = Monitor(number, p, len(images), state.history, processes)
+        while state.updates < p.updates(len(images)):
+            state = learner.step(state)
+            monitor.report(state.history)
+            if save:
+                save(replace(network, unfinished=state))
+        network = replace(network, layers=(*network.layers, learner.finish(state)), unfinished=None)
+        monitor.close()
+        if save:
+            save(network)
+    return network.to("cpu")
+
+
+class _LayerLearner:
+    """What all updates of one layer share."""
+
+    def __init__(
+        self, images: Tensor, number: int, network: SpikingNetwork, device: torch.device, processes: Processes
+    ) -> None:
+        self.images, self.number, self.p, self.seed = images, number, network.learning, network.seed
+        self.below = [learned.layer for learned in network.layers]
+        self.device, self.processes = device, processes
+        chosen = torch.randperm(len(images), generator=self._stream("calibration images", cpu=True))
+        self.calibration = images[chosen[: self.p.calibration_images]]
+        self.orders: dict[int, Tensor] = {}
+
+    def _stream(self, *purpose: str | int, cpu: bool = False) -> torch.Generator:
+        return stream("cpu" if cpu else self.device, self.seed, self.number, *purpose)
+
+    def presynaptic(self, images: Tensor, seeds: Tensor) -> Spikes:
+        """Spikes that reach the layer."""
+        encoder = encode_sparse if self.device.type == "cpu" else encode
+        return feed_forward(self.below, encoder(images.to(self.device), self.p.encoding, seeds))
+
+    def calibration_spikes(self) -> tuple[Spikes, Tensor]:
+        """Spikes that reach the layer from the calibration images, and the seeds of these."""
+        seeds = draw_seeds(len(self.calibration), self._stream("calibration"))
+        return self.presynaptic(self.calibration, seeds), seeds
+
+    def start(self) -> UnfinishedLayer:
+        """The layer before its first update: random conductances, gain set."""
+        p, encoding, stdp = self.p, self.p.encoding, self.p.stdp
+        pre, _ = self.calibration_spikes()
+        counts = spike_counts(pre)
+        geometry = p.geometry(self.number)
+        shape = (geometry.maps, counts.shape[1], geometry.kernel_size, geometry.kernel_size)
+        g_range = stdp.g_max - stdp.g_min
+        low, span = stdp.g_min + p.initial_low * g_range, (p.initial_high - p.initial_low) * g_range
+        uniform = torch.rand(shape, generator=self._stream("conductance"), device=self.device)
+        layer = SpikingConv2d(
+            conductance=low + span * uniform,
+            gain=torch.ones(geometry.maps, device=self.device),
+            v_threshold=torch.full((geometry.maps,), p.lif.v_threshold, device=self.device),
+            geometry=geometry,
+            lif=p.lif,
+            dt=encoding.dt,
+        )
+        layer = calibrate_gain(layer, sample_drive(layer, pre, self._stream("places")), p.start_count)
+        # The encoder's limits are exact; a hidden layer's are measured.
+        limits = rate_range(counts, encoding.presentation) if self.below else (encoding.f_min, encoding.f_max)
+        factor = torch.ones((geometry.maps, 1, 1, 1), dtype=torch.float64, device=self.device)
+        return UnfinishedLayer(layer, layer, factor, limits, LayerHistory.empty(geometry.maps))
+
+    def step(self, state: UnfinishedLayer) -> UnfinishedLayer:
+        """One mini-batch update."""
+        p, done = self.p, state.updates
+        per_pass = -(-len(self.images) // p.batch_size)
+        epoch, index = divmod(done, per_pass)
+        if epoch not in self.orders:
+            generator = self._stream("order", epoch, cpu=True)
+            self.orders = {epoch: torch.randperm(len(self.images), generator=generator)}
+        chosen = self.orders[epoch][index * p.batch_size : (index + 1) * p.batch_size]
+        seeds = draw_seeds(len(chosen), self._stream("presentation", done))
+        share = slice(self.processes.rank, None, self.processes.size)
+        layer = state.layer
+        if len(chosen[share]):
+            pre = self.presynaptic(self.images[chosen[share]], seeds[share])
+            counts, post = present(layer, pre, state.rate_limits, p.stdp, seeds[share])
+            wins = spike_counts(post).sum((0, 2, 3))
+        else:
+            counts = EventCounts(*layer.conductance.new_zeros((3, *layer.conductance.shape), dtype=torch.float64))
+            wins = torch.zeros(len(layer.gain), dtype=torch.int64, device=self.device)
+        counts = EventCounts(*self.processes.add(torch.stack(counts)))
+        wins = self.processes.add(wins)
+        conductance = update(layer.conductance, counts, p.stdp, state.ltd_factor)
+        change = (conductance - layer.conductance).abs().mean().item()
+        g = (conductance - p.stdp.g_min) / (p.stdp.g_max - p.stdp.g_min)
+        return replace(
+            state,
+            layer=balance(layer.with_values(conductance=conductance), state.start, wins, p.homeostasis),
+            ltd_factor=balance_ltd(state.ltd_factor, g, p.homeostasis),
+            history=state.history.with_update(len(chosen), wins, change),
+        )
+
+    def finish(self, state: UnfinishedLayer) -> LearnedLayer:
+        """The layer as it drives the next one."""
+        p, presentation = self.p, self.p.encoding.presentation
+        pre, seeds = self.calibration_spikes()
+        post = state.layer.simulate(pre, inhibition=True, seeds=seeds)
+        rates = normalised_rates(pre, presentation, state.rate_limits)
+        saturated = saturated_share(pre, post, rates, state.layer.geometry, state.layer.dt, p.stdp)
+        drive = sample_drive(state.layer, pre, self._stream("places"))
+        layer = lower_threshold(state.layer, drive, p.output_rate * presentation / 1000)
+        return LearnedLayer(
+            layer=layer,
+            initial_conductance=state.start.conductance,
+            learning_gain=state.start.gain[0].item(),
+            rate_limits=state.rate_limits,
+            mean_rate=mean_count(layer, drive) * 1000 / presentation,
+            saturated=saturated,
+            history=state.history,
+        )
+
+
+def present(
+    layer: SpikingConv2d, pre: Spikes, rate_limits: tuple[float, float], p: STDPParameters, seeds: Tensor
+) -> tuple[EventCounts, Spikes]:
+    """What the rule draws while a mini-batch is presented with inhibition, and the postsynaptic spikes.
+
+    Arguments as :func:`learn_batch`.
+    """
+    post = layer.simulate(pre, inhibition=True, seeds=seeds)
+    rates = normalised_rates(pre, len(pre) * layer.dt, rate_limits)
+    geometry = layer.geometry
+    window = (geometry.kernel_size, geometry.stride, geometry.padding)
+    return count_events(pre, post, rates, *window, layer.dt, p, seeds), post
+
+
+def learn_batch(
+    layer: SpikingConv2d,
+    pre: Spikes,
+    rate_limits: tuple[float, float],
+    p: STDPParameters,
+    seeds: Tensor,
+    ltd_factor: Tensor | float = 1.0,
+) -> tuple[Spikes, Tensor]:
+    """One update: a mini-batch is presented, with inhibition, and the rule applied.
+
+    Args:
+        layer: as it is before the update.
+        pre: bool (T, B, C_in, H, W), or events.
+        rate_limits: f_min and f_max of Eq. 5, in Hz.
+        p: the rule.
+        seeds: of the images, for draws between maps with equal potential and the trials of Eq. 5.
+        ltd_factor: multiplies dG_d (:func:`snn.stdp.update`).
+
+    Returns:
+        Postsynaptic spikes bool (T, B, C_out, H_out, W_out), or events if ``pre`` is; and the new conductances
+        (C_out, C_in, kH, kW).
+    """
+    counts, post = present(layer, pre, rate_limits, p, seeds)
+    return post, update(layer.conductance, counts, p, ltd_factor)

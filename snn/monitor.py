@@ -1,0 +1,78 @@
+"""What is shown while a layer learns: speed, activity, and warnings where nothing is learned."""
+
+import resource
+import sys
+from time import perf_counter
+
+import torch
+from tqdm import tqdm
+
+from snn.command import progress
+from snn.processes import Processes
+from snn.settings import Learning
+from snn.weights import LayerHistory
+
+PATIENCE = 20
+"""Updates without a spike or without a change after which a warning is due."""
+
+
+class Monitor:
+    """Progress of one layer, shown by the first process."""
+
+    def __init__(self, number: int, p: Learning, images: int, history: LayerHistory, processes: Processes) -> None:
+        self._p, self._name = p, f"layer {number + 1} of {len(p.maps)}"
+        self._shown, self._warned = processes.first, False
+        self._done, self._began = len(history.images), perf_counter()
+        updates = p.updates(images)
+        self._bar: tqdm = progress(range(updates), self._name, "update")
+        self._bar.disable |= not self._shown
+        self._bar.update(self._done)
+
+    def report(self, history: LayerHistory) -> None:
+        """After an update."""
+        self._bar.update()
+        if len(history.images) % PATIENCE == 0:
+            self._bar.set_postfix_str(describe(history, perf_counter() - self._began, self._done, self._p), False)
+            self._warn(history)
+
+    def close(self) -> None:
+        """The layer has learned."""
+        self._bar.close()
+
+    def _warn(self, history: LayerHistory) -> None:
+        if self._warned or not self._shown:
+            return
+        wins, change = history.wins[-PATIENCE:].sum().item(), history.mean_change[-PATIENCE:].sum().item()
+        message = ""
+        if wins == 0:
+            message = "fires no spike; raise --start-count, or lower --lif.v-threshold or --homeostasis.threshold-range"
+        elif change == 0:
+            message = (
+                "fires, but its conductances do not change; raise --stdp.alpha-p and --stdp.alpha-d, or "
+                "--stdp.gamma-p and --stdp.gamma-d"
+            )
+        if message:
+            self._warned = True
+            tqdm.write(f"warning: {self._name} {message} (seen over {PATIENCE} updates)", file=sys.stderr)
+
+
+def describe(history: LayerHistory, seconds: float, before: int, p: Learning) -> str:
+    """One line: speed since update ``before``, and activity over the last updates."""
+    images = history.images
+    seen = (images[-1] - (images[before - 1] if before else 0)).item()
+    recent = history.wins[-PATIENCE:]
+    shown = (images[-1] - (images[-PATIENCE - 1] if len(images) > PATIENCE else 0)).item()
+    return (
+        f"{seen / seconds:.0f} images/s, {seen / seconds * p.encoding.n_steps:.0f} steps/s, "
+        f"{recent.sum().item() / shown:.0f} spikes/image, {(recent.sum(0) > 0).sum().item()} maps active, "
+        f"mean |dG| {history.mean_change[-PATIENCE:].mean():.2g}, peak memory {peak_memory():.1f} GiB"
+    )
+
+
+def peak_memory() -> float:
+    """Most memory that this process has held, in GiB: on the CUDA device where there is one, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**30
+    # The unit is KiB, on macOS bytes.
+    scale = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30

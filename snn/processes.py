@@ -1,0 +1,70 @@
+"""Processes that share the mini-batches of learning: this one alone, or several through Lightning Fabric."""
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from snn.command import DeviceName, choose_device
+from snn.errors import check
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+class Processes:
+    """One process of a group (without ``fabric``: the only one)."""
+
+    def __init__(self, fabric: "Fabric | None" = None) -> None:
+        self._fabric = fabric
+        self.rank: int = fabric.global_rank if fabric else 0
+        self.size: int = fabric.world_size if fabric else 1
+
+    @property
+    def first(self) -> bool:
+        """This process prints and writes."""
+        return self.rank == 0
+
+    def add(self, values: Tensor) -> Tensor:
+        """Sum of ``values`` over all processes."""
+        return self._fabric.all_reduce(values, reduce_op="sum") if self._fabric else values
+
+    def agree(self, value: bool) -> bool:
+        """What the first process says."""
+        return self._fabric.broadcast(value) if self._fabric else value
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self._fabric:
+            self._fabric.barrier()
+
+
+def start_processes(device: DeviceName, devices: int, nodes: int) -> tuple[Processes, torch.device]:
+    """This process's place in its group, and its device.
+
+    Started by torchrun, the group is torchrun's; otherwise Fabric starts ``devices - 1`` more on this node, which run
+    the same command.
+    """
+    check(devices >= 1, f"--devices {devices}: expected 1 or more")
+    check(nodes >= 1, f"--num-nodes {nodes}: expected 1 or more")
+    chosen = choose_device(device)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        check(
+            devices in (1, local) and nodes in (1, world // local),
+            f"--devices {devices} --num-nodes {nodes} under a torchrun of {local} processes on each of "
+            f"{world // local} nodes: leave these flags out",
+        )
+        devices, nodes = local, world // local
+    if chosen.type == "cuda":
+        found = torch.cuda.device_count()
+        check(devices <= found, f"--devices {devices}: this node has {found} CUDA devices; ask for at most these")
+    if devices * nodes == 1:
+        return Processes(), chosen
+    # Lightning takes seconds to import: only where it is needed.
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator=chosen.type, devices=devices, num_nodes=nodes, strategy="ddp")
+    fabric.launch()
+    return Processes(fabric), fabric.device
