@@ -7,8 +7,10 @@ from torch import Tensor
 
 from benchmarks.peers.protocol import Adapter, Workload, main
 from snn.calibrate import calibrate_gain, normalised_rates, sample_drive
+from snn.draws import draw_seeds
+from snn.events import SpikeEvents
 from snn.layer import LayerParameters, SpikingConv2d
-from snn.learn import learn_batch
+from snn.learner import learn_batch
 from snn.neuron import LIFParameters
 from snn.settings import Learning
 from snn.stdp import STDPParameters, count_events, update
@@ -38,7 +40,12 @@ def starting_gain(weight: Tensor, padding: int, dt: float, pre: Tensor, seed: in
 def layer_spikes(weight: Tensor, gain: float, padding: int, dt: float, pre: Tensor, seed: int) -> Tensor:
     """What the layer fires on ``pre`` while it learns: at most one map at a place and step."""
     layer = make_layer(weight, gain, padding, dt)
-    return layer.simulate(pre, inhibition=True, generator=torch.Generator().manual_seed(seed))
+    return layer.simulate(pre, inhibition=True, seeds=image_seeds(pre, seed))
+
+
+def image_seeds(pre: Tensor, seed: int = 0) -> Tensor:
+    """Of the images of ``pre``, for the draws of inhibition and rule."""
+    return draw_seeds(pre.shape[1], torch.Generator().manual_seed(seed))
 
 
 class SafeDNN(Adapter):
@@ -49,23 +56,24 @@ class SafeDNN(Adapter):
         super().__init__(workload, weight, w_max, track)
         self.layer = make_layer(weight, workload.gain, workload.padding, workload.dt)
         self.parameters = STDPParameters().with_ltd_delay(workload.rate_limits[0])
-        self.generator = torch.Generator()
+        self.seeds = image_seeds(workload.pre)
 
     def reset(self) -> None:
         self.weight = self.start
-        self.generator.manual_seed(0)
 
     def rule(self) -> None:
         load, window = self.workload, (self.start.shape[-1], 1, self.workload.padding)
-        fn = normalised_rates(load.pre, len(load.pre) * load.dt, load.rate_limits)
-        counts = count_events(load.pre, load.post, fn, *window, load.dt, self.parameters, self.generator)
+        pre, post = SpikeEvents.from_dense(load.pre), SpikeEvents.from_dense(load.post)
+        rates = normalised_rates(pre, len(pre) * load.dt, load.rate_limits)
+        counts = count_events(pre, post, rates, *window, load.dt, self.parameters, self.seeds)
         self.weight = update(self.start, counts, self.parameters)
 
     def full(self, watch: Callable[[Tensor], None] | None) -> None:
         load = self.workload
-        post, self.weight = learn_batch(self.layer, load.pre, load.rate_limits, self.parameters, self.generator)
+        pre = SpikeEvents.from_dense(load.pre)
+        post, self.weight = learn_batch(self.layer, pre, load.rate_limits, self.parameters, self.seeds)
         if watch:
-            for spikes in post:
+            for spikes in post.to_dense():
                 watch(spikes)
 
     def weight_now(self) -> Tensor:

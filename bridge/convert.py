@@ -37,7 +37,8 @@ from snn.command import (
 from snn.data import load_images
 from snn.errors import check
 from snn.layer import SpikingConv2d
-from snn.weights import SpikingNetwork, load_network
+from snn.pretrained import resolve
+from snn.weights import SHIPPED_NETWORKS, SpikingNetwork, load_network
 
 FIT_SAMPLE = 1_000_000
 STORED_SAMPLE = 20_000
@@ -48,7 +49,7 @@ class ConvertConfig:
     """Convert learned spiking layers into a frozen front end and write frontend.h5."""
 
     snn: tyro.conf.Positional[Path]
-    """File written by snn.learn."""
+    """File written by snn.learn, or pretrained:cifar10-fd."""
     out: Path
     """File to write, for example runs/demo/frontend.h5."""
     data: str | None = None
@@ -160,9 +161,16 @@ def _sample(drive: Tensor, counts: Tensor, size: int, random: np.random.Generato
 def run(config: ConvertConfig) -> None:
     """The command: load, convert, write, report."""
     figure = beside(config.out, "_response.png") if config.options.figures else None
-    check_outputs(config.out, config.options.json, figure, inputs=[config.snn])
+    file = resolve(config.snn, SHIPPED_NETWORKS)
+    check_outputs(config.out, config.options.json, figure, inputs=[file])
     device = choose_device(config.options.device)
-    network, source, source_digest = load_network(config.snn)
+    network, source, source_digest = load_network(file)
+    learned, wanted = len(network.layers), len(network.learning.maps)
+    check(
+        network.complete,
+        f"learning of {config.snn} was interrupted: {learned} of {wanted} layers have learned; repeat the command that "
+        "made it, with --resume",
+    )
     source = source.override(data=config.data, root=config.root)
     images = load_images(replace(source, limit_train=config.images), "train", config.options.seed)
     check(

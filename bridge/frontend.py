@@ -22,6 +22,8 @@ from snn.h5file import Tree, from_tree, input_tree, read_file, read_input, write
 
 SCHEMA = "frontend/1"
 REMEDY = "python -m bridge.convert snn.h5 --out FILE"
+SHIPPED_FRONTENDS = Path(__file__).parent / "pretrained"
+"""Front ends that ship with the package (:func:`snn.pretrained.resolve`)."""
 
 
 class Response(NamedTuple):

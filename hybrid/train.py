@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
-from bridge.frontend import SpikingFrontEnd, load_frontend
+from bridge.frontend import SHIPPED_FRONTENDS, SpikingFrontEnd, load_frontend
 from hybrid.augment import Augmentation, augment, resolve_augmentation
 from hybrid.figures import draw_training
 from hybrid.model import Architecture, ModelSpec, TrainedModel, build_model, save_model
@@ -35,6 +35,7 @@ from snn.command import (
 )
 from snn.data import DataSource, Images, balanced_subset, load_images
 from snn.errors import check
+from snn.pretrained import resolve
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class TrainConfig:
     source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
     architecture: Annotated[Architecture, tyro.conf.arg(name="")] = field(default_factory=Architecture)
     frontend: Path | None = None
-    """File written by bridge.convert; needed for safe."""
+    """File written by bridge.convert, or pretrained:cifar10-fd; needed for safe."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
@@ -245,10 +246,11 @@ def _loader(data: Images, rows: np.ndarray, batch_size: int, generator: torch.Ge
 def run(config: TrainConfig) -> None:
     """The command: load, train, write, report."""
     curves = beside(config.out, "_training.png") if config.options.figures else None
-    check_outputs(config.out, config.options.json, curves, inputs=[config.frontend] if config.frontend else [])
+    file = resolve(config.frontend, SHIPPED_FRONTENDS) if config.frontend else None
+    check_outputs(config.out, config.options.json, curves, inputs=[file] if file else [])
     device = choose_device(config.options.device)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    frontend, _, source_digest = load_frontend(config.frontend) if config.frontend else (None, None, "")
+    frontend, _, source_digest = load_frontend(file) if file else (None, None, "")
     data = load_images(config.source, "train", config.options.seed)
     name = f"{config.architecture.variant} {config.architecture.backbone}"
     print(f"training {name} on {len(data.images)} images ({device.type})", flush=True)

@@ -7,8 +7,10 @@ equal pixels do not spike together; a Poisson train draws each step independentl
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,9 +105,14 @@ def encode_sparse(images: Tensor, p: Encoding, seeds: Tensor) -> SpikeEvents:
     if p.kind == "poisson":
         chance = as_chance(_spike_probability(p)).numpy()
         return encode_events(images, kernels.encode_poisson, keys, chance, p.n_steps)
+    return encode_events(images, kernels.encode_regular, keys, *_spike_times(p), p.n_steps)
+
+
+@cache
+def _spike_times(p: Encoding) -> tuple[np.ndarray, np.ndarray]:
+    """Steps of the spikes of all intensities in turn, at phase 0, and where those of each intensity begin (257,)."""
     level, step = regular_trains(_all_rates(p), p).T.nonzero().T
-    first = torch.searchsorted(level, torch.arange(257))
-    return encode_events(images, kernels.encode_regular, keys, step.numpy(), first.numpy(), p.n_steps)
+    return step.numpy(), torch.searchsorted(level, torch.arange(257)).numpy()
 
 
 def _check_images(images: Tensor) -> None:

@@ -193,24 +193,42 @@ class _Synapses(NamedTuple):
 
     pulse: int
     weights: np.ndarray
-    """Flat, in the order (C_in, ky, kx, C_out): kx falls within each class of equal remainder by the stride."""
-    residue: np.ndarray
-    """Number and first position of the kx of each remainder, int64 (stride, 2)."""
+    """Flat, in the order (C_in, ky, kx, C_out): kx falls within each class of equal remainder by the stride; then the
+    same negative, and a row of zeros."""
+    columns: np.ndarray
+    """For each presynaptic x: index of the first place in a row of drives that it reaches, of its weight in a row of
+    the kernel, and how many numbers follow each other there; int64 (width, 3)."""
+    rows: np.ndarray
+    """For each presynaptic y and row of the kernel: index of the row of drives that it reaches, or -1; int64."""
     geometry: tuple[int, ...]
     """height, width, c_in, kernel, stride, padding, height_out, width_out, maps."""
 
     @classmethod
     def of(cls, layer: "SpikingConv2d", shape: tuple[int, int, int]) -> "_Synapses":
         p, (c_in, height, width) = layer.geometry, shape
-        order, residue = [], []
+        height_out, width_out = layer.output_size(height, width)
+        order, columns, begin = [], np.zeros((width, 3), np.int64), 0
         for remainder in range(p.stride):
-            columns = list(range(remainder, p.kernel_size, p.stride))[::-1]
-            residue.append((len(columns), len(order)))
-            order += columns
+            # Places next to each other have weights in descending order of kx, ``stride`` apart.
+            own = list(range(remainder, p.kernel_size, p.stride))[::-1]
+            for x in range(width):
+                last, x_remainder = divmod(x + p.padding, p.stride)
+                if x_remainder == remainder and own:
+                    first = last - len(own) + 1
+                    left, right = max(first, 0), min(last, width_out - 1)
+                    columns[x] = left, begin + left - first, max(0, right - left + 1)
+            order += own
+            begin += len(own)
+        rows = np.full((height, p.kernel_size), -1)
+        for y, ky in np.ndindex(rows.shape):
+            row, y_remainder = divmod(y + p.padding - ky, p.stride)
+            if y_remainder == 0 and 0 <= row < height_out:
+                rows[y, ky] = row * width_out * p.maps
         weights = layer.exact_conductance().numpy()[:, :, :, order].transpose(1, 2, 3, 0)
-        geometry = (height, width, c_in, p.kernel_size, p.stride, p.padding, *layer.output_size(height, width), p.maps)
+        weights = np.concatenate([weights, -weights, np.zeros_like(weights[:1])])
+        geometry = (height, width, c_in, p.kernel_size, p.stride, p.padding, height_out, width_out, p.maps)
         pulse, _ = p.steps(layer.dt)
-        return cls(pulse, _aligned(weights), np.array(residue), geometry)
+        return cls(pulse, _aligned(weights), columns * p.maps, rows, geometry)
 
 
 def _aligned(values: np.ndarray) -> np.ndarray:

@@ -156,7 +156,9 @@ def _write_group(group: h5py.Group, tree: Tree) -> None:
         if isinstance(value, dict):
             _write_group(group.create_group(name), value)
         elif isinstance(value, np.ndarray):
-            group.create_dataset(name, data=value)
+            # Histories are long and compress well; small arrays would only grow.
+            packed = {"compression": "gzip", "shuffle": True} if value.size > 1000 else {}
+            group.create_dataset(name, data=value, **packed)
         elif isinstance(value, list):
             # An attribute holds no empty list of strings; JSON holds every list alike.
             group.attrs[name] = "json:" + json.dumps(value)

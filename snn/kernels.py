@@ -6,7 +6,7 @@ inhibition, receptive fields and kernels then are runs of neighbouring numbers.
 """
 
 import numpy as np
-from numba import int32, njit, uint32
+from numba import int32, njit, uint32, uint64
 
 from snn.draws import DRAW_STRIDE, EVENT_STRIDE, FIRST_FACTOR, SECOND_FACTOR
 
@@ -127,71 +127,83 @@ def _zeros(size, like):
     return values[skip : skip + size]
 
 
-@njit(inline="always")
-def _advance(t, neuron, start, pulse, last, drive, weights, residue, geometry):
-    """Bring ``drive`` from step t - 1 to step t: pulses that ended are taken away, those that began are added.
+@njit(nogil=True, cache=True)
+def _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geometry, work):
+    """Bring ``drive`` from step t - 1 to step t: pulses that began are added, those that ended are taken away.
 
-    All sums are exact (:func:`snn.layer.exact_conductance`), so nothing is left behind.
+    Spikes of a step are in order of their places, and all maps of a place reach the same places: their weights are
+    added up on the way, four at a time. ``columns`` and ``rows`` tell where (:class:`snn.events._Synapses`). All sums are exact (:func:`snn.layer.exact_conductance`), so nothing is left
+    behind. Which neurons change is told without branches, which no processor could predict.
     """
-    _, width, c_in, kernel, stride, padding, height_out, width_out, maps = geometry
-    for begins in range(2):
-        if begins:
-            low, high = start[t], start[t + 1]
-        elif t >= pulse:
-            low, high = start[t - pulse], start[t - pulse + 1]
-        else:
-            low, high = 0, 0
-        for i in range(low, high):
+    _, width, c_in, kernel, _, _, _, _, maps = geometry
+    row_length = kernel * kernel * maps
+    nothing = 2 * c_in * row_length
+    changed = work[2]
+    # ``last`` must tell what ended before new spikes change it.
+    ended, n_ended = work[0], 0
+    if t >= pulse:
+        for i in range(start[t - pulse], start[t - pulse + 1]):
             n = neuron[i]
-            if begins:
-                held = last[n] + pulse > t
-                last[n] = t
-                if held:
-                    continue
-            elif last[n] != t - pulse:
-                # A later spike keeps the synapse open.
+            ended[n_ended] = n
+            n_ended += last[n] == t - pulse
+    began, n_began = work[1], 0
+    for i in range(start[t], start[t + 1]):
+        n = neuron[i]
+        began[n_began] = n
+        n_began += last[n] + pulse <= t
+        last[n] = t
+    beyond = np.int32(2147483647)
+    ended[n_ended] = began[n_began] = beyond
+    i, j = 0, 0
+    while i < n_ended or j < n_began:
+        place = min(ended[i], began[j]) // c_in
+        # Packed weights hold a row for each input map, then the same rows with the other sign, then one of zeros.
+        low, high = place * c_in, (place + 1) * c_in
+        n = 0
+        while ended[i] < high:
+            changed[n] = (ended[i] - low + c_in) * row_length
+            n += 1
+            i += 1
+        while began[j] < high:
+            changed[n] = (began[j] - low) * row_length
+            n += 1
+            j += 1
+        changed[n] = changed[n + 1] = changed[n + 2] = nothing
+        y = place // width
+        x = place - y * width
+        run = columns[x, 2]
+        for ky in range(kernel):
+            if rows[y, ky] < 0:
                 continue
-            cell = n // c_in
-            c = n - cell * c_in
-            y = cell // width
-            x = cell - y * width + padding
-            y += padding
-            # Along a row, the places that this neuron reaches are neighbours, as are their weights in packed order.
-            kind = x % stride
-            first = x // stride - residue[kind, 0] + 1
-            left = max(first, 0)
-            run = (min(x // stride, width_out - 1) - left + 1) * maps
-            if run <= 0:
+            target, offset = rows[y, ky] + columns[x, 0], ky * kernel * maps + columns[x, 1]
+            # Unsigned numbers cannot count from the end of an array, so these loops are free of checks.
+            to, length = uint64(target), uint64(run)
+            if n == 1:
+                w0 = uint64(changed[0] + offset)
+                for q in range(length):
+                    drive[to + q] += weights[w0 + q]
                 continue
-            for ky in range(y % stride, kernel, stride):
-                row = (y - ky) // stride
-                if row < 0 or row >= height_out:
-                    continue
-                source = ((c * kernel + ky) * kernel + residue[kind, 1] + left - first) * maps
-                weight = weights[source : source + run]
-                target = (row * width_out + left) * maps
-                reached = drive[target : target + run]
-                if begins:
-                    for q in range(run):
-                        reached[q] += weight[q]
-                else:
-                    for q in range(run):
-                        reached[q] -= weight[q]
+            for k in range(0, n, 4):
+                w0, w1 = uint64(changed[k] + offset), uint64(changed[k + 1] + offset)
+                w2, w3 = uint64(changed[k + 2] + offset), uint64(changed[k + 3] + offset)
+                for q in range(length):
+                    drive[to + q] += (weights[w0 + q] + weights[w1 + q]) + (weights[w2 + q] + weights[w3 + q])
 
 
 @njit(nogil=True, cache=True)
-def simulate_free(neuron, start, pulse, weights, residue, geometry, cell, scale, threshold):
+def simulate_free(neuron, start, pulse, weights, columns, rows, geometry, cell, scale, threshold):
     """Spikes of a layer without inhibition; ``cell``: (v_init, v_leak, v_reset, rate), rate = dt / tau."""
-    steps, row_length, rows = len(start) - 1, geometry[7] * geometry[8], geometry[6]
+    steps, row_length, height = len(start) - 1, geometry[7] * geometry[8], geometry[6]
     maps, places_in_row = geometry[8], geometry[7]
     v_init, v_leak, v_reset, rate = cell
-    drive, v = _zeros(rows * row_length, weights), np.full(rows * row_length, v_init)
+    drive, v = _zeros(height * row_length, weights), np.full(height * row_length, v_init)
     last = np.full(geometry[0] * geometry[1] * geometry[2], -pulse - 1, np.int32)
+    work = np.empty((3, len(last) + 2 * geometry[2] + 4), np.int32)
     crossed = np.empty(row_length, np.int32)
-    out, out_start, n_out = np.empty(steps * rows * row_length, np.int32), np.zeros(steps + 1, np.int64), 0
+    out, out_start, n_out = np.empty(steps * height * row_length, np.int32), np.zeros(steps + 1, np.int64), 0
     for t in range(steps):
-        _advance(t, neuron, start, pulse, last, drive, weights, residue, geometry)
-        for row in range(rows):
+        _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geometry, work)
+        for row in range(height):
             base = row * row_length
             row_drive, row_v = drive[base : base + row_length], v[base : base + row_length]
             for m in range(row_length):
@@ -214,23 +226,24 @@ def simulate_free(neuron, start, pulse, weights, residue, geometry, cell, scale,
 
 @njit(nogil=True, cache=True)
 def simulate_inhibited(
-    neuron, start, pulse, weights, residue, geometry, cell, scale, threshold, blocked_steps, first, second
+    neuron, start, pulse, weights, columns, rows, geometry, cell, scale, threshold, blocked_steps, first, second
 ):
     """Spikes of a layer with cross-depth inhibition; ``first``, ``second``: key of the draws between equal maps."""
-    steps, maps, places_in_row, rows = len(start) - 1, geometry[8], geometry[7], geometry[6]
-    row_length, places = places_in_row * maps, places_in_row * rows
+    steps, maps, places_in_row, height = len(start) - 1, geometry[8], geometry[7], geometry[6]
+    row_length, places = places_in_row * maps, places_in_row * height
     v_init, v_leak, v_reset, rate = cell
     drive, v = _zeros(places * maps, weights), np.full(places * maps, v_init)
     nothing = weights.dtype.type(0)
     # Until this step a neuron ignores its input.
     until = np.zeros(places * maps, np.int32)
     last = np.full(geometry[0] * geometry[1] * geometry[2], -pulse - 1, np.int32)
+    work = np.empty((3, len(last) + 2 * geometry[2] + 4), np.int32)
     crossed = np.empty(row_length, np.int32)
     out, out_start, n_out = np.empty(steps * places, np.int32), np.zeros(steps + 1, np.int64), 0
     for t in range(steps):
-        _advance(t, neuron, start, pulse, last, drive, weights, residue, geometry)
+        _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geometry, work)
         now = int32(t)
-        for row in range(rows):
+        for row in range(height):
             base = row * row_length
             row_drive, row_v = drive[base : base + row_length], v[base : base + row_length]
             row_until = until[base : base + row_length]
@@ -274,13 +287,14 @@ def simulate_inhibited(
 
 
 @njit(nogil=True, cache=True)
-def sample_drive(neuron, start, pulse, weights, residue, geometry, places, out):
+def sample_drive(neuron, start, pulse, weights, columns, rows, geometry, places, out):
     """Write the drive of all maps at ``places`` at each step to ``out`` (T, P, maps)."""
     maps = geometry[8]
     drive = _zeros(geometry[6] * geometry[7] * maps, weights)
     last = np.full(geometry[0] * geometry[1] * geometry[2], -pulse - 1, np.int32)
+    work = np.empty((3, len(last) + 2 * geometry[2] + 4), np.int32)
     for t in range(len(start) - 1):
-        _advance(t, neuron, start, pulse, last, drive, weights, residue, geometry)
+        _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geometry, work)
         for i in range(len(places)):
             base = places[i] * maps
             for m in range(maps):

@@ -6,6 +6,7 @@ but the values in :class:`snn.weights.UnfinishedLayer`: order of images, phases 
 seed, layer and update, so learning can stop and go on anywhere, and any number of processes can share a mini-batch.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,6 +24,9 @@ from snn.processes import Processes
 from snn.settings import Learning
 from snn.stdp import EventCounts, STDPParameters, count_events, saturated_share, update
 from snn.weights import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
+
+WINDOW = 100
+"""Updates over which conductances are averaged to judge convergence."""
 
 
 def learn(
@@ -56,7 +60,7 @@ def learn(
         learner = _LayerLearner(images, number, network, device, processes)
         state = network.unfinished or learner.start()
         monitor = Monitor(number, p, len(images), state.history, processes)
-        while state.updates < p.updates(len(images)):
+        while state.updates < p.updates(len(images)) and not converged(state, p):
             state = learner.step(state)
             monitor.report(state.history)
             if save:
@@ -116,7 +120,8 @@ class _LayerLearner:
         # The encoder's limits are exact; a hidden layer's are measured.
         limits = rate_range(counts, encoding.presentation) if self.below else (encoding.f_min, encoding.f_max)
         factor = torch.ones((geometry.maps, 1, 1, 1), dtype=torch.float64, device=self.device)
-        return UnfinishedLayer(layer, layer, factor, limits, LayerHistory.empty(geometry.maps))
+        window = torch.zeros((2, *shape), dtype=torch.float64, device=self.device)
+        return UnfinishedLayer(layer, layer, factor, limits, LayerHistory.empty(geometry.maps), window)
 
     def step(self, state: UnfinishedLayer) -> UnfinishedLayer:
         """One mini-batch update."""
@@ -143,7 +148,7 @@ class _LayerLearner:
         change = (conductance - layer.conductance).abs().mean().item()
         g = (conductance - p.stdp.g_min) / (p.stdp.g_max - p.stdp.g_min)
         return replace(
-            state,
+            follow_window(state, g),
             layer=balance(layer.with_values(conductance=conductance), state.start, wins, p.homeostasis),
             ltd_factor=balance_ltd(state.ltd_factor, g, p.homeostasis),
             history=state.history.with_update(len(chosen), wins, change),
@@ -167,6 +172,22 @@ class _LayerLearner:
             saturated=saturated,
             history=state.history,
         )
+
+
+def follow_window(state: UnfinishedLayer, g: Tensor) -> UnfinishedLayer:
+    """The state with its window and drift after one more update; ``g``: conductances as shares of their range."""
+    total, last = state.window
+    total = total + g.double()
+    if (state.updates + 1) % WINDOW:
+        return replace(state, window=torch.stack([total, last]))
+    mean = total / WINDOW
+    drift = (mean - last).abs().mean().item() if state.updates >= WINDOW else math.inf
+    return replace(state, window=torch.stack([torch.zeros_like(mean), mean]), drift=drift)
+
+
+def converged(state: UnfinishedLayer, p: Learning) -> bool:
+    """Whether learning may end early: conductances wander around a place that no longer moves."""
+    return p.stop_when_converged and state.drift < p.convergence_tolerance
 
 
 def present(

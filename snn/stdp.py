@@ -47,9 +47,10 @@ class STDPParameters:
     """LTP magnitude, conductance units (ParallelSpikeSim 2020)."""
     alpha_d: float = 0.01
     """LTD magnitude, conductance units (ParallelSpikeSim 2020)."""
-    beta_p: float = 1.0
-    """LTP saturation, Eq. 2 (ours; the simulator's 3 squeezes all conductances together)."""
-    beta_d: float = 1.0
+    beta_p: float = 0.4
+    """LTP saturation, Eq. 2 (ours; the simulator's 3 squeezes all conductances together, below 0.3 they are almost
+    all driven to the limits: see docs/learning.md)."""
+    beta_d: float = 0.4
     """LTD saturation, Eq. 2 (ours, as beta_p)."""
     gamma_p: float = 0.7
     """Peak probability of LTP (ParallelSpikeSim 2020)."""

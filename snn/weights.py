@@ -1,6 +1,7 @@
 """``snn.h5``: the learned spiking layers, how they were learned, and the history of learning."""
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from snn.stdp import STDPParameters
 
 SCHEMA = "snn/2"
 REMEDY = "python -m snn.learn --out FILE"
+SHIPPED_NETWORKS = Path(__file__).parent / "pretrained"
+"""Learned networks that ship with the package (:func:`snn.pretrained.resolve`)."""
 
 
 class LayerHistory(NamedTuple):
@@ -101,6 +104,11 @@ class UnfinishedLayer:
     rate_limits: tuple[float, float]
     """f_min and f_max of its presynaptic rates in Eq. 5, in Hz."""
     history: LayerHistory
+    window: Tensor
+    """Sum of the conductances since the last window ended, and their mean over the last window (0 before): float64
+    (2, C_out, C_in, kH, kW). See :func:`snn.learner.follow_window`."""
+    drift: float = math.inf
+    """Mean distance of the last window's mean from the one before, as a share of the range g_min to g_max."""
 
     @property
     def updates(self) -> int:
@@ -109,9 +117,8 @@ class UnfinishedLayer:
 
     def to(self, device: torch.device | str) -> "UnfinishedLayer":
         """A copy on ``device``; the history stays where it is."""
-        return replace(
-            self, layer=self.layer.to(device), start=self.start.to(device), ltd_factor=self.ltd_factor.to(device)
-        )
+        values = {name: getattr(self, name).to(device) for name in ("layer", "start", "ltd_factor", "window")}
+        return replace(self, **values)
 
 
 @dataclass(frozen=True)
@@ -195,6 +202,8 @@ def _unfinished_tree(state: UnfinishedLayer) -> Tree:
         "now": _values_tree(state.layer),
         "start": _values_tree(state.start),
         "ltd_factor": state.ltd_factor.numpy(),
+        "window": state.window.numpy(),
+        "drift": state.drift,
         "rate_low": state.rate_limits[0],
         "rate_high": state.rate_limits[1],
         "rate_unit": "Hz",
@@ -255,6 +264,8 @@ def _network_from_tree(tree: Tree) -> tuple[SpikingNetwork, DataSource, str]:
             ltd_factor=torch.from_numpy(progress["ltd_factor"]),
             rate_limits=(progress["rate_low"], progress["rate_high"]),
             history=_history_from_tree(progress["history"]),
+            window=torch.from_numpy(progress["window"]),
+            drift=progress["drift"],
         )
     source, shape = read_input(tree["input"])
     network = SpikingNetwork(shape, learning, tuple(layers), tree["seed"], unfinished, tree["images_digest"])

@@ -1,0 +1,202 @@
+"""Learning as a procedure: interruption and resumption, several processes, presets, warnings, early end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from snn.errors import UserError
+from snn.layer import LayerParameters
+from snn.learn import main, with_preset
+from snn.learner import learn
+from snn.presets import PRESETS
+from snn.settings import Homeostasis, Learning
+from snn.stdp import STDPParameters
+from snn.weights import load_network
+
+DATA = ["--data", "digits", "--limit-train", "60", "--maps", "4", "5", "--batch-size", "7", "--no-figures"]
+LONG = [*DATA, "--min-updates", "60"]
+SMALL = [*DATA, "--min-updates", "9"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "snn.learn", *arguments]
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("learn") / "snn.h5"
+    assert main([*LONG, "--out", str(out)]) == 0
+    return out
+
+
+def same_values(one: Path, other: Path) -> None:
+    """The same network to the last bit, and so the same digest."""
+    (first, _, digest), (second, _, other_digest) = load_network(one), load_network(other)
+    for ours, theirs in zip(first.layers, second.layers, strict=True):
+        assert torch.equal(ours.layer.conductance, theirs.layer.conductance)
+        assert torch.equal(ours.history.mean_change, theirs.history.mean_change)
+    assert digest == other_digest
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_goes_on_to_the_same_bits(stop, uninterrupted, tmp_path):
+    out = tmp_path / "snn.h5"
+    arguments = [*LONG, "--out", str(out), "--checkpoint-interval", "0"]
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not out.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(stop)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGKILL: -9}.get(stop, 130), error
+    network, _, _ = load_network(out)
+    assert not network.complete
+    if stop != signal.SIGKILL:
+        assert [path.name for path in tmp_path.iterdir()] == ["snn.h5"]
+    # Nothing is lost by forgetting to say that it should go on.
+    before = out.read_bytes()
+    refused = run(*arguments)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert out.read_bytes() == before
+    resumed = run(*arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after" in resumed.stdout
+    same_values(out, uninterrupted)
+
+
+def test_resuming_takes_the_same_settings_images_and_seed(uninterrupted, tmp_path, capsys):
+    out = tmp_path / "snn.h5"
+    images = torch.randint(256, (20, 1, 6, 6), dtype=torch.uint8)
+    assert main([*SMALL, "--out", str(out)]) == 0
+    assert main([*SMALL, "--out", str(out), "--resume"]) == 0
+    for other, word in (
+        (["--seed", "1"], "seed"),
+        (["--stdp.phi-p", "0.1"], "stdp"),
+        (["--limit-train", "50"], "image"),
+    ):
+        capsys.readouterr()
+        assert main([*SMALL, "--out", str(out), "--resume", *other]) == 2
+        assert word in capsys.readouterr().err
+    # Where there is nothing to go on from, it starts.
+    assert main([*SMALL, "--out", str(tmp_path / "new.h5"), "--resume"]) == 0
+    same_values(tmp_path / "new.h5", out)
+    assert images.dtype == torch.uint8
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    assert main([*SMALL, "--out", str(tmp_path / "one.h5"), "--device", "cpu"]) == 0
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = [*SMALL, "--device", "cpu", "--out"]
+    fabric = run(*arguments, str(tmp_path / "two.h5"), "--devices", "2", env=environment)
+    assert fabric.returncode == 0, fabric.stderr
+    assert fabric.stdout.count("learned 2 layers") == 1
+    same_values(tmp_path / "one.h5", tmp_path / "two.h5")
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "snn.learn",
+    ]
+    started = subprocess.run(
+        [*torchrun, *arguments, str(tmp_path / "run.h5")], capture_output=True, text=True, check=False, env=environment
+    )
+    assert started.returncode == 0, started.stderr
+    same_values(tmp_path / "one.h5", tmp_path / "run.h5")
+
+
+def test_a_preset_is_where_settings_start_and_flags_go_before_it(tmp_path):
+    assert PRESETS["cifar10"].maps == (32, 40, 56)
+    large = PRESETS["imagenet"]
+    sizes, cost, side = (3, *large.maps), 0, 224
+    for number in range(3):
+        geometry = large.geometry(number)
+        side //= geometry.stride
+        cost += side**2 * sizes[number] * geometry.maps * geometry.kernel_size**2
+    assert cost < 0.045e9
+    out = tmp_path / "snn.h5"
+    flags = ["--data", "digits", "--limit-train", "30", "--min-updates", "1", "--maps", "3", "4", "2", "--no-figures"]
+    assert main([*flags, "--out", str(out), "--preset", "imagenet"]) == 0
+    network, _, _ = load_network(out)
+    assert network.learning.maps == (3, 4, 2)
+    assert network.learning.strides == (2, 1, 1)
+    assert network.layers[0].layer.geometry == LayerParameters(3, 3, stride=2, padding=1)
+    assert with_preset.__doc__
+
+
+def test_layers_have_their_own_kernels_and_strides():
+    images = torch.randint(256, (12, 1, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    p = Learning(maps=(3, 4), kernel_sizes=(5, 3), strides=(1, 2), min_updates=2, batch_size=6)
+    network = learn(images, p)
+    assert [tuple(learned.layer.conductance.shape) for learned in network.layers] == [(3, 1, 5, 5), (4, 3, 3, 3)]
+    assert network.layers[1].layer.geometry.stride == 2
+    with pytest.raises(UserError, match="strides"):
+        Learning(maps=(3, 4), strides=(1, 2, 1))
+    with pytest.raises(UserError, match="odd"):
+        Learning(kernel_sizes=(4,))
+
+
+def test_where_nothing_is_learned_a_warning_names_the_remedy(tmp_path, capsys):
+    base = ["--data", "digits", "--limit-train", "40", "--maps", "3", "--min-updates", "20", "--no-figures"]
+    still = ["--stdp.gamma-p", "0", "--stdp.gamma-d", "0", "--out", str(tmp_path / "still.h5")]
+    assert main([*base, *still]) == 0
+    assert "--stdp.gamma-p" in capsys.readouterr().err
+    silent = ["--lif.v-init", "-2000", "--start-count", "0.0001", "--out", str(tmp_path / "silent.h5")]
+    main([*base, *silent])
+    assert "warning" in capsys.readouterr().err
+    assert main([*base, "--out", str(tmp_path / "alive.h5")]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_learning_ends_early_when_conductances_no_longer_move():
+    images = torch.randint(256, (40, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    settings = {"maps": (3,), "min_updates": 800, "batch_size": 4, "stdp": STDPParameters(n_cap=10)}
+    early = learn(images, Learning(**settings, stop_when_converged=True, convergence_tolerance=0.02))
+    history = early.layers[0].history
+    assert 200 <= len(history.images) < 800
+    assert len(history.images) % 100 == 0
+    # What it does until then is the same.
+    full = learn(images, Learning(**settings))
+    assert torch.equal(full.layers[0].history.mean_change[: len(history.images)], history.mean_change)
+
+
+def test_the_plain_rule_has_no_homeostasis():
+    images = torch.randint(256, (20, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    off = Homeostasis(synaptic_scaling=False, threshold_step=0, mean_conductance=0)
+    seen = []
+    learn(images, Learning(maps=(3,), min_updates=5, homeostasis=off), save=seen.append)
+    for network in seen[:-1]:
+        state = network.unfinished
+        assert torch.equal(state.layer.gain, state.start.gain)
+        assert torch.equal(state.layer.v_threshold, state.start.v_threshold)
+        assert (state.ltd_factor == 1).all()
+    assert not torch.equal(seen[0].unfinished.layer.conductance, seen[0].unfinished.start.conductance)
+
+
+def test_what_is_printed_is_recorded(tmp_path, capsys):
+    figures = tmp_path / "figures.json"
+    assert main([*SMALL, "--out", str(tmp_path / "snn.h5"), "--json", str(figures)]) == 0
+    layers = json.loads(figures.read_text())["layers"]
+    network, _, _ = load_network(tmp_path / "snn.h5")
+    for layer, learned in zip(layers.values(), network.layers, strict=True):
+        assert 0 < layer["saturated_ltp_share_of_events"] + layer["saturated_ltd_share_of_events"] < 1
+        assert layer["largest_share_of_spikes_over_fair_share"] == learned.fair_shares.max().item()
+        assert layer["mean_output_rate_Hz"] == pytest.approx(15, abs=0.5)
+    assert "probability at its peak" in capsys.readouterr().out
