@@ -49,7 +49,8 @@ def mean_count(layer: SpikingConv2d, drive: Tensor) -> float:
 
 def calibrate_gain(layer: SpikingConv2d, drive: Tensor, target: float) -> SpikingConv2d:
     """Scale ``gain`` (all maps alike) so that :func:`mean_count` is ``target`` spikes."""
-    peak = drive.amax().item()
+    # A map whose conductances are all 0 receives nothing, whatever its gain.
+    peak = (drive.amax((0, 1)) * layer.gain).amax().item()
     check(
         peak > 0,
         "no presynaptic spike arrives, so no gain makes this layer fire; raise the rates of its input",
@@ -60,7 +61,7 @@ def calibrate_gain(layer: SpikingConv2d, drive: Tensor, target: float) -> Spikin
 
     # At this factor the strongest drive of all just reaches the threshold: nothing fires yet.
     rheobase = (layer.v_threshold.amin().item() - layer.lif.v_leak) / layer.lif.millivolts_per_current
-    silent = rheobase / (peak * layer.gain.amax().item())
+    silent = rheobase / peak
     high = 2 * silent
     while mean_count(scaled(high), drive) < target:
         high *= 2

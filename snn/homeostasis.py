@@ -11,8 +11,10 @@ from snn.settings import Homeostasis
 def balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeostasis) -> SpikingConv2d:
     """The layer with its gains and thresholds moved as :class:`Homeostasis` says, after one update."""
     if p.synaptic_scaling:
-        total = layer.conductance.sum((1, 2, 3)).clamp(min=1e-6)
-        layer = layer.with_values(gain=start.gain * (start.conductance.sum((1, 2, 3)).mean() / total))
+        usual = start.conductance.sum((1, 2, 3)).mean()
+        # Bounded, or one event could drive a map that has lost almost everything.
+        total = layer.conductance.sum((1, 2, 3)).clamp(min=0.02 * usual)
+        layer = layer.with_values(gain=start.gain * (usual / total))
     share = wins * (len(wins) / wins.sum().clamp(min=1))
     threshold = layer.v_threshold + p.threshold_step * (share - 1)
     neuron, floor = layer.lif.v_threshold, layer.lif.v_leak + LOWEST_ABOVE_REST

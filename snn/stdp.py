@@ -73,7 +73,7 @@ class STDPParameters:
     """Smallest conductance (paper: free; ours)."""
     g_max: float = 1.0
     """Largest conductance (paper: free; ours, the scale is set by the gain)."""
-    n_cap: int = 100
+    n_cap: int = 20
     """Events of one synapse that a mini-batch may count for: dG = mean change per event x min(events, n_cap) (ours: a
     batch's thousands of events would carry G across its whole range)."""
 
