@@ -132,8 +132,9 @@ def _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geome
     """Bring ``drive`` from step t - 1 to step t: pulses that began are added, those that ended are taken away.
 
     Spikes of a step are in order of their places, and all maps of a place reach the same places: their weights are
-    added up on the way, four at a time. ``columns`` and ``rows`` tell where (:class:`snn.events._Synapses`). All sums are exact (:func:`snn.layer.exact_conductance`), so nothing is left
-    behind. Which neurons change is told without branches, which no processor could predict.
+    added up on the way, four at a time. ``columns`` and ``rows`` tell where (:class:`snn.events._Synapses`). All sums
+    are exact (:meth:`snn.layer.SpikingConv2d.exact_conductance`), so nothing is left behind. Which neurons change is
+    told without branches, which no processor could predict.
     """
     _, width, c_in, kernel, _, _, _, _, maps = geometry
     row_length = kernel * kernel * maps

@@ -1,0 +1,237 @@
+"""What layers learn: a linear probe on pooled responses, against the same values shuffled within each map.
+
+    python benchmarks/features.py --data folder:cifar10 --seeds 0 1 2 --out features.csv
+
+Every rule learns with every seed on training images of its own. A layer's response is its spike counts as it passes
+them on (inhibition off, threshold set to its output rate), averaged over a grid of 4 x 4 cells; a ridge classifier is
+fitted to clean training images, and tested on others, clean and with noise added. For the control the conductances of
+each map are shuffled, and gain and threshold set again to the same rate, as for the learned layer.
+"""
+
+import csv
+import runpy
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+if __name__ == "__main__" and __spec__ is None:
+    # Started as a file: start over as a module, so that imports find the rest of the checkout.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    runpy.run_module("benchmarks.features", run_name="__main__", alter_sys=True)
+
+import numpy as np
+import torch
+import tyro
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from hybrid.noise import parse_condition
+from snn.calibrate import calibrate_gain, lower_threshold, sample_drive
+from snn.command import check_outputs, progress, run_command, write_atomically
+from snn.data import DataSource, load_images
+from snn.draws import draw_seeds, stream
+from snn.encode import encode_sparse
+from snn.errors import check
+from snn.events import SpikeEvents, spike_counts
+from snn.layer import SpikingConv2d, feed_forward
+from snn.learner import learn
+from snn.settings import Learning
+from snn.weights import LearnedLayer, SpikingNetwork
+
+Rule = Literal["fd", "stochastic", "deterministic"]
+GRID = 4
+CONDITIONS = ("clean", "awgn:20", "awgn:15")
+BATCH = 50
+"""Images simulated at once."""
+PENALTIES = (30, 100, 300, 1000, 3000)
+"""Of the ridge classifier, chosen by leave-one-out on its training images."""
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """Probe what layers learn, beside a shuffled control."""
+
+    out: Path | None = None
+    """Also write every result to this CSV file."""
+    rules: tuple[Rule, ...] = ("fd", "stochastic", "deterministic")
+    """Rules to compare."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run of learning for each; the probe's images are the same for all."""
+    learn_images: int = 8000
+    """Training images to learn on."""
+    probe_train: int = 5000
+    """Further training images to fit the probe to."""
+    probe_test: int = 2000
+    """Further training images to test it on."""
+    maps: tuple[int, ...] = (32,)
+    """Maps of the layers."""
+    source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
+
+    def __post_init__(self) -> None:
+        for name in ("learn_images", "probe_train", "probe_test"):
+            check(getattr(self, name) >= 10, f"{name} = {getattr(self, name)}: expected 10 or more")
+        check(self.rules and self.seeds and self.maps, "give at least one rule, one seed and one layer")
+
+
+class Probe(NamedTuple):
+    """Images and labels of the linear classifier."""
+
+    train: Tensor
+    train_labels: np.ndarray
+    tests: list[Tensor]
+    """One for each of :data:`CONDITIONS`, uint8."""
+    test_labels: np.ndarray
+
+
+def noisy(images: Tensor) -> list[Tensor]:
+    """uint8 images under each condition, rounded to 8 bits again."""
+    found = []
+    for text in CONDITIONS:
+        changed = parse_condition(text).apply(images / 255, stream("cpu", "noise", text))
+        found.append((changed * 255).round().to(torch.uint8))
+    return found
+
+
+def pooled(layers: list[SpikingConv2d], images: Tensor, p: Learning, purpose: str) -> np.ndarray:
+    """Mean spike counts of the last layer in each cell: (N, maps * GRID^2)."""
+    parts, generator = [], stream("cpu", "probe", purpose)
+    for batch in images.split(BATCH):
+        spikes = feed_forward(layers, encode_sparse(batch, p.encoding, draw_seeds(len(batch), generator)))
+        parts.append(adaptive_avg_pool2d(spike_counts(spikes).float(), GRID).flatten(1))
+    return torch.cat(parts).numpy()
+
+
+def accuracy(layers: list[SpikingConv2d], probe: Probe, p: Learning) -> list[float]:
+    """Of the linear classifier under each condition, in %."""
+    features = pooled(layers, probe.train, p, "train")
+    scale = StandardScaler().fit(features)
+    classifier = RidgeClassifierCV(alphas=PENALTIES).fit(scale.transform(features), probe.train_labels)
+    found = []
+    for images in probe.tests:
+        features = scale.transform(pooled(layers, images, p, "test"))
+        found.append(100 * classifier.score(features, probe.test_labels))
+    return found
+
+
+def shuffled(learned: LearnedLayer, pre: SpikeEvents, p: Learning, seed: int) -> SpikingConv2d:
+    """The control: values shuffled within each map, drives scaled as in the learned layer, rate set again."""
+    generator, flat = stream("cpu", "shuffle", seed), learned.layer.conductance.flatten(1)
+    values = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in flat])
+    layer = learned.layer.with_values(
+        conductance=values.reshape(learned.layer.conductance.shape),
+        v_threshold=torch.full_like(learned.layer.v_threshold, p.lif.v_threshold),
+    )
+    drive = sample_drive(layer, pre, stream("cpu", "places", seed))
+    layer = calibrate_gain(layer, drive, p.start_count)
+    return lower_threshold(layer, drive, p.output_rate * p.encoding.presentation / 1000)
+
+
+def probe_network(network: SpikingNetwork, images: Tensor, probe: Probe, seed: int) -> list[dict]:
+    """One row for each layer, features and condition."""
+    p, rows = network.learning, []
+    calibration = images[: p.calibration_images]
+    spikes = encode_sparse(calibration, p.encoding, draw_seeds(len(calibration), stream("cpu", "calibration", seed)))
+    below: list[SpikingConv2d] = []
+    for number, learned in enumerate(network.layers, 1):
+        control = shuffled(learned, spikes, p, seed)
+        for kind, layer in (("learned", learned.layer), ("shuffled", control)):
+            for condition, percent in zip(CONDITIONS, accuracy([*below, layer], probe, p), strict=True):
+                rows.append(
+                    {
+                        "rule": p.stdp.rule,
+                        "seed": seed,
+                        "layer": number,
+                        "features": kind,
+                        "condition": condition,
+                        "accuracy_percent": percent,
+                        "maps_above_a_fifth_of_fair_share": learned.winning_share,
+                        "largest_share_over_fair_share": learned.fair_shares.max().item(),
+                        "mean_conductance_change": learned.mean_move,
+                        "spread_before": learned.initial_conductance.std().item(),
+                        "spread_after": learned.layer.conductance.std().item(),
+                        "ltp_at_peak": learned.saturated[0],
+                        "ltd_at_peak": learned.saturated[1],
+                    }
+                )
+        spikes = feed_forward([learned.layer], spikes)
+        below.append(learned.layer)
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Means and standard deviations over the seeds, in Markdown."""
+    lines = [
+        "| rule | layer | condition | learned | shuffled | difference | maps above 1/5 of fair share | largest share "
+        "| mean change of G | LTP, LTD at peak |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for rule, layer, condition in dict.fromkeys((r["rule"], r["layer"], r["condition"]) for r in rows):
+        mine = [r for r in rows if (r["rule"], r["layer"], r["condition"]) == (rule, layer, condition)]
+        both = [[r["accuracy_percent"] for r in mine if r["features"] == kind] for kind in ("learned", "shuffled")]
+        learned, control = map(np.array, both)
+        worst = min(r["maps_above_a_fifth_of_fair_share"] for r in mine)
+        most = max(r["largest_share_over_fair_share"] for r in mine)
+        moved, ltp, ltd = (
+            np.mean([r[n] for r in mine]) for n in ("mean_conductance_change", "ltp_at_peak", "ltd_at_peak")
+        )
+        lines.append(
+            f"| {rule} | {layer} | {condition} | {_spread(learned)} | {_spread(control)} | {_spread(learned - control)} "
+            f"| {worst:.0%} | {most:.1f} | {moved:.2f} | {ltp:.0%}, {ltd:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def run(config: FeaturesConfig) -> None:
+    """The command: learn, probe, print, write."""
+    check_outputs(config.out)
+    data = load_images(config.source, "train", 0)
+    needed = config.learn_images + config.probe_train + config.probe_test
+    found = len(data.images)
+    check(
+        needed <= found, f"{needed} training images are needed, {config.source.data} has {found}; lower --learn-images"
+    )
+    order = torch.randperm(len(data.images), generator=stream("cpu", "split"))
+    train, test, rest = order.split(
+        [config.probe_train, config.probe_test, len(order) - config.probe_train - config.probe_test]
+    )
+    labels = data.labels.numpy()
+    probe = Probe(data.images[train], labels[train], noisy(data.images[test]), labels[test])
+    images = data.images[rest[: config.learn_images]]
+    rows = []
+    runs = [(rule, seed) for seed in config.seeds for rule in config.rules]
+    for rule, seed in progress(runs, "learning and probing", "run"):
+        settings = Learning(maps=config.maps)
+        settings = replace(settings, stdp=replace(settings.stdp, rule=rule))
+        rows += probe_network(learn(images, settings, seed=seed), images, probe, seed)
+    print(table(rows))
+    print(
+        f"{config.source.data}: {config.learn_images} images learned, {config.probe_train} fit the probe, "
+        f"{config.probe_test} test it; seeds {', '.join(map(str, config.seeds))}; mean ± standard deviation"
+    )
+    if config.out is not None:
+        write_atomically(config.out, lambda temporary: write_csv(temporary, rows))
+        print(f"wrote {config.out}")
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """One line for each result."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m benchmarks.features``."""
+    return run_command(FeaturesConfig, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
