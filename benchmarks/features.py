@@ -177,9 +177,10 @@ def table(rows: list[dict]) -> str:
         moved, ltp, ltd = (
             np.mean([r[n] for r in mine]) for n in ("mean_conductance_change", "ltp_at_peak", "ltd_at_peak")
         )
+        percent = " | ".join(map(_spread, (learned, control, learned - control)))
         lines.append(
-            f"| {rule} | {layer} | {condition} | {_spread(learned)} | {_spread(control)} | {_spread(learned - control)} "
-            f"| {worst:.0%} | {most:.1f} | {moved:.2f} | {ltp:.0%}, {ltd:.0%} |"
+            f"| {rule} | {layer} | {condition} | {percent} | {worst:.0%} | {most:.1f} | {moved:.2f} "
+            f"| {ltp:.0%}, {ltd:.0%} |"
         )
     return "\n".join(lines)
 
@@ -194,9 +195,7 @@ def run(config: FeaturesConfig) -> None:
     data = load_images(config.source, "train", 0)
     needed = config.learn_images + config.probe_train + config.probe_test
     found = len(data.images)
-    check(
-        needed <= found, f"{needed} training images are needed, {config.source.data} has {found}; lower --learn-images"
-    )
+    check(needed <= found, f"{needed} training images are needed, {config.source.data} has {found}: ask for fewer")
     order = torch.randperm(len(data.images), generator=stream("cpu", "split"))
     train, test, rest = order.split(
         [config.probe_train, config.probe_test, len(order) - config.probe_train - config.probe_test]

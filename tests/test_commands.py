@@ -136,7 +136,7 @@ def test_commands_run_as_processes_on_a_folder_of_images(image_folder, tmp_path)
     result = python("hybrid.train", *data, "--frontend", "snn.h5", "--out", "other.h5")
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
-    assert "schema 'snn/1', expected 'frontend/1'" in result.stderr
+    assert "schema 'snn/2', expected 'frontend/1'" in result.stderr
 
 
 @pytest.mark.parametrize("module", ["snn.learn", "bridge.convert", "hybrid.train", "hybrid.evaluate"])
@@ -263,8 +263,8 @@ def test_wrong_frontends_and_files_are_refused(refused, pipeline, tmp_path):
     out = ["--out", tmp_path / "x.h5"]
     refused(train, *TRAIN, *out, words=["--frontend", "bridge.convert"])
     refused(train, *TRAIN, *out, "--frontend", tmp_path / "no.h5", words=["no.h5", "does not exist"])
-    refused(train, *TRAIN, *out, "--frontend", pipeline.snn, words=["snn/1", "frontend/1"])
-    refused(convert, pipeline.frontend, *out, words=["frontend/1", "snn/1"])
+    refused(train, *TRAIN, *out, "--frontend", pipeline.snn, words=["snn/2", "frontend/1"])
+    refused(convert, pipeline.frontend, *out, words=["frontend/1", "snn/2"])
     refused(evaluate, pipeline.frontend, *out, words=["frontend/1", "hybrid/1"])
     size = ["--image-size", "12", "--frontend", pipeline.frontend]
     refused(train, *TRAIN, *out, *size, words=["(1, 8, 8)", "(1, 12, 12)"])
