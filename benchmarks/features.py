@@ -90,14 +90,14 @@ def noisy(images: Tensor) -> list[Tensor]:
     """uint8 images under each condition, rounded to 8 bits again."""
     found = []
     for text in CONDITIONS:
-        changed = parse_condition(text).apply(images / 255, stream("cpu", "noise", text))
+        changed = parse_condition(text).apply(images / 255, stream("noise", text))
         found.append((changed * 255).round().to(torch.uint8))
     return found
 
 
 def pooled(layers: list[SpikingConv2d], images: Tensor, p: Learning, purpose: str) -> np.ndarray:
     """Mean spike counts of the last layer in each cell: (N, maps * GRID^2)."""
-    parts, generator = [], stream("cpu", "probe", purpose)
+    parts, generator = [], stream("probe", purpose)
     for batch in images.split(BATCH):
         spikes = feed_forward(layers, encode_sparse(batch, p.encoding, draw_seeds(len(batch), generator)))
         parts.append(adaptive_avg_pool2d(spike_counts(spikes).float(), GRID).flatten(1))
@@ -118,13 +118,13 @@ def accuracy(layers: list[SpikingConv2d], probe: Probe, p: Learning) -> list[flo
 
 def shuffled(learned: LearnedLayer, pre: SpikeEvents, p: Learning, seed: int) -> SpikingConv2d:
     """The control: values shuffled within each map, drives scaled as in the learned layer, rate set again."""
-    generator, flat = stream("cpu", "shuffle", seed), learned.layer.conductance.flatten(1)
+    generator, flat = stream("shuffle", seed), learned.layer.conductance.flatten(1)
     values = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in flat])
     layer = learned.layer.with_values(
         conductance=values.reshape(learned.layer.conductance.shape),
         v_threshold=torch.full_like(learned.layer.v_threshold, p.lif.v_threshold),
     )
-    drive = sample_drive(layer, pre, stream("cpu", "places", seed))
+    drive = sample_drive(layer, pre, stream("places", seed))
     layer = calibrate_gain(layer, drive, p.start_count)
     return lower_threshold(layer, drive, p.output_rate * p.encoding.presentation / 1000)
 
@@ -133,7 +133,7 @@ def probe_network(network: SpikingNetwork, images: Tensor, probe: Probe, seed: i
     """One row for each layer, features and condition."""
     p, rows = network.learning, []
     calibration = images[: p.calibration_images]
-    spikes = encode_sparse(calibration, p.encoding, draw_seeds(len(calibration), stream("cpu", "calibration", seed)))
+    spikes = encode_sparse(calibration, p.encoding, draw_seeds(len(calibration), stream("calibration", seed)))
     below: list[SpikingConv2d] = []
     for number, learned in enumerate(network.layers, 1):
         control = shuffled(learned, spikes, p, seed)
@@ -196,7 +196,7 @@ def run(config: FeaturesConfig) -> None:
     needed = config.learn_images + config.probe_train + config.probe_test
     found = len(data.images)
     check(needed <= found, f"{needed} training images are needed, {config.source.data} has {found}: ask for fewer")
-    order = torch.randperm(len(data.images), generator=stream("cpu", "split"))
+    order = torch.randperm(len(data.images), generator=stream("split"))
     train, test, rest = order.split(
         [config.probe_train, config.probe_test, len(order) - config.probe_train - config.probe_test]
     )

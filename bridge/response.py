@@ -5,7 +5,7 @@ from torch import Tensor
 
 from snn.command import progress
 from snn.draws import draw_seeds
-from snn.encode import encode, encode_sparse
+from snn.encode import encode_for
 from snn.events import spike_counts
 from snn.layer import SpikingConv2d
 from snn.weights import SpikingNetwork
@@ -25,9 +25,8 @@ def simulate_counts(
         One int16 tensor (N, C_out, H, W) per layer.
     """
     parts: list[list[Tensor]] = [[] for _ in network.layers]
-    encoder = encode_sparse if images.device.type == "cpu" else encode
     for batch in progress(images.split(batch_size), "simulating responses", "batch"):
-        spikes = encoder(batch, network.learning.encoding, draw_seeds(len(batch), generator))
+        spikes = encode_for(batch, network.learning.encoding, draw_seeds(len(batch), generator))
         for part, layer_spikes in zip(parts, network.simulate(spikes), strict=True):
             part.append(spike_counts(layer_spikes))
     return [torch.cat(part) for part in parts]

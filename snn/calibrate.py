@@ -37,6 +37,7 @@ def sample_drive(layer: SpikingConv2d, pre: Spikes, generator: torch.Generator) 
     chosen = torch.randperm(batch * height * width, generator=generator, device=generator.device)[:PLACES]
     if events:
         return torch.from_numpy(sample_event_drive(layer, pre, chosen.numpy()))
+    chosen = chosen.to(pre.device)
     return torch.stack([drive.permute(0, 2, 3, 1).flatten(0, 2)[chosen] for drive in layer.convolve(pre)])
 
 

@@ -159,11 +159,11 @@ def choose_device(name: DeviceName) -> torch.device:
     return torch.device(name)
 
 
-def progress(items: Iterable[Item], what: str, unit: str, total: int | None = None) -> tqdm:
-    """A progress bar with an estimate on stderr; loops of under two seconds stay silent."""
+def progress(items: Iterable[Item] | None, what: str, unit: str, total: int | None = None, initial: int = 0) -> tqdm:
+    """A progress bar with an estimate on stderr; loops of under two seconds stay silent. ``initial``: done before."""
     # A log file gets a line now and then instead of a redrawn bar.
     interval = 0.2 if sys.stderr.isatty() else 15.0
-    return tqdm(items, desc=what, unit=unit, total=total, delay=2.0, mininterval=interval, leave=False)
+    return tqdm(items, desc=what, unit=unit, total=total, initial=initial, delay=2.0, mininterval=interval, leave=False)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -26,10 +26,10 @@ ONE = 2**30
 """A probability of 1, in the whole numbers in which draws and probabilities are compared."""
 
 
-def stream(device: torch.device | str, *purpose: int | str) -> torch.Generator:
-    """A generator on ``device`` whose numbers are those of ``purpose``, for example (seed, "order", layer, epoch)."""
+def stream(*purpose: int | str) -> torch.Generator:
+    """A generator, on the CPU, whose numbers are those of ``purpose``, for example (seed, "order", layer, epoch)."""
     digest = hashlib.blake2b("/".join(map(str, purpose)).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest) >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
 
 def draw_seeds(images: int, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from snn import kernels
 from snn.draws import ENCODE, as_chance, draw_bits, event_key, happens, image_key
 from snn.errors import check
-from snn.events import SpikeEvents, encode_events
+from snn.events import SpikeEvents, Spikes, encode_events
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ def encode(images: Tensor, p: Encoding, seeds: Tensor) -> Tensor:
         return torch.stack([happens(draw_bits(event_key(key, t), neuron), chance) for t in range(p.n_steps)])
     shift = draw_bits(event_key(key, 0), neuron) * p.n_steps >> 32
     spikes = torch.zeros((p.n_steps, *images.shape), dtype=torch.bool, device=images.device)
-    image, level = torch.arange(len(images), device=images.device), images.flatten(1).long()
+    level = images.flatten(1).long()
     trains = regular_trains(_all_rates(p), p).T.to(images.device)
     # For each pixel, the steps of its intensity's train, turned by its phase.
     b, pixel, step = trains[level].nonzero().T
     step = (step + shift.flatten(1)[b, pixel]) % p.n_steps
-    spikes.flatten(2)[step, image[b], pixel] = True
+    spikes.flatten(2)[step, b, pixel] = True
     return spikes
 
 
@@ -113,6 +113,11 @@ def _spike_times(p: Encoding) -> tuple[np.ndarray, np.ndarray]:
     """Steps of the spikes of all intensities in turn, at phase 0, and where those of each intensity begin (257,)."""
     level, step = regular_trains(_all_rates(p), p).T.nonzero().T
     return step.numpy(), torch.searchsorted(level, torch.arange(257)).numpy()
+
+
+def encode_for(images: Tensor, p: Encoding, seeds: Tensor) -> Spikes:
+    """The form in which the device of ``images`` simulates: events on a CPU, else a tensor."""
+    return (encode_sparse if images.device.type == "cpu" else encode)(images, p, seeds)
 
 
 def _check_images(images: Tensor) -> None:

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -179,6 +180,7 @@ def _read_group(group: h5py.Group) -> Tree:
     return tree
 
 
+@cache
 def _git_commit() -> str:
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

@@ -7,6 +7,9 @@ from snn.calibrate import LOWEST_ABOVE_REST
 from snn.layer import SpikingConv2d
 from snn.settings import Homeostasis
 
+LARGEST_LTD_FACTOR = 20.0
+"""By which the LTD magnitude of a map is raised, or lowered, at most (ours)."""
+
 
 def balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeostasis) -> SpikingConv2d:
     """The layer with its gains and thresholds moved as :class:`Homeostasis` says, after one update."""
@@ -26,4 +29,6 @@ def balance_ltd(factor: Tensor, g: Tensor, p: Homeostasis) -> Tensor:
     """LTD factors of the maps (C_out, 1, 1, 1) for the next update; ``g``: conductances as shares of their range."""
     if p.mean_conductance == 0:
         return factor
-    return factor * torch.exp(p.ltd_step * (g.double().mean((1, 2, 3), keepdim=True) - p.mean_conductance))
+    moved = factor * torch.exp(p.ltd_step * (g.double().mean((1, 2, 3), keepdim=True) - p.mean_conductance))
+    # Bounded, or it would go on to grow in a map that has no events.
+    return moved.clamp(1 / LARGEST_LTD_FACTOR, LARGEST_LTD_FACTOR)

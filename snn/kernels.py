@@ -8,10 +8,9 @@ inhibition, receptive fields and kernels then are runs of neighbouring numbers.
 import numpy as np
 from numba import int32, njit, uint32, uint64
 
-from snn.draws import DRAW_STRIDE, EVENT_STRIDE, FIRST_FACTOR, SECOND_FACTOR
-
-FIRST, SECOND = np.uint32(FIRST_FACTOR), np.uint32(SECOND_FACTOR)
-EVENT, DRAW = np.uint32(EVENT_STRIDE), np.uint32(DRAW_STRIDE)
+# Those of snn.draws, repeated: compiled code is kept on disk and made anew only when this file changes.
+FIRST, SECOND = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
+EVENT, DRAW = np.uint32(0x9E3779B9), np.uint32(0x85EBCA6B)
 
 
 @njit(inline="always")

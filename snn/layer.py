@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
+from torch.nn.functional import unfold
 
 from snn.draws import TIES, draw_bits, event_key, image_key
 from snn.encode import whole_steps
@@ -124,10 +124,10 @@ class SpikingConv2d:
         buffer = conductance.new_empty((steps * batch, p.maps, height, width))
         for group in hold(pre_spikes, pulse).split(steps):
             drive = buffer[: len(group) * batch]
-            # Reduced precision would round the sums, which are exact.
-            with torch.backends.cudnn.flags(allow_tf32=False):
-                for pulses, out in zip(group.flatten(0, 1).split(chunk), drive.split(chunk), strict=True):
-                    out.copy_(conv2d(pulses.to(drive.dtype), conductance, stride=p.stride, padding=p.padding))
+            for pulses, out in zip(group.flatten(0, 1).split(chunk), drive.split(chunk), strict=True):
+                # A library's convolution may transform its input (Winograd), which rounds; these sums are exact.
+                fields = unfold(pulses.to(drive.dtype), p.kernel_size, padding=p.padding, stride=p.stride)
+                out.copy_((conductance.flatten(1) @ fields).unflatten(2, (height, width)))
             yield from drive.unflatten(0, (len(group), batch))
 
     def simulate_drive(self, drives: Iterable[Tensor], *, inhibition: bool, seeds: Tensor | None = None) -> Tensor:

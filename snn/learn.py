@@ -22,7 +22,7 @@ from snn.command import (
     write_json,
 )
 from snn.data import DataSource, load_images
-from snn.errors import check
+from snn.errors import UserError, check
 from snn.figures import draw_kernels
 from snn.learner import learn
 from snn.monitor import peak_memory
@@ -40,7 +40,7 @@ class LearnConfig:
     """File to write, for example runs/demo/snn.h5."""
     preset: PresetName = "cifar10"
     """Where settings start from: cifar10 is the paper's configuration for images of 32 pixels, imagenet one for 224
-    pixels that is as cheap as the paper's Table 1 tells. Other flags go before it."""
+    pixels that is as cheap as the paper's Table 1 tells. Other flags override it."""
     resume: bool = False
     """Go on from an unfinished --out (if there is none, start)."""
     checkpoint_interval: float = 60.0
@@ -83,7 +83,13 @@ def unfinished(config: LearnConfig, fresh: SpikingNetwork) -> SpikingNetwork | N
     """What is to be gone on from, or None to start; a :class:`snn.errors.UserError` if it is of another run."""
     if not config.out.exists():
         return None
-    found, _, _ = load_network(config.out)
+    try:
+        found, _, _ = load_network(config.out)
+    except UserError:
+        if config.resume:
+            raise
+        # Not a network, or an older one: it is replaced, as any --out is.
+        return None
     if not config.resume:
         where = f"layer {len(found.layers) + 1}, update {found.unfinished.updates if found.unfinished else 0}"
         check(
@@ -129,13 +135,13 @@ def run(config: LearnConfig) -> None:
     kernels = beside(config.out, "_kernels.png") if config.options.figures else None
     check_outputs(config.out, config.options.json, kernels)
     processes, device = start_processes(config.options.device, config.devices, config.num_nodes)
-    images = load_images(config.source, "train", config.options.seed).images
+    # The first process alone downloads, reads and decides; a message is shown once.
+    data = processes.share(lambda: load_images(config.source, "train", config.options.seed))
+    images = data.images
     fresh = SpikingNetwork(
         tuple(images.shape[1:]), config.learning, (), config.options.seed, images_digest=images_digest(images)
     )
-    # All processes read before the first one writes.
-    network = unfinished(config, fresh)
-    processes.wait()
+    network = processes.share(lambda: unfinished(config, fresh))
     maps = ", ".join(map(str, config.learning.maps))
     if processes.first:
         several = f", {processes.size} processes" if processes.size > 1 else ""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snn.calibrate import calibrate_gain, lower_threshold, mean_count, normalised_rates, rate_range, sample_drive
 from snn.draws import draw_seeds, stream
-from snn.encode import encode, encode_sparse
+from snn.encode import encode_for
 from snn.events import Spikes, spike_counts
 from snn.homeostasis import balance, balance_ltd
 from snn.layer import SpikingConv2d, feed_forward
@@ -81,21 +81,24 @@ class _LayerLearner:
         self.images, self.number, self.p, self.seed = images, number, network.learning, network.seed
         self.below = [learned.layer for learned in network.layers]
         self.device, self.processes = device, processes
-        chosen = torch.randperm(len(images), generator=self._stream("calibration images", cpu=True))
+        chosen = torch.randperm(len(images), generator=self._stream("calibration images"))
         self.calibration = images[chosen[: self.p.calibration_images]]
         self.orders: dict[int, Tensor] = {}
 
-    def _stream(self, *purpose: str | int, cpu: bool = False) -> torch.Generator:
-        return stream("cpu" if cpu else self.device, self.seed, self.number, *purpose)
+    def _stream(self, *purpose: str | int) -> torch.Generator:
+        # Always on the CPU, so that all devices are given the same numbers.
+        return stream(self.seed, self.number, *purpose)
+
+    def _seeds(self, images: int, *purpose: str | int) -> Tensor:
+        return draw_seeds(images, self._stream(*purpose)).to(self.device)
 
     def presynaptic(self, images: Tensor, seeds: Tensor) -> Spikes:
         """Spikes that reach the layer."""
-        encoder = encode_sparse if self.device.type == "cpu" else encode
-        return feed_forward(self.below, encoder(images.to(self.device), self.p.encoding, seeds))
+        return feed_forward(self.below, encode_for(images.to(self.device), self.p.encoding, seeds))
 
     def calibration_spikes(self) -> tuple[Spikes, Tensor]:
         """Spikes that reach the layer from the calibration images, and the seeds of these."""
-        seeds = draw_seeds(len(self.calibration), self._stream("calibration"))
+        seeds = self._seeds(len(self.calibration), "calibration")
         return self.presynaptic(self.calibration, seeds), seeds
 
     def start(self) -> UnfinishedLayer:
@@ -107,7 +110,7 @@ class _LayerLearner:
         shape = (geometry.maps, counts.shape[1], geometry.kernel_size, geometry.kernel_size)
         g_range = stdp.g_max - stdp.g_min
         low, span = stdp.g_min + p.initial_low * g_range, (p.initial_high - p.initial_low) * g_range
-        uniform = torch.rand(shape, generator=self._stream("conductance"), device=self.device)
+        uniform = torch.rand(shape, generator=self._stream("conductance")).to(self.device)
         layer = SpikingConv2d(
             conductance=low + span * uniform,
             gain=torch.ones(geometry.maps, device=self.device),
@@ -125,28 +128,28 @@ class _LayerLearner:
 
     def step(self, state: UnfinishedLayer) -> UnfinishedLayer:
         """One mini-batch update."""
-        p, done = self.p, state.updates
+        p, stdp, done = self.p, self.p.rule, state.updates
         per_pass = -(-len(self.images) // p.batch_size)
         epoch, index = divmod(done, per_pass)
         if epoch not in self.orders:
-            generator = self._stream("order", epoch, cpu=True)
+            generator = self._stream("order", epoch)
             self.orders = {epoch: torch.randperm(len(self.images), generator=generator)}
         chosen = self.orders[epoch][index * p.batch_size : (index + 1) * p.batch_size]
-        seeds = draw_seeds(len(chosen), self._stream("presentation", done))
+        seeds = self._seeds(len(chosen), "presentation", done)
         share = slice(self.processes.rank, None, self.processes.size)
         layer = state.layer
         if len(chosen[share]):
             pre = self.presynaptic(self.images[chosen[share]], seeds[share])
-            counts, post = present(layer, pre, state.rate_limits, p.stdp, seeds[share])
+            counts, post = present(layer, pre, state.rate_limits, stdp, seeds[share])
             wins = spike_counts(post).sum((0, 2, 3))
         else:
             counts = EventCounts(*layer.conductance.new_zeros((3, *layer.conductance.shape), dtype=torch.float64))
             wins = torch.zeros(len(layer.gain), dtype=torch.int64, device=self.device)
         counts = EventCounts(*self.processes.add(torch.stack(counts)))
         wins = self.processes.add(wins)
-        conductance = update(layer.conductance, counts, p.stdp, state.ltd_factor)
+        conductance = update(layer.conductance, counts, stdp, state.ltd_factor)
         change = (conductance - layer.conductance).abs().mean().item()
-        g = (conductance - p.stdp.g_min) / (p.stdp.g_max - p.stdp.g_min)
+        g = (conductance - stdp.g_min) / (stdp.g_max - stdp.g_min)
         return replace(
             follow_window(state, g),
             layer=balance(layer.with_values(conductance=conductance), state.start, wins, p.homeostasis),
@@ -160,7 +163,7 @@ class _LayerLearner:
         pre, seeds = self.calibration_spikes()
         post = state.layer.simulate(pre, inhibition=True, seeds=seeds)
         rates = normalised_rates(pre, presentation, state.rate_limits)
-        saturated = saturated_share(pre, post, rates, state.layer.geometry, state.layer.dt, p.stdp)
+        saturated = saturated_share(pre, post, rates, state.layer.geometry, state.layer.dt, p.rule)
         drive = sample_drive(state.layer, pre, self._stream("places"))
         layer = lower_threshold(state.layer, drive, p.output_rate * presentation / 1000)
         return LearnedLayer(

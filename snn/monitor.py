@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from pathlib import Path
 from time import perf_counter
 
 import torch
@@ -23,21 +24,27 @@ class Monitor:
         self._p, self._name = p, f"layer {number + 1} of {len(p.maps)}"
         self._shown, self._warned = processes.first, False
         self._done, self._began = len(history.images), perf_counter()
-        updates = p.updates(images)
-        self._bar: tqdm = progress(range(updates), self._name, "update")
+        self._bar = progress(None, self._name, "update", total=p.updates(images), initial=self._done)
         self._bar.disable |= not self._shown
-        self._bar.update(self._done)
+        self._history = history
 
     def report(self, history: LayerHistory) -> None:
         """After an update."""
+        self._history = history
         self._bar.update()
         if len(history.images) % PATIENCE == 0:
-            self._bar.set_postfix_str(describe(history, perf_counter() - self._began, self._done, self._p), False)
+            self._bar.set_postfix_str(self._describe(), False)
             self._warn(history)
 
     def close(self) -> None:
-        """The layer has learned."""
+        """The layer has learned: one line of figures stays."""
         self._bar.close()
+        if self._shown and len(self._history.images) > self._done:
+            self._warn(self._history)
+            print(f"{self._name}: {self._describe()}", flush=True)
+
+    def _describe(self) -> str:
+        return describe(self._history, perf_counter() - self._began, self._done, self._p)
 
     def _warn(self, history: LayerHistory) -> None:
         if self._warned or not self._shown:
@@ -73,6 +80,10 @@ def peak_memory() -> float:
     """Most memory that this process has held, in GiB: on the CUDA device where there is one, else of the process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux's ru_maxrss starts at that of the process that started this one.
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**20
     # The unit is KiB, on macOS bytes.
     scale = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30

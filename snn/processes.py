@@ -1,16 +1,19 @@
 """Processes that share the mini-batches of learning: this one alone, or several through Lightning Fabric."""
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from snn.command import DeviceName, choose_device
-from snn.errors import check
+from snn.errors import UserError, check
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+Made = TypeVar("Made")
 
 
 class Processes:
@@ -30,14 +33,21 @@ class Processes:
         """Sum of ``values`` over all processes."""
         return self._fabric.all_reduce(values, reduce_op="sum") if self._fabric else values
 
-    def agree(self, value: bool) -> bool:
-        """What the first process says."""
-        return self._fabric.broadcast(value) if self._fabric else value
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self._fabric:
-            self._fabric.barrier()
+    def share(self, make: Callable[[], Made]) -> Made:
+        """What ``make`` returns in the first process, in all of them; its :class:`UserError` ends them all."""
+        if not self._fabric:
+            return make()
+        made, error = None, None
+        if self.first:
+            try:
+                made = make()
+            except UserError as found:
+                error = found
+        made, error = self._fabric.broadcast((made, error))
+        if error:
+            # The first process tells, and decides the exit status.
+            raise error if self.first else SystemExit(0)
+        return made
 
 
 def start_processes(device: DeviceName, devices: int, nodes: int) -> tuple[Processes, torch.device]:

@@ -101,7 +101,12 @@ class Learning:
             0 <= self.initial_low < self.initial_high <= 1,
             f"initial conductances from {self.initial_low} to {self.initial_high}: expected 0 <= low < high <= 1",
         )
-        object.__setattr__(self, "stdp", self.stdp.with_ltd_delay(self.encoding.f_min))
+        _ = self.rule
+
+    @property
+    def rule(self) -> STDPParameters:
+        """``stdp`` with its T_d."""
+        return self.stdp.with_ltd_delay(self.encoding.f_min)
 
     def geometry(self, number: int) -> LayerParameters:
         """Of layer ``number``, counted from 0."""

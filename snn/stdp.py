@@ -25,7 +25,7 @@ from torch import Tensor
 
 from snn.draws import ONE, as_chance
 from snn.errors import check
-from snn.events import SpikeEvents, Spikes, count_event_pairs, spike_counts
+from snn.events import SpikeEvents, Spikes, count_event_pairs
 from snn.layer import LayerParameters
 from snn.stdp_dense import count_events_dense
 
@@ -89,8 +89,8 @@ class STDPParameters:
         check(self.n_cap >= 1, f"STDP n_cap = {self.n_cap}: must be 1 or more")
 
     def with_ltd_delay(self, f_min: float) -> "STDPParameters":
-        """A copy with T_d set to one period of ``f_min`` (Hz), unless it was given."""
-        if self.ltd_delay is not None:
+        """A copy with T_d set to one period of ``f_min`` (Hz), unless it was given or the pairing has none."""
+        if self.ltd_delay is not None or self.pairing == "two-sided":
             return self
         check(f_min > 0, f"f_min = {f_min} Hz has no period to take for --stdp.ltd-delay; give one in ms")
         return replace(self, ltd_delay=1000 / f_min)
@@ -224,7 +224,7 @@ def saturated_share(
     """Shares of the synaptic events whose probability of LTP, or of LTD, is at its peak, where rates act no more."""
     tables = saturated_chances(p, len(pre), dt, rates.fn)
     window = (geometry.kernel_size, geometry.stride, geometry.padding)
-    seeds = torch.zeros(spike_counts(post).shape[0], dtype=torch.int64, device=rates.level.device)
+    seeds = torch.zeros(len(rates.level), dtype=torch.int64, device=rates.level.device)
     counts = count_events(pre, post, rates, *window, dt, p, seeds, tables)
     events = counts.events.sum().clamp(min=1)
     return (counts.ltp.sum() / events).item(), (counts.ltd.sum() / events).item()

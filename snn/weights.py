@@ -156,7 +156,9 @@ class SpikingNetwork:
 
 def images_digest(images: Tensor) -> str:
     """Digest of uint8 images (N, C, H, W), by which a resumed run knows its images again."""
-    return hashlib.blake2b(images.numpy(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(str(tuple(images.shape)).encode(), digest_size=16)
+    digest.update(images.contiguous().numpy())
+    return digest.hexdigest()
 
 
 def save_network(path: Path, network: SpikingNetwork, source: DataSource, command: str) -> str:

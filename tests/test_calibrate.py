@@ -73,3 +73,11 @@ def test_ltd_grows_where_conductances_are_high_and_falls_where_they_are_low():
     moved = balance_ltd(factor, g, Homeostasis(mean_conductance=0.3, ltd_step=0.5))
     assert moved.flatten().tolist() == pytest.approx([2 * math.exp(0.2), 2.0, 2 * math.exp(-0.1)], rel=1e-6)
     assert torch.equal(balance_ltd(factor, g, Homeostasis(mean_conductance=0.0)), factor)
+
+
+def test_the_ltd_factor_of_a_silent_map_stays_bounded():
+    g, factor = torch.full((2, 1, 1, 1), 0.5), torch.ones((2, 1, 1, 1), dtype=torch.float64)
+    g[1] = 0
+    for _ in range(20_000):
+        factor = balance_ltd(factor, g, Homeostasis())
+    assert factor.flatten().tolist() == pytest.approx([20.0, 1 / 20])

@@ -59,7 +59,9 @@ def naive_simulation(layer: SpikingConv2d, pre: np.ndarray, inhibition: bool) ->
 
 
 @pytest.mark.parametrize("inhibition", [False, True])
-@pytest.mark.parametrize(("kernel", "stride", "padding", "gain"), [(3, 1, 1, 12.0), (2, 2, 1, 50.0)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "gain"), [(3, 1, 1, 12.0), (2, 2, 1, 50.0), (1, 2, 0, 150.0), (3, 4, 1, 200.0)]
+)
 def test_simulation_equals_a_naive_loop(inhibition, kernel, stride, padding, gain):
     layer = make_layer(kernel=kernel, stride=stride, padding=padding, gain=gain)
     pre = torch.rand(60, 2, 2, 4, 4, generator=torch.Generator().manual_seed(1)) < 0.06

@@ -18,11 +18,12 @@ from snn.learner import learn
 from snn.presets import PRESETS
 from snn.settings import Homeostasis, Learning
 from snn.stdp import STDPParameters
-from snn.weights import load_network
+from snn.weights import images_digest, load_network
 
 DATA = ["--data", "digits", "--limit-train", "60", "--maps", "4", "5", "--batch-size", "7", "--no-figures"]
 LONG = [*DATA, "--min-updates", "60"]
-SMALL = [*DATA, "--min-updates", "9"]
+# The last mini-batch of a pass holds one image: of two processes one has none.
+SMALL = [*DATA, "--limit-train", "57", "--min-updates", "9"]
 
 
 def command(*arguments: str) -> list[str]:
@@ -157,9 +158,36 @@ def test_where_nothing_is_learned_a_warning_names_the_remedy(tmp_path, capsys):
     assert "--stdp.gamma-p" in capsys.readouterr().err
     silent = ["--lif.v-init", "-2000", "--start-count", "0.0001", "--out", str(tmp_path / "silent.h5")]
     main([*base, *silent])
-    assert "warning" in capsys.readouterr().err
+    assert "fires no spike; raise --start-count" in capsys.readouterr().err
     assert main([*base, "--out", str(tmp_path / "alive.h5")]) == 0
     assert "warning" not in capsys.readouterr().err
+
+
+def test_the_time_of_full_ltd_follows_the_encoder(tmp_path, capsys):
+    flags = ["--data", "digits", "--limit-train", "20", "--min-updates", "1", "--maps", "2", "--no-figures"]
+    out = ["--out", str(tmp_path / "snn.h5")]
+    assert main([*flags, *out, "--encoding.f-min", "5"]) == 0
+    network, _, _ = load_network(tmp_path / "snn.h5")
+    assert network.learning.rule.ltd_delay == 200
+    assert main([*flags, *out, "--encoding.f-min", "0"]) == 2
+    assert "--stdp.ltd-delay" in capsys.readouterr().err
+    assert main([*flags, *out, "--encoding.f-min", "0", "--stdp.pairing", "two-sided"]) == 0
+
+
+def test_a_foreign_file_is_replaced_but_not_resumed(tmp_path, capsys):
+    flags = ["--data", "digits", "--limit-train", "20", "--min-updates", "1", "--maps", "2", "--no-figures"]
+    out = tmp_path / "snn.h5"
+    out.write_text("something else")
+    assert main([*flags, "--out", str(out), "--resume"]) == 2
+    assert out.read_text() == "something else"
+    assert main([*flags, "--out", str(out)]) == 0
+    assert load_network(out)[0].complete
+
+
+def test_images_are_known_again_whatever_their_layout():
+    images = torch.randint(256, (3, 4, 5, 2), dtype=torch.uint8).permute(0, 3, 1, 2)
+    assert images_digest(images) == images_digest(images.contiguous())
+    assert images_digest(images) != images_digest(images.reshape(3, 2, 5, 4))
 
 
 def test_learning_ends_early_when_conductances_no_longer_move():

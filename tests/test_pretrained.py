@@ -1,0 +1,61 @@
+"""The results that ship with the package, by name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bridge.convert import main as convert
+from bridge.frontend import SHIPPED_FRONTENDS, load_frontend
+from hybrid.train import main as train
+from snn.errors import UserError
+from snn.presets import PRESETS
+from snn.pretrained import resolve
+from snn.weights import SHIPPED_NETWORKS, load_network
+
+NAME = Path("pretrained:cifar10-fd")
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    random = np.random.default_rng(0)
+    for split, label in ((split, label) for split in ("train", "test") for label in ("a", "b")):
+        folder = tmp_path / "photos" / split / label
+        folder.mkdir(parents=True)
+        for number in range(6):
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def test_the_network_was_learned_with_the_preset_and_tells_how():
+    network, source, digest = load_network(resolve(NAME, SHIPPED_NETWORKS))
+    assert network.complete
+    assert network.learning == PRESETS["cifar10"]
+    assert network.input_shape == (3, 32, 32)
+    for learned in network.layers:
+        wins, p = learned.history.wins, network.learning
+        assert len(wins) == p.updates(learned.history.images[-1].item())
+        assert learned.winning_share >= 0.9
+        assert learned.fair_shares.max() <= 5
+        assert learned.mean_move > 0.1
+        assert learned.mean_rate == pytest.approx(p.output_rate, abs=0.1)
+    frontend, _, source_digest = load_frontend(resolve(NAME, SHIPPED_FRONTENDS))
+    assert frontend(torch.rand(2, 3, 32, 32)).shape == (2, 56, 32, 32)
+    assert frontend.spec.maps == network.learning.maps
+    assert source.data.startswith("folder:")
+    assert len(digest) == len(source_digest) == 64
+
+
+def test_commands_take_it_by_name(photos, tmp_path):
+    data, frontend = ["--data", f"folder:{photos}"], str(tmp_path / "frontend.h5")
+    assert convert([str(NAME), *data, "--images", "4", "--out", frontend, "--no-figures"]) == 0
+    options = ["--width", "0.1", "--epochs", "1", "--batch-size", "4", "--no-figures"]
+    assert train([*data, *options, "--frontend", str(NAME), "--out", str(tmp_path / "safe.h5")]) == 0
+
+
+def test_unknown_names_are_refused_with_those_that_exist(tmp_path):
+    with pytest.raises(UserError, match="choose from: pretrained:cifar10-fd"):
+        resolve(Path("pretrained:cifar11"), SHIPPED_NETWORKS)
+    assert resolve(tmp_path / "own.h5", SHIPPED_NETWORKS) == tmp_path / "own.h5"
