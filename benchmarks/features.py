@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from hybrid.noise import parse_condition
-from snn.calibrate import calibrate_gain, lower_threshold, sample_drive
+from snn.calibrate import hand_over, sample_drive
 from snn.command import check_outputs, progress, run_command, write_atomically
 from snn.data import DataSource, load_images
 from snn.draws import draw_seeds, stream
@@ -125,8 +125,7 @@ def shuffled(learned: LearnedLayer, pre: SpikeEvents, p: Learning, seed: int) ->
         v_threshold=torch.full_like(learned.layer.v_threshold, p.lif.v_threshold),
     )
     drive = sample_drive(layer, pre, stream("places", seed))
-    layer = calibrate_gain(layer, drive, p.start_count)
-    return lower_threshold(layer, drive, p.output_rate * p.encoding.presentation / 1000)
+    return hand_over(layer, drive, p.output_rate * p.encoding.presentation / 1000, p.threshold_lowering)
 
 
 def probe_network(network: SpikingNetwork, images: Tensor, probe: Probe, seed: int) -> list[dict]:

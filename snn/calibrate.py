@@ -2,8 +2,8 @@
 
 Fan-in differs tenfold between layers, so a layer's gain i_syn is found by simulation: at the start of its learning, a
 neuron fires a stated number of times a presentation. Once learned, its threshold is lowered (paper, 4.2), but kept
-above rest so that no input means no spike, until the next layer receives a stated mean rate; where the lowest
-threshold does not reach it, the gain makes up the rest. Inhibition is off in all these measurements.
+above rest so that no input means no spike, and the gain is set again so that the next layer receives a stated mean
+rate. Inhibition is off in all these measurements.
 """
 
 from collections.abc import Callable
@@ -70,23 +70,19 @@ def calibrate_gain(layer: SpikingConv2d, drive: Tensor, target: float) -> Spikin
     return scaled(_bisect(lambda factor: mean_count(scaled(factor), drive), 0.0, high, target))
 
 
-def lower_threshold(layer: SpikingConv2d, drive: Tensor, target: float) -> SpikingConv2d:
-    """Lower ``v_threshold`` (all maps alike) from ``lif.v_threshold`` until :func:`mean_count` is ``target`` spikes.
+def hand_over(layer: SpikingConv2d, drive: Tensor, target: float, lowering: float) -> SpikingConv2d:
+    """A learned layer as it drives the next one: threshold lowered, gain set so that it fires ``target`` spikes.
 
-    Raises the gain instead where the lowest threshold is not enough. The threshold is never raised.
+    Args:
+        layer: learned.
+        drive: from :func:`sample_drive`.
+        target: spikes per neuron and presentation.
+        lowering: of the neuron's own threshold, in mV, for all maps alike; it stays :data:`LOWEST_ABOVE_REST` above
+            rest.
     """
-
-    def at(threshold: float) -> SpikingConv2d:
-        return layer.with_values(v_threshold=torch.full_like(layer.v_threshold, threshold))
-
-    floor = layer.lif.v_leak + LOWEST_ABOVE_REST
-    if mean_count(at(floor), drive) < target:
-        return calibrate_gain(at(floor), drive, target)
-    start = layer.lif.v_threshold
-    if mean_count(at(start), drive) >= target:
-        return at(start)
-    # Bisect on the lowering, in which the count increases.
-    return at(start - _bisect(lambda by: mean_count(at(start - by), drive), 0.0, start - floor, target))
+    threshold = max(layer.lif.v_threshold - lowering, layer.lif.v_leak + LOWEST_ABOVE_REST)
+    lowered = layer.with_values(v_threshold=torch.full_like(layer.v_threshold, threshold))
+    return calibrate_gain(lowered, drive, target)
 
 
 def _bisect(count: Callable[[float], float], low: float, high: float, target: float) -> float:

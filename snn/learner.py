@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from snn.calibrate import calibrate_gain, lower_threshold, mean_count, normalised_rates, rate_range, sample_drive
+from snn.calibrate import calibrate_gain, hand_over, mean_count, normalised_rates, rate_range, sample_drive
 from snn.draws import draw_seeds, stream
 from snn.encode import encode_for
 from snn.events import Spikes, spike_counts
@@ -165,7 +165,7 @@ class _LayerLearner:
         rates = normalised_rates(pre, presentation, state.rate_limits)
         saturated = saturated_share(pre, post, rates, state.layer.geometry, state.layer.dt, p.rule)
         drive = sample_drive(state.layer, pre, self._stream("places"))
-        layer = lower_threshold(state.layer, drive, p.output_rate * presentation / 1000)
+        layer = hand_over(state.layer, drive, p.output_rate * presentation / 1000, p.threshold_lowering)
         return LearnedLayer(
             layer=layer,
             initial_conductance=state.start.conductance,

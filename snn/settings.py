@@ -70,7 +70,10 @@ class Learning:
     """Spikes per neuron and presentation, without inhibition, to which a layer's gain is set when its learning starts
     (ours: fewer spikes are more selective; 1.5 learned better features than 3 or 6)."""
     output_rate: float = 15.0
-    """Mean rate, in Hz, that a learned layer passes on, set through its lowered threshold (ours)."""
+    """Mean rate, in Hz, that a learned layer passes on, set through its gain (ours)."""
+    threshold_lowering: float = 1.0
+    """How far a learned layer's threshold is lowered, in mV (paper 4.2: lowered; ours: little, as features passed on
+    at thresholds close to rest tell classes less well)."""
     calibration_images: int = 32
     """Training images on which gains, thresholds and rate limits are measured (ours)."""
     encoding: Encoding = field(default_factory=Encoding)
@@ -95,6 +98,7 @@ class Learning:
         )
         for name in ("epochs", "min_updates", "batch_size", "calibration_images"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be 1 or more")
+        check(self.threshold_lowering >= 0, f"threshold_lowering {self.threshold_lowering} mV: must not be negative")
         for name in ("start_count", "output_rate", "convergence_tolerance"):
             check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}: must be positive")
         check(

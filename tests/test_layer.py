@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from snn.calibrate import calibrate_gain, lower_threshold, mean_count, sample_drive
+from snn.calibrate import calibrate_gain, hand_over, mean_count, sample_drive
 from snn.draws import TIES, draw_seeds, image_key
 from snn.layer import LayerParameters, SpikingConv2d, pick_winner
 from snn.neuron import LIFParameters
@@ -115,12 +115,11 @@ def test_gain_and_threshold_reach_their_targets():
     assert drive.shape == (120, 4 * 64, 8)
     layer = calibrate_gain(layer, drive, 3.0)
     assert mean_count(layer, drive) == pytest.approx(3.0, abs=0.02)
-    lowered = lower_threshold(layer, drive, 4.0)
-    assert lowered.v_threshold[0] < -60.2
-    assert torch.equal(lowered.gain, layer.gain)
+    lowered = hand_over(layer, drive, 4.0, lowering=2.0)
+    assert lowered.v_threshold.tolist() == pytest.approx([-62.2] * 8)
     assert mean_count(lowered, drive) == pytest.approx(4.0, abs=0.02)
-    # Beyond what the lowest threshold gives, the gain makes up the rest.
-    driven = lower_threshold(layer, drive, 12.0)
-    assert driven.v_threshold[0].item() == pytest.approx(layer.lif.v_leak + 1.0, abs=1e-4)
-    assert driven.gain[0] > layer.gain[0]
-    assert mean_count(driven, drive) == pytest.approx(12.0, abs=0.05)
+    # A lower threshold needs less gain; it stays above rest, however far it is to be lowered.
+    lowest = hand_over(layer, drive, 4.0, lowering=50.0)
+    assert lowest.v_threshold[0].item() == pytest.approx(layer.lif.v_leak + 1.0, abs=1e-4)
+    assert lowest.gain[0] < lowered.gain[0]
+    assert mean_count(lowest, drive) == pytest.approx(4.0, abs=0.02)
