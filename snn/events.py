@@ -49,9 +49,17 @@ class SpikeEvents:
     @classmethod
     def from_dense(cls, spikes: Tensor) -> "SpikeEvents":
         """From bool (T, B, C, H, W)."""
-        dense = spikes.numpy()
-        rasters = for_each(lambda image: Raster(*kernels.list_spikes(dense[:, image])), range(dense.shape[1]))
-        return cls(tuple(rasters), tuple(spikes.shape[2:]))
+        c, height, width = spikes.shape[2:]
+        flat = spikes.numpy().reshape(*spikes.shape[:2], -1)
+
+        def find(image: int) -> Raster:
+            # Whole words of eight neurons are skipped at once.
+            rows = flat[:, image]
+            if rows.shape[1] % 8 or rows.strides[1] != 1:
+                rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8)))
+            return Raster(*kernels.list_spikes(rows.view(np.uint64), c, height * width))
+
+        return cls(tuple(for_each(find, range(flat.shape[1]))), (c, height, width))
 
     def to_dense(self) -> Tensor:
         """As bool (T, B, C, H, W)."""

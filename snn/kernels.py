@@ -38,23 +38,40 @@ def draw_bits(first, second, index):
 
 
 @njit(nogil=True, cache=True)
-def list_spikes(dense):
-    """Spikes of bool (T, C, H, W), of any strides, as (neuron, start)."""
-    steps, maps, height, width = dense.shape
+def list_spikes(words, maps, places):
+    """Spikes of an image as (neuron, start), in order of their places within each step.
+
+    ``words``: uint64 (T, n), eight bools each, of maps one after another; those past the last neuron are false.
+    """
+    steps = len(words)
     start = np.zeros(steps + 1, np.int64)
-    neuron = np.empty(max(1, dense.size // 16), np.int32)
+    neuron = np.empty(max(1024, 2 * words.size // 16), np.int32)
+    found = np.empty(8 * words.shape[1], np.uint32)
+    position = np.empty(places + 1, np.int32)
     n = 0
     for t in range(steps):
-        for y in range(height):
-            for x in range(width):
-                for c in range(maps):
-                    if dense[t, c, y, x]:
-                        if n == len(neuron):
-                            longer = np.empty(2 * n, np.int32)
-                            longer[:n] = neuron
-                            neuron = longer
-                        neuron[n] = (y * width + x) * maps + c
-                        n += 1
+        spikes = 0
+        for w in range(words.shape[1]):
+            word = words[t, w]
+            if word:
+                for byte in range(8):
+                    found[spikes] = 8 * w + byte
+                    spikes += (word >> uint64(8 * byte)) & uint64(1)
+        if n + spikes > len(neuron):
+            longer = np.empty(2 * (n + spikes), np.int32)
+            longer[:n] = neuron[:n]
+            neuron = longer
+        position[:] = 0
+        for i in range(spikes):
+            position[found[i] % uint32(places) + uint32(1)] += 1
+        for place in range(places):
+            position[place + 1] += position[place]
+        for i in range(spikes):
+            c = found[i] // uint32(places)
+            place = found[i] - c * uint32(places)
+            neuron[n + position[place]] = place * uint32(maps) + c
+            position[place] += 1
+        n += spikes
         start[t + 1] = n
     return neuron[:n].copy(), start
 

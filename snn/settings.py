@@ -50,10 +50,10 @@ class Learning:
     """Time for which a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
     inhibition_time: float = 10.0
     """Time for which maps that lost at a place ignore their input, in ms (ours)."""
-    initial_low: float = 0.4
-    """Lowest conductance at the start, as a share of the range g_min to g_max (ours: so near the middle that images,
-    not the start, decide which synapses grow)."""
-    initial_high: float = 0.6
+    initial_low: float = 0.2
+    """Lowest conductance at the start, as a share of the range g_min to g_max (ours: so close to the highest that
+    images, not the start, decide which synapses grow, and around the mean that homeostasis keeps)."""
+    initial_high: float = 0.4
     """Highest conductance at the start, as a share of the range (ours)."""
     epochs: int = 1
     """Passes over the training images for each layer (paper: the layers learn all images of the training set)."""
