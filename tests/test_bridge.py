@@ -10,6 +10,7 @@ from bridge.convert import convert, convert_weights
 from bridge.frontend import FrozenStatisticsBatchNorm, input_rates, load_frontend
 from bridge.response import neuron_response
 from snn.data import DataSource, load_images
+from snn.draws import draw_seeds
 from snn.encode import Encoding, encode
 from snn.errors import UserError
 from snn.layer import LayerParameters, SpikingConv2d, hold
@@ -145,7 +146,7 @@ def test_converted_weights_give_the_mean_current_of_the_simulation():
 def test_input_rates_with_quantisation_are_those_of_the_encoder():
     p = Encoding()
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    simulated = encode(images, p, torch.Generator().manual_seed(0)).sum(0) / 0.3
+    simulated = encode(images, p, torch.tensor([7])).sum(0) / 0.3
     torch.testing.assert_close(input_rates(images / 255, p, quantise=True), simulated.float())
     assert input_rates(images / 255, p, quantise=False).flatten()[[0, 51, 255]].tolist() == pytest.approx([10, 14, 30])
 
@@ -187,7 +188,7 @@ def test_converted_layers_answer_as_the_simulation_does(pipeline):
     frontend, source, _ = load_frontend(pipeline.frontend)
     network, _, _ = load_network(pipeline.snn)
     images = load_images(source, "test", seed=0).images[:64]
-    simulated = network.simulate(encode(images, network.learning.encoding, torch.Generator().manual_seed(9)))
+    simulated = network.simulate(encode(images, network.learning.encoding, draw_seeds(len(images), torch.Generator())))
     for rates, spikes in zip(frontend.rates(images / 255), simulated, strict=True):
         counts = spikes.sum(0).flatten().float()
         assert torch.corrcoef(torch.stack((rates.flatten(), counts)))[0, 1] > 0.95

@@ -322,7 +322,7 @@ def test_interrupted_learning_leaves_nothing(tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "interrupted; no unfinished file is left" in stderr
+    assert "interrupted; every file left is whole" in stderr
     assert list(tmp_path.iterdir()) == []
 
 
