@@ -22,7 +22,7 @@ from snn.h5file import Tree, from_tree, input_tree, read_file, read_input, write
 
 SCHEMA = "frontend/1"
 REMEDY = "python -m bridge.convert snn.h5 --out FILE"
-SHIPPED_FRONTENDS = Path(__file__).parent / "pretrained"
+SHIPPED_FRONTENDS = Path(__file__).parent / "shipped"
 """Front ends that ship with the package (:func:`snn.pretrained.resolve`)."""
 
 

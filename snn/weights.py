@@ -20,7 +20,7 @@ from snn.stdp import STDPParameters
 
 SCHEMA = "snn/2"
 REMEDY = "python -m snn.learn --out FILE"
-SHIPPED_NETWORKS = Path(__file__).parent / "pretrained"
+SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
 """Learned networks that ship with the package (:func:`snn.pretrained.resolve`)."""
 
 
