@@ -4,13 +4,15 @@
 
 Every rule learns with every seed on training images of its own. A layer's response is its spike counts as it passes
 them on (inhibition off, threshold set to its output rate), averaged over a grid of 4 x 4 cells; a ridge classifier is
-fitted to clean training images, and tested on others, clean and with noise added. For the control the conductances of
-each map are shuffled, and gain and threshold set again to the same rate, as for the learned layer.
+fitted to clean training images, and tested on others, clean and with noise added. With ``--response converted`` the
+same is asked of the converted layers (``bridge.convert``), which answer in one step. For the control the conductances
+of each map are shuffled, and gain and threshold set again to the same rate, as for the learned layer.
 """
 
 import csv
 import runpy
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -28,6 +30,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from bridge.convert import convert
+from bridge.frontend import SpikingFrontEnd
 from hybrid.noise import parse_condition
 from snn.calibrate import hand_over, sample_drive
 from snn.command import check_outputs, progress, run_command, write_atomically
@@ -66,6 +70,8 @@ class FeaturesConfig:
     """Further training images to fit the probe to."""
     probe_test: int = 2000
     """Further training images to test it on."""
+    response: Literal["simulated", "converted"] = "simulated"
+    """Spike counts of a simulation, or the rates of the converted layers."""
     maps: tuple[int, ...] = (32,)
     """Maps of the layers."""
     source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
@@ -104,14 +110,21 @@ def pooled(layers: list[SpikingConv2d], images: Tensor, p: Learning, purpose: st
     return torch.cat(parts).numpy()
 
 
-def accuracy(layers: list[SpikingConv2d], probe: Probe, p: Learning) -> list[float]:
-    """Of the linear classifier under each condition, in %."""
-    features = pooled(layers, probe.train, p, "train")
+def pooled_rates(frontend: SpikingFrontEnd, images: Tensor) -> np.ndarray:
+    """Mean rates of the last converted layer in each cell: (N, maps * GRID^2)."""
+    with torch.no_grad():
+        parts = [adaptive_avg_pool2d(frontend(batch / 255), GRID).flatten(1) for batch in images.split(BATCH)]
+    return torch.cat(parts).numpy()
+
+
+def accuracy(respond: Callable[[Tensor, str], np.ndarray], probe: Probe) -> list[float]:
+    """Of the linear classifier under each condition, in %; ``respond`` gives features of images for a purpose."""
+    features = respond(probe.train, "train")
     scale = StandardScaler().fit(features)
     classifier = RidgeClassifierCV(alphas=PENALTIES).fit(scale.transform(features), probe.train_labels)
     found = []
     for images in probe.tests:
-        features = scale.transform(pooled(layers, images, p, "test"))
+        features = scale.transform(respond(images, "test"))
         found.append(100 * classifier.score(features, probe.test_labels))
     return found
 
@@ -128,16 +141,27 @@ def shuffled(learned: LearnedLayer, pre: SpikeEvents, p: Learning, seed: int) ->
     return hand_over(layer, drive, p.output_rate * p.encoding.presentation / 1000, p.threshold_lowering)
 
 
-def probe_network(network: SpikingNetwork, images: Tensor, probe: Probe, seed: int) -> list[dict]:
+def responder(
+    network: SpikingNetwork, layers: list[LearnedLayer], images: Tensor, response: str
+) -> Callable[[Tensor, str], np.ndarray]:
+    """Features of the last of ``layers``; converted ones are fitted to the responses to ``images``."""
+    if response == "converted":
+        frontend = convert(replace(network, layers=tuple(layers)), images).frontend
+        return lambda wanted, _: pooled_rates(frontend, wanted)
+    spiking = [learned.layer for learned in layers]
+    return lambda wanted, purpose: pooled(spiking, wanted, network.learning, purpose)
+
+
+def probe_network(network: SpikingNetwork, images: Tensor, probe: Probe, seed: int, response: str) -> list[dict]:
     """One row for each layer, features and condition."""
     p, rows = network.learning, []
     calibration = images[: p.calibration_images]
     spikes = encode_sparse(calibration, p.encoding, draw_seeds(len(calibration), stream("calibration", seed)))
-    below: list[SpikingConv2d] = []
     for number, learned in enumerate(network.layers, 1):
-        control = shuffled(learned, spikes, p, seed)
-        for kind, layer in (("learned", learned.layer), ("shuffled", control)):
-            for condition, percent in zip(CONDITIONS, accuracy([*below, layer], probe, p), strict=True):
+        control = replace(learned, layer=shuffled(learned, spikes, p, seed))
+        for kind, layer in (("learned", learned), ("shuffled", control)):
+            respond = responder(network, [*network.layers[: number - 1], layer], images[:128], response)
+            for condition, percent in zip(CONDITIONS, accuracy(respond, probe), strict=True):
                 rows.append(
                     {
                         "rule": p.stdp.rule,
@@ -156,7 +180,6 @@ def probe_network(network: SpikingNetwork, images: Tensor, probe: Probe, seed: i
                     }
                 )
         spikes = feed_forward([learned.layer], spikes)
-        below.append(learned.layer)
     return rows
 
 
@@ -207,10 +230,11 @@ def run(config: FeaturesConfig) -> None:
     for rule, seed in progress(runs, "learning and probing", "run"):
         settings = Learning(maps=config.maps)
         settings = replace(settings, stdp=replace(settings.stdp, rule=rule))
-        rows += probe_network(learn(images, settings, seed=seed), images, probe, seed)
+        rows += probe_network(learn(images, settings, seed=seed), images, probe, seed, config.response)
     print(table(rows))
     print(
-        f"{config.source.data}: {config.learn_images} images learned, {config.probe_train} fit the probe, "
+        f"{config.source.data}, {config.response} responses: "
+        f"{config.learn_images} images learned, {config.probe_train} fit the probe, "
         f"{config.probe_test} test it; seeds {', '.join(map(str, config.seeds))}; mean ± standard deviation"
     )
     if config.out is not None:
