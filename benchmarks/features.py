@@ -9,7 +9,6 @@ same is asked of the converted layers (``bridge.convert``), which answer in one 
 of each map are shuffled, and gain and threshold set again to the same rate, as for the learned layer.
 """
 
-import csv
 import runpy
 import sys
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from bridge.convert import convert
 from bridge.frontend import SpikingFrontEnd
 from hybrid.noise import parse_condition
 from snn.calibrate import hand_over, sample_drive
-from snn.command import check_outputs, progress, run_command, write_atomically
+from snn.command import check_outputs, progress, run_command, write_csv
 from snn.data import DataSource, load_images
 from snn.draws import draw_seeds, stream
 from snn.encode import encode_sparse
@@ -237,17 +236,9 @@ def run(config: FeaturesConfig) -> None:
         f"{config.learn_images} images learned, {config.probe_train} fit the probe, "
         f"{config.probe_test} test it; seeds {', '.join(map(str, config.seeds))}; mean ± standard deviation"
     )
+    write_csv(config.out, rows)
     if config.out is not None:
-        write_atomically(config.out, lambda temporary: write_csv(temporary, rows))
         print(f"wrote {config.out}")
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """One line for each result."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main(argv: list[str] | None = None) -> int:

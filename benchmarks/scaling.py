@@ -6,7 +6,6 @@ Each measurement is a process of its own: one layer of 32 maps learns on random 
 mini-batches of 16. Memory is the process's peak less what it held before learning (programs, libraries and the images).
 """
 
-import csv
 import json
 import runpy
 import subprocess
@@ -23,10 +22,10 @@ if __name__ == "__main__" and __spec__ is None:
 
 import torch
 
-from benchmarks.peers.protocol import peak_memory
-from snn.command import check_outputs, progress, run_command, write_atomically
+from snn.command import check_outputs, progress, run_command, write_csv
 from snn.encode import Encoding
 from snn.learner import learn
+from snn.monitor import peak_memory
 from snn.settings import Learning
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,9 +64,9 @@ def measure(case: Case) -> dict[str, float]:
     # The gain is set on the same few images in each case, so only learning grows.
     settings = Learning(maps=(32,), min_updates=1, encoding=Encoding(presentation=case.presentation))
     learn(images[:16], settings)
-    before, began = peak_memory(), perf_counter()
+    before, began = 1024 * peak_memory(), perf_counter()
     learn(images, settings)
-    return {"seconds": perf_counter() - began, "memory_mib": peak_memory() - before, "before_mib": before}
+    return {"seconds": perf_counter() - began, "memory_mib": 1024 * peak_memory() - before, "before_mib": before}
 
 
 def run(config: ScalingConfig) -> None:
@@ -89,17 +88,9 @@ def run(config: ScalingConfig) -> None:
             f"| {row['grows']} | {row['images']} | {row['presentation']:g} | {positions} | {row['seconds']:.2f} "
             f"| {1e3 * per_image:.2f} | {1e9 * per_image / steps / positions:.1f} | {row['memory_mib']:.0f} |"
         )
+    write_csv(config.out, rows)
     if config.out is not None:
-        write_atomically(config.out, lambda temporary: write_csv(temporary, rows))
         print(f"wrote {config.out}")
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """One line for each case."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main(argv: list[str] | None = None) -> int:

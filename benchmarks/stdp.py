@@ -14,7 +14,6 @@ An update is a pairing that the rule evaluates: a postsynaptic spike and one exi
 weights of a batch are held by this project until its end, and moved after every time step by the peers.
 """
 
-import csv
 import json
 import os
 import runpy
@@ -36,7 +35,7 @@ import torch
 
 from benchmarks.peers.protocol import Workload, save
 from benchmarks.safe_dnn_stdp import layer_spikes, starting_gain
-from snn.command import check_outputs, progress, run_command, write_atomically
+from snn.command import check_outputs, progress, run_command, write_csv
 from snn.errors import check
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +123,8 @@ class BenchmarkConfig:
 class Result:
     """One measurement; ``figures`` as printed by the adapter, ``problem`` in their place if it failed."""
 
-    library: str
+    subject: str
+    """Library that was measured."""
     workload: str
     batch: int
     track: str
@@ -232,10 +232,10 @@ def table(results: list[Result]) -> str:
         "|---|---:|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     targets = {
-        (r.workload, r.batch): r.figures["post_spikes_per_image"] for r in results if r.library == OURS and r.figures
+        (r.workload, r.batch): r.figures["post_spikes_per_image"] for r in results if r.subject == OURS and r.figures
     }
     for r in results:
-        start = f"| {r.workload} | {r.batch} | {r.track} | {r.library} |"
+        start = f"| {r.workload} | {r.batch} | {r.track} | {r.subject} |"
         if r.problem:
             lines.append(f"{start} | | | | | | {r.problem.replace('|', '/')} |")
             continue
@@ -265,33 +265,33 @@ def ratios(results: list[Result]) -> str:
     """This project's speed over the fastest peer's, in Markdown."""
     lines = ["| workload | batch | track | fastest peer | ours / fastest peer |", "|---|---:|---|---|---:|"]
     for ours in results:
-        if ours.library != OURS or ours.problem:
+        if ours.subject != OURS or ours.problem:
             continue
         case = (ours.workload, ours.batch, ours.track)
         peers = [
             r
             for r in results
             # A run that learned nothing does not compete.
-            if (r.workload, r.batch, r.track) == case and r.library != OURS and r.figures.get("weights_changed")
+            if (r.workload, r.batch, r.track) == case and r.subject != OURS and r.figures.get("weights_changed")
         ]
         if peers:
             best = max(peers, key=lambda r: r.median)
-            lines.append(f"| {' | '.join(map(str, case))} | {best.library} | {ours.median / best.median:.3g} |")
+            lines.append(f"| {' | '.join(map(str, case))} | {best.subject} | {ours.median / best.median:.3g} |")
     return "\n".join(lines)
 
 
-def write_csv(path: Path, results: list[Result]) -> None:
-    """One row for each repeat."""
+def rows(results: list[Result]) -> list[dict]:
+    """One for each repeat."""
     same = ("peak_mib", "setup_mib", "post_spikes_per_image", "updates_per_image", "weights_changed", "weight_scale")
-    names = ["library", "version", "torch", "workload", "batch", "track", "repeat", "seconds", "images_per_s"]
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*names, "steps_per_s", *same])
-        for r in results:
-            for repeat, seconds in enumerate(r.figures.get("seconds", ())):
-                speed = r.batch / seconds
-                case = (r.library, r.figures["version"], r.figures["torch"], r.workload, r.batch, r.track)
-                writer.writerow([*case, repeat, seconds, speed, speed * STEPS, *(r.figures[name] for name in same)])
+    found = []
+    for r in results:
+        for repeat, seconds in enumerate(r.figures.get("seconds", ())):
+            speed = r.batch / seconds
+            case = {"library": r.subject, "version": r.figures["version"], "torch": r.figures["torch"]}
+            case |= {"workload": r.workload, "batch": r.batch, "track": r.track, "repeat": repeat, "seconds": seconds}
+            case |= {"images_per_s": speed, "steps_per_s": speed * STEPS}
+            found.append(case | {name: r.figures[name] for name in same})
+    return found
 
 
 def run(config: BenchmarkConfig) -> None:
@@ -300,13 +300,14 @@ def run(config: BenchmarkConfig) -> None:
     torch.set_num_threads(config.threads)
     commands, missing = find_peers(config)
     results = measure_all(config, commands)
-    versions = {f"{r.library} {r.figures['version']} (torch {r.figures['torch']})": None for r in results if r.figures}
+    versions = {f"{r.subject} {r.figures['version']} (torch {r.figures['torch']})": None for r in results if r.figures}
     print(table(results), ratios(results), "", sep="\n\n", end="")
     print(f"{', '.join(versions)}; {config.threads} threads, {config.repeats} repeats, seed {config.seed}")
     for line in missing:
         print(line)
-    if config.out is not None:
-        write_atomically(config.out, lambda temporary: write_csv(temporary, results))
+    measured = rows(results)
+    if config.out is not None and measured:
+        write_csv(config.out, measured)
         print(f"wrote {config.out}")
 
 

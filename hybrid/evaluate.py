@@ -1,6 +1,5 @@
 """Accuracy of saved models on clean and noisy test images: a table, a CSV file in long format, a figure."""
 
-import csv
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from snn.command import (
     choose_device,
     progress,
     run_command,
-    write_atomically,
+    write_csv,
     write_json,
 )
 from snn.data import Images, load_images
@@ -174,18 +173,6 @@ def _percent(row: dict) -> str:
     return f"{row['accuracy_percent']:.1f} ± {row['standard_error_percent']:.1f}"
 
 
-def write_csv(rows: list[dict], path: Path) -> None:
-    """Write the rows in long format."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)
-
-
 def run(config: EvaluateConfig) -> None:
     """The command: load, evaluate, write, report."""
     figure = beside(config.out, ".png") if config.options.figures else None
@@ -198,7 +185,7 @@ def run(config: EvaluateConfig) -> None:
     models = {path.stem if unique else str(path): load_model(path) for path in paths}
     data = _test_images(config, models)
     rows = evaluate(models, data, conditions, batch_size=config.batch_size, seed=config.options.seed, device=device)
-    write_csv(rows, config.out)
+    write_csv(config.out, rows)
     print_table(rows, Console())
     write_json(config.options.json, {"results": rows, "seed": config.options.seed})
     if figure:

@@ -1,6 +1,7 @@
 """What every command shares: exit statuses, checks of its outputs before work starts, device, progress, JSON."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -56,7 +57,7 @@ def run_command(
     ``defaults`` makes, of a first parse, the values that flags which are not given have (such as a preset's).
 
     0: done, or another status that ``function`` returns. 2: a user error, told in one line on stderr. 130: interrupted
-    (also by SIGTERM, which waits for what must not be cut short).
+    (also by SIGTERM).
     """
     module = function.__module__
     spec = sys.modules[module].__spec__
@@ -188,6 +189,19 @@ def write_json(path: Path | None, figures: dict) -> None:
     if path is not None:
         text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
         write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_csv(path: Path | None, rows: list[dict]) -> None:
+    """Write rows with equal keys in long format to ``path`` (None: do nothing)."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    if path is not None:
+        write_atomically(path, write)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

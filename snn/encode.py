@@ -101,11 +101,10 @@ def encode(images: Tensor, p: Encoding, seeds: Tensor) -> Tensor:
 def encode_sparse(images: Tensor, p: Encoding, seeds: Tensor) -> SpikeEvents:
     """The spikes of :func:`encode` as events, on the CPU."""
     _check_images(images)
-    keys = image_key(seeds, ENCODE)
     if p.kind == "poisson":
         chance = as_chance(_spike_probability(p)).numpy()
-        return encode_events(images, kernels.encode_poisson, keys, chance, p.n_steps)
-    return encode_events(images, kernels.encode_regular, keys, *_spike_times(p), p.n_steps)
+        return encode_events(images, kernels.encode_poisson, seeds, chance, p.n_steps)
+    return encode_events(images, kernels.encode_regular, seeds, *_spike_times(p), p.n_steps)
 
 
 @cache

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from snn import kernels
-from snn.draws import AFTER, BEFORE, TIES, image_key
+from snn.draws import AFTER, BEFORE, ENCODE, TIES, image_key
 
 if TYPE_CHECKING:
     from snn.layer import SpikingConv2d
@@ -85,14 +85,12 @@ def spike_counts(spikes: Spikes) -> Tensor:
 
 
 def encode_events(
-    images: Tensor, kernel: Callable[..., tuple[np.ndarray, np.ndarray]], keys: tuple[Tensor, Tensor], *arguments
+    images: Tensor, kernel: Callable[..., tuple[np.ndarray, np.ndarray]], seeds: Tensor, *arguments
 ) -> SpikeEvents:
     """Spikes of uint8 ``images`` (B, C, H, W) by a compiled encoder, whose last arguments are the image's key."""
     flat = images.permute(0, 2, 3, 1).contiguous().flatten(1).numpy()
-    halves = [half.numpy().astype(np.uint32) for half in keys]
-    rasters = for_each(
-        lambda image: Raster(*kernel(flat[image], *arguments, halves[0][image], halves[1][image])), range(len(flat))
-    )
+    keys = _keys(seeds, ENCODE)
+    rasters = for_each(lambda image: Raster(*kernel(flat[image], *arguments, *keys[image])), range(len(flat)))
     return SpikeEvents(tuple(rasters), tuple(images.shape[1:]))
 
 
@@ -101,21 +99,20 @@ def simulate_events(
 ) -> SpikeEvents:
     """:meth:`snn.layer.SpikingConv2d.simulate` on events."""
     synapses, neurons = _Synapses.of(layer, pre.shape), _Neurons.of(layer)
-    maps, _, width = (synapses.geometry[i] for i in (8, 6, 7))
-    scale, threshold = neurons.scale, neurons.threshold
-    along_row = np.tile(scale, width), np.tile(threshold, width)
+    height, width, maps = synapses.geometry[6:]
+    along_row = np.tile(neurons.scale, width), np.tile(neurons.threshold, width)
     if inhibition:
         _, blocked_steps = layer.geometry.steps(layer.dt)
-        keys = [half.numpy().astype(np.uint32) for half in image_key(seeds, TIES)]
+        keys = _keys(seeds, TIES)
 
     def simulate(image: int) -> Raster:
         arguments = (*pre.rasters[image], *synapses, neurons.cell, *along_row)
         if inhibition:
-            return Raster(*kernels.simulate_inhibited(*arguments, blocked_steps, keys[0][image], keys[1][image]))
+            return Raster(*kernels.simulate_inhibited(*arguments, blocked_steps, *keys[image]))
         return Raster(*kernels.simulate_free(*arguments))
 
     rasters = for_each(simulate, range(len(pre.rasters)))
-    return SpikeEvents(tuple(rasters), (maps, *synapses.geometry[6:8]))
+    return SpikeEvents(tuple(rasters), (maps, height, width))
 
 
 def sample_event_drive(layer: "SpikingConv2d", pre: SpikeEvents, places: np.ndarray) -> np.ndarray:
@@ -167,12 +164,11 @@ def count_event_pairs(
     levels = level.permute(0, 2, 3, 1).contiguous().flatten(1).to(torch.int16).numpy()
     passes = []
     for backward, (purpose, table) in enumerate(zip((BEFORE, AFTER), tables, strict=False)):
-        halves = [half.numpy().astype(np.uint32) for half in image_key(seeds, purpose)]
-        passes.append((bool(backward), np.ascontiguousarray(table.numpy()), halves))
+        passes.append((bool(backward), np.ascontiguousarray(table.numpy()), _keys(seeds, purpose)))
 
     def count(image: int) -> tuple[np.ndarray, np.ndarray]:
         changes = np.zeros((2, maps, kernel**2, c_in), np.int32)
-        for backward, table, halves in passes:
+        for backward, table, keys in passes:
             # The synapses of both passes are the same.
             events = np.zeros((maps, kernel**2), np.int32)
             kernels.count_pairs(
@@ -182,8 +178,7 @@ def count_event_pairs(
                 table,
                 levels[image],
                 geometry,
-                halves[0][image],
-                halves[1][image],
+                *keys[image],
                 events,
                 *changes,
             )
@@ -194,6 +189,12 @@ def count_event_pairs(
         total[0] += events[..., None]
         total[1:] += changes
     return total.transpose(0, 1, 3, 2).reshape(3, maps, c_in, kernel, kernel)
+
+
+def _keys(seeds: Tensor, purpose: int) -> list[tuple[np.uint32, np.uint32]]:
+    """Key of each image, as the kernels take it."""
+    first, second = (half.numpy().astype(np.uint32) for half in image_key(seeds, purpose))
+    return list(zip(first, second, strict=True))
 
 
 class _Synapses(NamedTuple):

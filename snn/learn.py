@@ -118,12 +118,17 @@ def _difference(found: SpikingNetwork, wanted: SpikingNetwork) -> str:
 def checkpoints(
     write: Callable[[SpikingNetwork], None], interval: float, processes: Processes
 ) -> Callable[[SpikingNetwork], None]:
-    """What :func:`snn.learner.learn` calls after every update: the first process writes every ``interval`` seconds."""
+    """What :func:`snn.learner.learn` calls after every update: the first process writes every ``interval`` seconds.
+
+    A complete network is left to the command, which writes it with its digest.
+    """
     last, layers = perf_counter(), 0
 
     def save(network: SpikingNetwork) -> None:
         nonlocal last, layers
-        if processes.first and (len(network.layers) > layers or perf_counter() - last >= interval):
+        if not processes.first or network.complete:
+            return
+        if len(network.layers) > layers or perf_counter() - last >= interval:
             write(network.to("cpu"))
             last, layers = perf_counter(), len(network.layers)
 

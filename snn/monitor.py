@@ -49,7 +49,8 @@ class Monitor:
     def _warn(self, history: LayerHistory) -> None:
         if self._warned or not self._shown:
             return
-        wins, change = history.wins[-PATIENCE:].sum().item(), history.mean_change[-PATIENCE:].sum().item()
+        recent = history.wins[-PATIENCE:]
+        wins, change = recent.sum().item(), history.mean_change[-PATIENCE:].sum().item()
         message = ""
         if wins == 0:
             message = "fires no spike; raise --start-count, or lower --lif.v-threshold or --homeostasis.threshold-range"
@@ -60,7 +61,7 @@ class Monitor:
             )
         if message:
             self._warned = True
-            tqdm.write(f"warning: {self._name} {message} (seen over {PATIENCE} updates)", file=sys.stderr)
+            tqdm.write(f"warning: {self._name} {message} (seen over {len(recent)} updates)", file=sys.stderr)
 
 
 def describe(history: LayerHistory, seconds: float, before: int, p: Learning) -> str:

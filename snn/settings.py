@@ -105,7 +105,8 @@ class Learning:
             0 <= self.initial_low < self.initial_high <= 1,
             f"initial conductances from {self.initial_low} to {self.initial_high}: expected 0 <= low < high <= 1",
         )
-        _ = self.rule
+        # An encoder without a lowest rate has no period to take for T_d.
+        self.stdp.with_ltd_delay(self.encoding.f_min)
 
     @property
     def rule(self) -> STDPParameters:

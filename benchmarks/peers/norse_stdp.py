@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from protocol import TAU_MEMBRANE, TAU_TRACE, Adapter, Workload, fastest_group, main
+from protocol import TAU_MEMBRANE, TAU_TRACE, GroupedAdapter, Workload, main
 from torch import Tensor
 from torch.nn.functional import conv2d
 
@@ -27,7 +27,7 @@ LIF = LIFBoxParameters(
 )
 
 
-class Norse(Adapter):
+class Norse(GroupedAdapter):
     package = "norse"
 
     def __init__(self, workload: Workload, weight: Tensor, w_max: float, track: str) -> None:
@@ -44,15 +44,7 @@ class Norse(Adapter):
             convolutional=True,
             padding=workload.padding,
         )
-        self.group = workload.pre.shape[1]
-        pre, post = workload.pre[0].float(), workload.post[0].float()
-
-        def step(size: int) -> None:
-            self.group = size
-            self.reset()
-            self.stdp(pre, post)
-
-        self.group = fastest_group(step, self.group)
+        self.choose_group()
 
     def reset(self) -> None:
         self.weight = self.start.clone()
@@ -61,19 +53,12 @@ class Norse(Adapter):
             for pre, post in self.split(self.workload.pre[0], self.workload.post[0])
         ]
 
-    def split(self, pre: Tensor, post: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(pre.split(self.group), post.split(self.group), strict=True))
-
     def stdp(self, pre: Tensor, post: Tensor) -> None:
         for trace, (pre_part, post_part) in zip(self.traces, self.split(pre, post), strict=True):
             # The traces are updated in place of their state.
             self.weight, _ = stdp_step_conv2d(
                 pre_part, post_part, self.weight, trace, self.parameters, self.workload.dt
             )
-
-    def rule(self) -> None:
-        for pre, post in zip(self.workload.pre, self.workload.post, strict=True):
-            self.stdp(pre.float(), post.float())
 
     def full(self, watch: Callable[[Tensor], None] | None) -> None:
         state = LIFBoxFeedForwardState(v=torch.zeros(self.workload.post.shape[1:]))
@@ -84,9 +69,6 @@ class Norse(Adapter):
             self.stdp(pre, post)
             if watch:
                 watch(post)
-
-    def weight_now(self) -> Tensor:
-        return self.weight
 
     @classmethod
     def count(cls, workload: Workload, weight: Tensor) -> float:

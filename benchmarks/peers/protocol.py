@@ -122,6 +122,39 @@ class Adapter(ABC):
         raise NotImplementedError
 
 
+class GroupedAdapter(Adapter):
+    """A library whose rule is called on as many images at a time as is fastest; its weights are a tensor of its own."""
+
+    weight: Tensor
+    group: int
+
+    @abstractmethod
+    def stdp(self, pre: Tensor, post: Tensor) -> None:
+        """One time step of the rule, float32 (B, C, H, W), in groups."""
+
+    def choose_group(self) -> None:
+        """Set ``group``."""
+        pre, post = self.workload.pre[0].float(), self.workload.post[0].float()
+
+        def step(size: int) -> None:
+            self.group = size
+            self.reset()
+            self.stdp(pre, post)
+
+        self.group = fastest_group(step, self.workload.pre.shape[1])
+
+    def split(self, pre: Tensor, post: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Groups of images."""
+        return list(zip(pre.split(self.group), post.split(self.group), strict=True))
+
+    def rule(self) -> None:
+        for pre, post in zip(self.workload.pre, self.workload.post, strict=True):
+            self.stdp(pre.float(), post.float())
+
+    def weight_now(self) -> Tensor:
+        return self.weight
+
+
 def main(adapter: type[Adapter]) -> None:
     """Command line of an adapter: make one measurement and print it as a line of JSON."""
     parser = argparse.ArgumentParser(description=f"Measure the STDP learning speed of {adapter.package}.")

@@ -9,28 +9,19 @@ the library has none for convolutions.
 from collections.abc import Callable
 
 import torch
-from protocol import TAU_MEMBRANE, TAU_TRACE, Adapter, Workload, fastest_group, main
+from protocol import TAU_MEMBRANE, TAU_TRACE, GroupedAdapter, Workload, main
 from spikingjelly.activation_based import functional, neuron
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 
-class SpikingJelly(Adapter):
+class SpikingJelly(GroupedAdapter):
     package = "spikingjelly"
 
     def __init__(self, workload: Workload, weight: Tensor, w_max: float, track: str) -> None:
         super().__init__(workload, weight, w_max, track)
         self.lif = make_neuron(workload)
-        self.group = workload.pre.shape[1]
-        self.reset()
-        pre, post = workload.pre[0].float(), workload.post[0].float()
-
-        def step(size: int) -> None:
-            self.group = size
-            self.reset()
-            self.stdp(pre, post)
-
-        self.group = fastest_group(step, self.group)
+        self.choose_group()
 
     def reset(self) -> None:
         functional.reset_net(self.lif)
@@ -40,9 +31,6 @@ class SpikingJelly(Adapter):
         for pre, post in self.split(self.workload.pre[0], self.workload.post[0]):
             zeros = torch.zeros_like(pre, dtype=torch.float32), torch.zeros_like(post, dtype=torch.float32)
             self.traces.append((pad(zeros[0], around), zeros[1]))
-
-    def split(self, pre: Tensor, post: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(pre.split(self.group), post.split(self.group), strict=True))
 
     def stdp(self, pre: Tensor, post: Tensor) -> None:
         """One time step; the rule's default factors make a change proportional to the weight."""
@@ -56,10 +44,6 @@ class SpikingJelly(Adapter):
             change += delta
         self.weight.add_(change, alpha=self.workload.learning_rate).clamp_(0, self.w_max)
 
-    def rule(self) -> None:
-        for pre, post in zip(self.workload.pre, self.workload.post, strict=True):
-            self.stdp(pre.float(), post.float())
-
     def full(self, watch: Callable[[Tensor], None] | None) -> None:
         for spikes in self.workload.pre:
             pre = spikes.float()
@@ -67,9 +51,6 @@ class SpikingJelly(Adapter):
             self.stdp(pre, post)
             if watch:
                 watch(post)
-
-    def weight_now(self) -> Tensor:
-        return self.weight
 
     @classmethod
     def count(cls, workload: Workload, weight: Tensor) -> float:
