@@ -3,6 +3,9 @@
 An intensity x in [0, 1] becomes a train of rate F = f_min + x (f_max - f_min). A regular train holds exactly
 ``floor(F T)`` spikes in a presentation of duration T and is turned in time, end to start, by a random phase, so that
 equal pixels do not spike together; a Poisson train draws each step independently.
+
+The presentation may end with a quiet time without input. The same spikes then come in the time before it, so that what
+the last of them start (their pulses, and those of the layers above) ends with the presentation and counts in full.
 """
 
 import math
@@ -35,6 +38,8 @@ class Encoding:
     at a lowered threshold)."""
     kind: Literal["regular", "poisson"] = "regular"
     """Regular trains with exact spike counts (paper 4.3: floor(F T)) or Poisson trains."""
+    quiet: float = 0.0
+    """Time at the end of the presentation in which no input spike comes, in ms (paper: none)."""
 
     def __post_init__(self) -> None:
         check(
@@ -46,14 +51,25 @@ class Encoding:
             f"presentation {self.presentation} ms with dt {self.dt} ms: expected a whole number of steps, at least one",
         )
         check(
-            self.f_max * self.dt <= 1000,
-            f"f_max {self.f_max} Hz with dt {self.dt} ms: more than one spike a step; lower f_max or dt",
+            0 <= whole_steps(self.quiet, self.dt) < self.n_steps,
+            f"quiet time {self.quiet} ms: expected a multiple of dt = {self.dt} ms, 0 or more and less than the "
+            f"presentation of {self.presentation} ms",
+        )
+        check(
+            self.f_max * self.dt * self.n_steps <= 1000 * self.active_steps,
+            f"f_max {self.f_max} Hz with dt {self.dt} ms and {self.quiet} ms of quiet: more than one spike a step; "
+            "lower one of them",
         )
 
     @property
     def n_steps(self) -> int:
         """Steps in a presentation."""
         return whole_steps(self.presentation, self.dt)
+
+    @property
+    def active_steps(self) -> int:
+        """Steps at the start of a presentation in which input spikes come."""
+        return self.n_steps - whole_steps(self.quiet, self.dt)
 
     def rate(self, intensity: Tensor) -> Tensor:
         """F in Hz of intensities in [0, 1], any shape."""
@@ -84,16 +100,18 @@ def encode(images: Tensor, p: Encoding, seeds: Tensor) -> Tensor:
     maps, height, width = images.shape[1:]
     # Neurons are numbered place by place, as in SpikeEvents.
     neuron = torch.arange(maps * height * width, device=images.device).reshape(height, width, maps).permute(2, 0, 1)
+    spikes = torch.zeros((p.n_steps, *images.shape), dtype=torch.bool, device=images.device)
     if p.kind == "poisson":
         chance = as_chance(_spike_probability(p)).to(images.device)[images.long()]
-        return torch.stack([happens(draw_bits(event_key(key, t), neuron), chance) for t in range(p.n_steps)])
-    shift = draw_bits(event_key(key, 0), neuron) * p.n_steps >> 32
-    spikes = torch.zeros((p.n_steps, *images.shape), dtype=torch.bool, device=images.device)
+        for t in range(p.active_steps):
+            spikes[t] = happens(draw_bits(event_key(key, t), neuron), chance)
+        return spikes
+    shift = draw_bits(event_key(key, 0), neuron) * p.active_steps >> 32
     level = images.flatten(1).long()
     trains = regular_trains(_all_rates(p), p).T.to(images.device)
     # For each pixel, the steps of its intensity's train, turned by its phase.
     b, pixel, step = trains[level].nonzero().T
-    step = (step + shift.flatten(1)[b, pixel]) % p.n_steps
+    step = (step + shift.flatten(1)[b, pixel]) % p.active_steps
     spikes.flatten(2)[step, b, pixel] = True
     return spikes
 
@@ -103,8 +121,8 @@ def encode_sparse(images: Tensor, p: Encoding, seeds: Tensor) -> SpikeEvents:
     _check_images(images)
     if p.kind == "poisson":
         chance = as_chance(_spike_probability(p)).numpy()
-        return encode_events(images, kernels.encode_poisson, seeds, chance, p.n_steps)
-    return encode_events(images, kernels.encode_regular, seeds, *_spike_times(p), p.n_steps)
+        return encode_events(images, kernels.encode_poisson, seeds, chance, p.n_steps, p.active_steps)
+    return encode_events(images, kernels.encode_regular, seeds, *_spike_times(p), p.n_steps, p.active_steps)
 
 
 @cache
@@ -129,11 +147,13 @@ def _all_rates(p: Encoding) -> Tensor:
 
 
 def _spike_probability(p: Encoding) -> Tensor:
-    return _all_rates(p) * (p.dt / 1000)
+    return _all_rates(p) * (p.presentation / 1000 / p.active_steps)
 
 
 def regular_trains(rates: Tensor, p: Encoding) -> Tensor:
     """The paper's regular trains: the n-th spike lies in the step in which F t reaches n, so T holds floor(F T) spikes.
+
+    With a quiet time, t runs from 0 to T in the time before it.
 
     Args:
         rates: F in Hz, float64, any shape.
@@ -143,6 +163,7 @@ def regular_trains(rates: Tensor, p: Encoding) -> Tensor:
         bool (T, *rates.shape).
     """
     step = torch.arange(p.n_steps + 1, dtype=torch.float64, device=rates.device).reshape(-1, *[1] * rates.dim())
+    seconds = step.clamp(max=p.active_steps) * (p.presentation / 1000 / p.active_steps)
     # Without the margin, rounding would lose the last spike where F T is a whole number, as 20 Hz x 300 ms.
-    reached = torch.floor(rates * (p.dt / 1000) * step + 1e-9)
+    reached = torch.floor(rates * seconds + 1e-9)
     return reached[1:] > reached[:-1]

@@ -94,19 +94,20 @@ def count_spikes(neuron, neurons):
 
 
 @njit(nogil=True, cache=True)
-def encode_regular(image, times, first_time, steps, first, second):
+def encode_regular(image, times, first_time, steps, active, first, second):
     """Regular trains of uint8 intensities (neurons,), each turned in time by a random phase.
 
-    ``times[first_time[x] : first_time[x + 1]]`` are the steps in which intensity x spikes at phase 0.
+    ``times[first_time[x] : first_time[x + 1]]`` are the steps in which intensity x spikes at phase 0, all of them among
+    the ``active`` first ones.
     """
     key, other = event_key(first, second, 0)
     start = np.zeros(steps + 1, np.int64)
     shift = np.empty(len(image), np.int32)
     for n in range(len(image)):
-        shift[n] = (np.uint64(draw_bits(key, other, n)) * np.uint64(steps)) >> np.uint64(32)
+        shift[n] = (np.uint64(draw_bits(key, other, n)) * np.uint64(active)) >> np.uint64(32)
         for i in range(first_time[image[n]], first_time[image[n] + 1]):
             t = times[i] + shift[n]
-            start[(t - steps if t >= steps else t) + 1] += 1
+            start[(t - active if t >= active else t) + 1] += 1
     for t in range(steps):
         start[t + 1] += start[t]
     neuron = np.empty(start[steps], np.int32)
@@ -114,24 +115,25 @@ def encode_regular(image, times, first_time, steps, first, second):
     for n in range(len(image)):
         for i in range(first_time[image[n]], first_time[image[n] + 1]):
             t = times[i] + shift[n]
-            t = t - steps if t >= steps else t
+            t = t - active if t >= active else t
             neuron[free[t]] = n
             free[t] += 1
     return neuron, start
 
 
 @njit(nogil=True, cache=True)
-def encode_poisson(image, chance, steps, first, second):
-    """Poisson trains of uint8 intensities (neurons,); ``chance``: of a spike in a step, by intensity."""
+def encode_poisson(image, chance, steps, active, first, second):
+    """Poisson trains of uint8 intensities (neurons,); ``chance``: of a spike in an active step, by intensity."""
     start = np.zeros(steps + 1, np.int64)
-    neuron = np.empty(steps * len(image), np.int32)
+    neuron = np.empty(active * len(image), np.int32)
     n_spikes = 0
-    for t in range(steps):
+    for t in range(active):
         key, other = event_key(first, second, t)
         for n in range(len(image)):
             neuron[n_spikes] = n
             n_spikes += int32(draw_bits(key, other, n) >> uint32(2)) < chance[image[n]]
         start[t + 1] = n_spikes
+    start[active + 1 :] = n_spikes
     return neuron[:n_spikes].copy(), start
 
 
