@@ -3,138 +3,169 @@
     f(x) = sum_i alpha_i chi_i(x)
 
 chi_i is the indicator of [edge_i, edge_{i+1}): the function is right-continuous, a drive that sits exactly on an edge
-belongs to the step above it. Below the first edge it is heights[0].
+belongs to the step above it. Below the first edge it is heights[0]. A drive that is not a number stays one.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bridge.step_kernel import fill_steps
 from snn.errors import check
+from snn.events import for_each
 
-
-class StepFit(NamedTuple):
-    """A fitted step function."""
-
-    edges: Tensor
-    """Drives at which the function steps up, strictly increasing, float32 (n,)."""
-    heights: Tensor
-    """Rates in Hz, float32 (n + 1,): heights[i] holds from edges[i - 1] to edges[i]."""
-
-
-def fit_steps(drive: np.ndarray, counts: np.ndarray, presentation: float, min_share: float = 0.002) -> StepFit:
-    """Fit the SAU to simulated responses.
-
-    A monotone staircase with heights n/T misses a neuron's count k at drive x by ``sum_n |[k >= n] - [x >= edge_n]|``
-    spikes, so each edge can be chosen by itself: the split of the drives that misplaces the fewest neurons. Together
-    they minimise the mean absolute error exactly.
-
-    Args:
-        drive: mean currents of neurons, (N,).
-        counts: their spikes in one presentation, integers (N,).
-        presentation: T in ms.
-        min_share: steps reached by fewer than this share of the neurons are left out.
-
-    Raises:
-        UserError: if the neurons do not fire at two different rates at least.
-    """
-    order = np.argsort(drive, kind="stable")
-    x, k = drive[order].astype(np.float64), counts[order]
-    edges, heights = [], [0.0]
-    for level in range(1, int(k.max(initial=0)) + 1):
-        above = k >= level
-        if above.mean() < min_share:
-            break
-        # misplaced[i]: neurons on the wrong side when the i smallest drives are put below the edge
-        misplaced = np.concatenate(([0], np.cumsum(above))) + np.concatenate((np.cumsum(~above[::-1])[::-1], [0]))
-        # Only between different drives can an edge lie.
-        possible = np.concatenate(([True], x[1:] > x[:-1], [True]))
-        split = int(np.argmin(np.where(possible, misplaced, len(x) + 1)))
-        if split == len(x):
-            # At no drive is this level right more often than wrong.
-            break
-        low = x[split - 1] if split > 0 else x[0] - 1e-3 * max(1.0, abs(x[0]))
-        edge = np.float32((low + x[split]) / 2)
-        # Between neighbouring numbers the midpoint may round down onto the drive that lies below the edge.
-        edge = edge if edge > low else np.float32(x[split])
-        rate = level * 1000 / presentation
-        if edges and edge <= edges[-1]:
-            # Two levels begin at one drive: the lower one is never seen.
-            heights[-1] = rate
-        else:
-            edges.append(edge)
-            heights.append(rate)
-    check(
-        len(edges) >= 1 and np.ptp(x) > 0,
-        "the layer's neurons all fire alike, so there is no step to fit; learn again with another output rate",
-    )
-    return StepFit(torch.tensor(edges, dtype=torch.float32), torch.tensor(heights, dtype=torch.float32))
-
-
-class _StepFunction(torch.autograd.Function):
-    """Forward: the step function. Backward: the slope of the line through its step midpoints."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, edges: Tensor, heights: Tensor, limits: tuple[float, float, float]) -> Tensor:
-        slope, low, high = limits
-        ctx.slope = slope
-        ctx.save_for_backward((x >= low) & (x < high))
-        return heights[torch.bucketize(x.contiguous(), edges, right=True, out_int32=True)].to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        (inside,) = ctx.saved_tensors
-        return gradient * inside * ctx.slope, None, None, None
+COMPILED = (torch.float32, torch.float64)
+"""Types of CPU tensors for which one compiled pass finds step and height; elsewhere PyTorch searches, then gathers."""
+ROW = 2**12
+"""Numbers in a row where all drives share their steps."""
+THREAD_SHARE = 2**16
+"""Least numbers a thread is given: fewer are done sooner by one."""
 
 
 class SpecialActivationUnit(nn.Module):
-    """f(x) of the paper's section 4.3, with fixed edges and heights.
+    """f(x) of the paper's section 4.3, with fixed edges and heights, of a layer or of each of its channels.
 
     The gradient is that of the line through the midpoints of the steps, and zero beyond the last edge and further
     below the first edge than half a mean step: there the neuron saturates or is silent.
 
+    Edges and heights stay float32 whatever the module is cast to: whether a drive of lower precision lies on an edge
+    or above is decided exactly.
+
     Args:
-        edges: strictly increasing (n,), in units of the drive.
-        heights: (n + 1,), in Hz.
+        edges: increasing, in units of the drive, (n,), or (C, n) of channels, each row filled up with infinity.
+        heights: (n + 1,) or (C, n + 1): spikes in a presentation.
     """
 
     def __init__(self, edges: Tensor, heights: Tensor) -> None:
         super().__init__()
         check(
-            edges.ndim == 1 and heights.shape == (len(edges) + 1,) and len(edges) >= 1,
-            f"SAU with edges {tuple(edges.shape)} and heights {tuple(heights.shape)}: expected (n,) and (n + 1,)",
+            edges.ndim in (1, 2) and edges.shape[-1] >= 1 and heights.shape == (*edges.shape[:-1], edges.shape[-1] + 1),
+            f"SAU with edges {tuple(edges.shape)} and heights {tuple(heights.shape)}: expected (n,) and (n + 1,), or "
+            "(C, n) and (C, n + 1)",
         )
-        check(bool((edges[1:] > edges[:-1]).all()), "SAU edges must increase strictly")
+        increasing = (edges[..., 1:] > edges[..., :-1]) | torch.isposinf(edges[..., 1:])
+        check(
+            bool(increasing.all()) and not edges.isnan().any() and bool(edges[..., 0].isfinite().all()),
+            "SAU edges must increase strictly (infinity only fills up the rows of channels with fewer steps)",
+        )
         self.register_buffer("edges", edges.to(torch.float32).clone())
         self.register_buffer("heights", heights.to(torch.float32).clone())
+        for name in ("slope", "low", "high"):
+            self.register_buffer(name, torch.zeros(edges.shape[:-1]), persistent=False)
+        self._set_surrogate()
 
-    def surrogate(self) -> tuple[float, float, float]:
-        """(slope in Hz per unit drive, lowest and highest drive at which it acts)."""
-        edges, heights = self.edges.double().tolist(), self.heights.double().tolist()
-        span = edges[-1] - edges[0]
-        if span == 0:
-            width = max(abs(edges[0]), 1e-6)
-            return (heights[1] - heights[0]) / width, edges[0] - width / 2, edges[0] + width / 2
-        # Steps but the first and last have midpoints; a line through fewer than two rests on the edges.
-        middles = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
-        if len(middles) >= 2:
-            slope = (heights[-2] - heights[1]) / (middles[-1] - middles[0])
-        else:
-            slope = (heights[-1] - heights[0]) / (2 * span)
-        return slope, edges[0] - span / (2 * (len(edges) - 1)), edges[-1]
+    def _set_surrogate(self) -> None:
+        """Slope in spikes per unit of drive, lowest and highest drive at which it acts; () or (C,)."""
+        edges, heights = (buffer.double().reshape(-1, buffer.shape[-1]) for buffer in (self.edges, self.heights))
+        rows = [_surrogate(e[e.isfinite()].tolist(), h.tolist()) for e, h in zip(edges, heights, strict=True)]
+        with torch.no_grad():
+            for name, values in zip(("slope", "low", "high"), zip(*rows, strict=True), strict=True):
+                getattr(self, name).copy_(torch.tensor(values).reshape(self.edges.shape[:-1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rates in Hz, the shape and type of the drive ``x``."""
-        return _StepFunction.apply(x, self.edges, self.heights, self._limits())
+        """Spikes in a presentation, in shape, type and memory order of the drive ``x``, (B, C, ...) if of channels."""
+        return _steps(x, self.edges, self.heights, self.slope, self.low, self.high)
 
-    def _limits(self) -> tuple[float, float, float]:
-        # Reading buffers from an accelerator waits for it, so once is enough; they never change after loading.
-        if not hasattr(self, "_cached_limits"):
-            self._cached_limits = self.surrogate()
-        return self._cached_limits
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpecialActivationUnit":
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            if self._buffers[name].dtype != before.dtype:
+                self._buffers[name] = before.to(self._buffers[name].device)
+        return self
 
     def _load_from_state_dict(self, *arguments) -> None:
         super()._load_from_state_dict(*arguments)
-        self.__dict__.pop("_cached_limits", None)
+        self._set_surrogate()
+
+
+def _surrogate(edges: list[float], heights: list[float]) -> tuple[float, float, float]:
+    """(slope, low, high) of one step function; ``heights`` beyond the last edge are left aside."""
+    top, span = heights[len(edges)], edges[-1] - edges[0]
+    if span == 0:
+        width = max(abs(edges[0]), 1e-6)
+        return (top - heights[0]) / width, edges[0] - width / 2, edges[0] + width / 2
+    # Steps but the first and last have midpoints; a line through fewer than two rests on the edges.
+    middles = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+    if len(middles) >= 2:
+        slope = (heights[len(edges) - 1] - heights[1]) / (middles[-1] - middles[0])
+    else:
+        slope = (top - heights[0]) / (2 * span)
+    return slope, edges[0] - span / (2 * (len(edges) - 1)), edges[-1]
+
+
+@torch.library.custom_op("safe_dnn::steps", mutates_args=())
+def _steps(x: Tensor, edges: Tensor, heights: Tensor, slope: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The step function; the last three serve the gradient. An operator of its own, so that torch.compile keeps it."""
+    out = torch.empty_like(x)
+    if x.device.type == "cpu" and x.dtype in COMPILED:
+        _fill_compiled(x.detach(), edges, heights, out)
+    elif edges.ndim == 1:
+        _in_memory_order(out).copy_(_search(_in_memory_order(x).contiguous(), edges, heights))
+    else:
+        for channel, (row, steps) in enumerate(zip(edges, heights, strict=True)):
+            out[:, channel] = _search(x[:, channel].contiguous(), row, steps)
+    return out
+
+
+@_steps.register_fake
+def _(x, edges, heights, slope, low, high):
+    return torch.empty_like(x)
+
+
+def _keep_slope(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    x, _, _, slope, low, high = inputs
+    slope, low, high = (value.reshape(-1, *[1] * (x.ndim - 2)) if value.ndim else value for value in (slope, low, high))
+    ctx.save_for_backward((x >= low) & (x < high), slope)
+
+
+def _slope(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    inside, slope = ctx.saved_tensors
+    return gradient * (inside * slope.to(gradient.dtype)), None, None, None, None, None
+
+
+_steps.register_autograd(_slope, setup_context=_keep_slope)
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """A view of ``x`` that is contiguous, if there is one."""
+    return x.permute(0, 2, 3, 1) if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) else x
+
+
+def _search(x: Tensor, edges: Tensor, heights: Tensor) -> Tensor:
+    steps = torch.bucketize(x, round_up(edges, x.dtype), right=True, out_int32=True)
+    return heights.to(x.dtype)[steps].masked_fill(x.isnan(), torch.nan)
+
+
+def round_up(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The smallest numbers of ``dtype`` that are not below ``values``: numbers of it compare with both alike."""
+    rounded = values.to(dtype)
+    infinity = torch.full_like(rounded, torch.inf)
+    return torch.where(rounded.to(values.dtype) < values, torch.nextafter(rounded, infinity), rounded)
+
+
+def _fill_compiled(x: Tensor, edges: Tensor, heights: Tensor, out: Tensor) -> None:
+    """Write f(x) to ``out``, by as many threads as PyTorch uses; both CPU tensors of one shape."""
+    if edges.ndim == 2:
+        drives, found, width = x.contiguous(), out, max(1, math.prod(x.shape[2:]))
+    else:
+        drives, found, width = _in_memory_order(x).contiguous(), _in_memory_order(out), ROW
+    # The last row of a shared step function may be shorter than the others: it is done by itself.
+    filled = found if found.is_contiguous() else torch.empty_like(drives)
+    flat, target = drives.view(-1).numpy(), filled.view(-1).numpy()
+    steps = tuple(values.to(x.dtype).reshape(-1, values.shape[-1]).numpy() for values in (edges, heights))
+    rows = len(flat) // width
+    per_thread = max(-(-rows // torch.get_num_threads()), THREAD_SHARE // width)
+
+    def fill(first: int) -> None:
+        last = min(first + per_thread, rows)
+        part = slice(first * width, last * width)
+        fill_steps(flat[part].reshape(-1, width), first, *steps, target[part].reshape(-1, width))
+
+    for_each(fill, range(0, rows, per_thread))
+    if rest := flat[rows * width :].size:
+        fill_steps(flat[None, -rest:], 0, *steps, target[None, -rest:])
+    if filled is not found:
+        found.copy_(filled)

@@ -1,7 +1,8 @@
 """Convert ``snn.h5`` into ``frontend.h5``: rescale conductances, fit each layer's SAU, measure how well it answers.
 
 Each layer is fitted on the drive that it will see in the converted network, that is fed by the converted layers before
-it, against the spike counts of the whole spiking simulation on the same training images.
+it, against the spike counts of the whole spiking simulation on the same training images. How well the result answers
+is measured on test images, which neither learning nor fit has seen, with the encoder's floor and without.
 """
 
 import sys
@@ -14,34 +15,41 @@ import torch
 import tyro
 from torch import Tensor
 
-from bridge.activation import SpecialActivationUnit, fit_steps
-from bridge.figures import draw_responses
+from bridge.activation import SpecialActivationUnit
+from bridge.fidelity import Fidelity, measure_fidelity
+from bridge.figures import draw_fidelity, draw_responses
+from bridge.fit import Fit, Neurons, fit_response
 from bridge.frontend import (
+    COARSE,
     ConvertedLayer,
     FrontEndSpec,
     Response,
     SpikingFrontEnd,
-    input_rates,
+    input_spikes,
     save_frontend,
 )
-from bridge.response import simulate_counts
+from bridge.response import neuron_response, simulate_counts
 from snn.command import (
     RunOptions,
     beside,
     check_outputs,
     choose_device,
     command_line,
+    progress,
     run_command,
     write_json,
 )
 from snn.data import load_images
+from snn.draws import stream
+from snn.encode import Encoding
 from snn.errors import check
-from snn.layer import SpikingConv2d
+from snn.layer import SpikingConv2d, round_for_exact_sums
 from snn.pretrained import resolve
-from snn.weights import SHIPPED_NETWORKS, SpikingNetwork, load_network
+from snn.weights import SHIPPED_NETWORKS, SpikingNetwork, layer_tree, load_network
 
 FIT_SAMPLE = 1_000_000
 STORED_SAMPLE = 20_000
+SINGLE_DRIVES = 1000
 
 
 @dataclass(frozen=True)
@@ -56,26 +64,30 @@ class ConvertConfig:
     """Images to measure responses on, if not those of the learning run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the learning run."""
-    images: int = 128
-    """Training images on which responses are simulated; half fit the SAU, half measure the fit."""
+    images: int = 256
+    """Training images on which responses are simulated to fit the SAU."""
+    test_images: int = 256
+    """Test images on which the result is measured; no choice depends on them."""
+    layers: int | None = None
+    """Convert only so many layers, the first; None: all."""
     quantise_input: bool = False
     """Keep the encoder's rounding to whole spikes in the converted network (the paper drops it)."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(
-            self.images >= 2,
-            f"images = {self.images}: at least 2 are needed, half to fit and half to measure",
-        )
+        for name in ("images", "test_images"):
+            check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
+        check(self.layers is None or self.layers >= 1, f"--layers {self.layers}: give 1 or more")
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A front end with the responses it was fitted to and its fidelity on images not used for the fit."""
+    """A front end with the responses to which it was fitted."""
 
     frontend: SpikingFrontEnd
+    """On the CPU."""
     responses: list[Response]
-    fidelity: list[dict[str, float]]
+    fits: list[Fit]
 
 
 def convert(
@@ -86,33 +98,45 @@ def convert(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Conversion:
-    """Convert all layers of ``network`` with responses to uint8 ``images`` (N, C, H, W), N at least 2.
+    """Convert all layers of ``network`` with responses to uint8 training images (N, C, H, W).
 
-    One half of the images, drawn with ``seed``, gives normalisation statistics and SAUs; the other measures how well
-    the converted layers (each fed by the converted layer before it) match the spike counts of the simulation.
+    Args:
+        network: learned layers.
+        images: on which normalisation statistics and SAUs rest.
+        quantise_input: keep the encoder's rounding to whole spikes.
+        seed: of spike trains and samples.
+        device: where to compute.
     """
-    generator = torch.Generator(device).manual_seed(seed)
+    network, images = network.to(device), images.to(device)
+    counts = simulate_counts(network, images, stream("responses", seed))
+    return fit_frontend(network, images, counts[1:], quantise_input=quantise_input, seed=seed)
+
+
+def fit_frontend(
+    network: SpikingNetwork, images: Tensor, counts: list[Tensor], *, quantise_input: bool, seed: int
+) -> Conversion:
+    """:func:`convert`, given simulated spikes of each layer, int16 (N, C_out, H, W), and all on one device."""
     random = np.random.default_rng(seed)
-    p = network.learning.encoding
-    # Images may come ordered by class: both halves must hold all of them.
-    order = torch.from_numpy(random.permutation(len(images)))
-    network, images = network.to(device), images[order].to(device)
-    half = len(images) // 2
-    rates = input_rates(images / 255, p, quantise_input)
-    converted, responses, fidelity = [], [], []
-    for learned, count in zip(network.layers, simulate_counts(network, images, generator), strict=True):
-        layer = convert_weights(learned.layer).to(device)
-        drive = layer.drive(rates)
-        variance, mean = torch.var_mean(drive[:half], dim=(0, 2, 3), correction=0)
-        layer.norm.pass_through(mean, variance)
-        sample = _sample(drive[:half], count[:half], FIT_SAMPLE, random)
-        layer.activation = SpecialActivationUnit(*fit_steps(*sample, p.presentation)).to(device)
+    p, device = network.learning.encoding, images.device
+    spikes, top = input_spikes(images / 255, p, quantise_input), p.f_max * p.presentation / 1000
+    converted, responses, fits = [], [], []
+    for learned, count in progress(list(zip(network.layers, counts, strict=True)), "fitting", "layer"):
+        whole = bool(converted) or quantise_input
+        layer = convert_weights(learned.layer, p.presentation, top, whole).to(device)
         with torch.no_grad():
-            rates = layer.activation(layer.norm(drive))
-        fidelity.append(measure_fidelity(rates[half:], count[half:], p.presentation))
-        x, k = _sample(drive[:half], count[:half], STORED_SAMPLE, random)
-        responses.append(Response(x.astype(np.float32), (k * 1000 / p.presentation).astype(np.float32)))
+            drive = layer.drive(spikes)
+            variance, mean = torch.var_mean(drive, dim=(0, 2, 3), correction=0)
+            layer.norm.pass_through(mean, variance)
+            drive = layer.norm(drive)
+        neurons = _sample(drive, count, random)
+        fit = fit_response(neurons, learned.layer, p, random)
+        layer.activation = SpecialActivationUnit(fit.steps.edges, fit.steps.heights).to(device)
+        with torch.no_grad():
+            spikes = layer.activation(drive)
+        top = fit.steps.heights.max().item()
         converted.append(layer)
+        fits.append(fit)
+        responses.append(_response(neurons.take(slice(STORED_SAMPLE)), learned.layer, fit, p))
     geometries = [learned.layer.geometry for learned in network.layers]
     spec = FrontEndSpec(
         input_shape=network.input_shape,
@@ -120,91 +144,161 @@ def convert(
         kernel_sizes=tuple(g.kernel_size for g in geometries),
         strides=tuple(g.stride for g in geometries),
         paddings=tuple(g.padding for g in geometries),
-        steps=tuple(len(layer.activation.edges) for layer in converted),
+        steps=tuple(fit.steps.edges.shape[-1] for fit in fits),
+        per_channel=tuple(fit.steps.per_channel for fit in fits),
         encoding=p,
         quantise_input=quantise_input,
     )
-    return Conversion(SpikingFrontEnd(spec, converted).cpu(), responses, fidelity)
+    return Conversion(SpikingFrontEnd(spec, converted).cpu(), responses, fits)
 
 
-def convert_weights(layer: SpikingConv2d) -> ConvertedLayer:
-    """The frozen convolution whose output is the layer's mean current, with an SAU yet to be fitted."""
-    seconds = layer.geometry.pulse_width / 1000
+def convert_weights(layer: SpikingConv2d, presentation: float, top: float, whole: bool) -> ConvertedLayer:
+    """The frozen convolution whose output is the layer's mean current, with an SAU yet to be fitted.
+
+    Args:
+        layer: learned.
+        presentation: T in ms.
+        top: most spikes of a presynaptic neuron.
+        whole: presynaptic spikes are whole numbers.
+    """
+    weight = layer.conductance * (layer.gain * layer.geometry.pulse_width / presentation).reshape(-1, 1, 1, 1)
+    # Rounding itself may raise a sum a little.
+    largest = 1.01 * top * weight.abs().sum((1, 2, 3)).amax()
     return ConvertedLayer(
-        weight=layer.conductance * (layer.gain * seconds).reshape(-1, 1, 1, 1),
+        weight=round_for_exact_sums(weight, largest if whole else largest / COARSE),
         stride=layer.geometry.stride,
         padding=layer.geometry.padding,
+        whole=whole,
     )
 
 
-def measure_fidelity(rates: Tensor, counts: Tensor, presentation: float) -> dict[str, float]:
-    """How well converted rates (Hz) match simulated spike counts; both (N, C, H, W), ``presentation`` in ms."""
-    converted, simulated = rates.double().flatten(), counts.double().flatten() * (1000 / presentation)
-    error = (converted - simulated).abs()
-    return {
-        "mean_error_Hz": error.mean().item(),
-        "count_off_by_one_or_more_share": (error > 500 / presentation).double().mean().item(),
-        "correlation": torch.corrcoef(torch.stack((converted, simulated)))[0, 1].item(),
-        "mean_simulated_rate_Hz": simulated.mean().item(),
-    }
+def _sample(drive: Tensor, counts: Tensor, random: np.random.Generator) -> Neurons:
+    """At most :data:`FIT_SAMPLE` neurons in random order, of (N, C, H, W)."""
+    chosen = random.permutation(drive.numel())[:FIT_SAMPLE]
+    channel = chosen // drive[0, 0].numel() % drive.shape[1]
+    return Neurons(drive.flatten().cpu().numpy()[chosen], counts.flatten().numpy()[chosen], channel)
 
 
-def _sample(drive: Tensor, counts: Tensor, size: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Drives and counts of at most ``size`` neurons."""
-    x, k = drive.detach().flatten().cpu().numpy(), counts.flatten().cpu().numpy()
-    if len(x) > size:
-        chosen = random.choice(len(x), size, replace=False)
-        x, k = x[chosen], k[chosen]
-    return x, k
+def _response(neurons: Neurons, layer: SpikingConv2d, fit: Fit, encoding: Encoding) -> Response:
+    finite = fit.steps.edges[fit.steps.edges.isfinite()]
+    highest = max(1.1 * finite.max().item(), neurons.drive.max())
+    drives = torch.linspace(0, highest, SINGLE_DRIVES)
+    return Response(
+        drive=neurons.drive.astype(np.float32),
+        count=neurons.count.astype(np.int16),
+        channel=neurons.channel.astype(np.int16),
+        single_drive=drives.numpy(),
+        single_count=neuron_response(layer.to("cpu"), drives, encoding).numpy().astype(np.int16),
+    )
+
+
+def choose_layers(network: SpikingNetwork, wanted: int | None, name: Path) -> SpikingNetwork:
+    """The first ``wanted`` layers (None: all, which must have learned)."""
+    learned, planned = len(network.layers), len(network.learning.maps)
+    told = f"{name} holds {learned} of the {planned} layers it was to learn"
+    if wanted is None:
+        check(
+            network.complete,
+            f"{told}: learning was interrupted; repeat the command that made it, with --resume, "
+            + (f"or convert what there is, with --layers {learned}" if learned else "and then convert it"),
+        )
+        return network
+    if not network.complete:
+        told += ": learning was interrupted; repeat the command that made it, with --resume"
+        told += f", or give --layers {learned} or less" if learned else ""
+    else:
+        told += f"; give --layers {learned} or less"
+    check(wanted <= learned, f"--layers {wanted}: {told}")
+    return replace(network, layers=network.layers[:wanted])
 
 
 def run(config: ConvertConfig) -> None:
     """The command: load, convert, write, report."""
-    figure = beside(config.out, "_response.png") if config.options.figures else None
+    endings = ("_response.png", "_fidelity.png") if config.options.figures else ()
+    figures = [beside(config.out, ending) for ending in endings]
     file = resolve(config.snn, SHIPPED_NETWORKS)
-    check_outputs(config.out, config.options.json, figure, inputs=[file])
+    check_outputs(config.out, config.options.json, *figures, inputs=[file])
     device = choose_device(config.options.device)
     network, source, source_digest = load_network(file)
-    learned, wanted = len(network.layers), len(network.learning.maps)
-    check(
-        network.complete,
-        f"learning of {config.snn} was interrupted: {learned} of {wanted} layers have learned; repeat the command that "
-        "made it, with --resume",
-    )
+    network = choose_layers(network, config.layers, config.snn)
     source = source.override(data=config.data, root=config.root)
-    images = load_images(replace(source, limit_train=config.images), "train", config.options.seed)
+    seed = config.options.seed
+    limited = replace(source, limit_train=config.images, limit_test=config.test_images)
+    train, test = (load_images(limited, split, seed) for split in ("train", "test"))
     check(
-        images.shape == network.input_shape,
-        f"images of {source.data} have shape {images.shape}, {config.snn} was learned on {network.input_shape} "
+        train.shape == network.input_shape,
+        f"images of {source.data} have shape {train.shape}, {config.snn} was learned on {network.input_shape} "
         "(channels, height, width); give the data it was learned on with --data",
     )
-    conversion = convert(
-        network, images.images, quantise_input=config.quantise_input, seed=config.options.seed, device=device
+    network = network.to(device)
+    images = [split.images.to(device) for split in (train, test)]
+    fit_counts, test_counts = (
+        simulate_counts(network, part, stream(purpose, seed))[1:]
+        for part, purpose in zip(images, ("responses", "test responses"), strict=True)
     )
+    conversions = [
+        fit_frontend(network, images[0], fit_counts, quantise_input=quantised, seed=seed) for quantised in (False, True)
+    ]
+    fidelities = [measure_fidelity(found.frontend.to(device), images[1], test_counts) for found in conversions]
+    chosen = conversions[config.quantise_input]
+    reports = [
+        {
+            "spiking": layer_tree(learned.layer.to("cpu")),
+            "fit": {"kind": fit.kind, "per_channel": fit.steps.per_channel, "residual": fit.residual},
+            "candidates": {name.replace(" ", "_"): value for name, value in fit.residuals.items()},
+            "fidelity": fidelity.figures(),
+            "residual_unit": "spikes in a presentation",
+        }
+        for learned, fit, fidelity in zip(network.layers, chosen.fits, fidelities[config.quantise_input], strict=True)
+    ]
     digest = save_frontend(
         config.out,
-        conversion.frontend,
-        conversion.responses,
-        conversion.fidelity,
+        chosen.frontend,
+        chosen.responses,
+        reports,
         source,
-        seed=config.options.seed,
+        seed=seed,
         command=command_line("bridge.convert", config),
         source_digest=source_digest,
     )
-    figures = {}
-    print(f"converted {len(network.layers)} layers; measured on {len(images.images) // 2} images not used for the fit:")
-    for number, (layer, fidelity) in enumerate(zip(conversion.frontend.layers, conversion.fidelity, strict=True), 1):
-        figures[f"conv{number}"] = {"sau_steps": len(layer.activation.edges), **fidelity}
+    print(
+        f"converted {len(network.layers)} layers, fitted on {len(images[0])} training images; on {len(images[1])} test "
+        "images:"
+    )
+    told = {}
+    for number in range(len(network.layers)):
+        told[f"conv{number + 1}"] = _tell(number, conversions, fidelities)
+    write_json(config.options.json, {"layers": told, "quantise_input": config.quantise_input, "digest": digest})
+    if figures:
+        draw_responses(chosen.frontend, chosen.responses, network, figures[0])
+        draw_fidelity(fidelities[config.quantise_input], chosen.frontend.spec.encoding.presentation, figures[1])
+    print("wrote " + ", ".join(map(str, [config.out, *figures])))
+
+
+def _tell(number: int, conversions: list[Conversion], fidelities: list[list[Fidelity]]) -> dict:
+    """Print what became of a layer, without and with the encoder's floor; return the figures."""
+    told = {}
+    for conversion, layers, mode in zip(
+        conversions, fidelities, ("without_quantise_input", "with_quantise_input"), strict=True
+    ):
+        fit, fidelity = conversion.fits[number], layers[number]
+        steps = int(fit.steps.edges.isfinite().sum(-1).max())
+        whose = "of channels" if fit.steps.per_channel else "of the layer"
         print(
-            f"  conv{number}: {len(layer.activation.edges)} steps, "
-            f"mean rate {fidelity['mean_simulated_rate_Hz']:.1f} Hz, "
-            f"mean error {fidelity['mean_error_Hz']:.2f} Hz, correlation {fidelity['correlation']:.3f}, "
-            f"spike count off in {fidelity['count_off_by_one_or_more_share']:.1%} of neurons"
+            f"  conv{number + 1} {mode.replace('_quantise_input', ' --quantise-input')}: {steps} steps {whose} by "
+            f"{fit.kind}, residual {fit.residual:.3f} spikes; correlation {fidelity.correlation:.3f}, mean error "
+            f"{fidelity.mean_error:.2f} of {fidelity.mean_rate:.1f} Hz, spike count off in {fidelity.off_share:.1%} of "
+            f"neurons; {fidelity.levels} counts hold 5% of them each"
         )
-    write_json(config.options.json, {"layers": figures, "seed": config.options.seed, "digest": digest})
-    if figure:
-        draw_responses(conversion.frontend, conversion.responses, network, figure)
-    print(f"wrote {config.out}" + (f" and {figure}" if figure else ""))
+        told[mode] = {
+            "sau_steps": steps,
+            "sau_kind": fit.kind,
+            "sau_per_channel": fit.steps.per_channel,
+            "residual_spikes": fit.residual,
+            "candidate_residuals_spikes": fit.residuals,
+            **fidelity.figures(),
+        }
+    return told
 
 
 def main(argv: list[str] | None = None) -> int:

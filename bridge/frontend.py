@@ -1,9 +1,15 @@
 """``SpikingFrontEnd``: the learned layers as frozen convolutions that answer in one step, and ``frontend.h5``.
 
-A layer's drive is the mean current of its neurons, ``I = i_syn w sum_j G_j f_j`` with presynaptic rates f in Hz and
-pulse width w; ``weight = i_syn w G`` (w in s) makes it one convolution. Batch normalisation follows (paper, 4.1): its
-statistics are those of the training images and stay frozen, and its affine part starts by undoing them, so that before
-any training the layer passes its drive on unchanged to the Special Activation Unit. The affine part can train.
+A layer's drive is the mean current of its neurons, ``I = i_syn w/T sum_j G_j n_j`` with n_j presynaptic spikes in a
+presentation T and pulse width w; ``weight = i_syn w/T G`` makes it one convolution. Batch normalisation follows (paper,
+4.1): its statistics are those of the training images and stay frozen, and its affine part starts by undoing them, so
+that before any training the layer passes its drive on unchanged to the Special Activation Unit. The affine part can
+train.
+
+Layers pass on spikes in a presentation, not Hz: these are whole numbers, and with weights rounded to a power-of-two
+grid (to 1/10,000 of the largest and finer, for kernels of usual size) every sum of them is exact. A drive then does not
+depend on the order of its sum, and so not on batch, memory order, library or device: near an edge of a step function a
+difference in the last bit would be one of a whole step.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,19 +26,29 @@ from snn.data import DataSource
 from snn.encode import Encoding
 from snn.h5file import Tree, from_tree, input_tree, read_file, read_input, write_file
 
-SCHEMA = "frontend/1"
+SCHEMA = "frontend/2"
 REMEDY = "python -m bridge.convert snn.h5 --out FILE"
+COARSE = 1 / 8
+"""Spikes: what an input that is not whole is split at, into a coarse part whose sums are exact and a small rest."""
+FLOOR_MARGIN = 1e-5
+"""Spikes that F T may fall short of a whole number and still count as it."""
 SHIPPED_FRONTENDS = Path(__file__).parent / "shipped"
 """Front ends that ship with the package (:func:`snn.pretrained.resolve`)."""
 
 
 class Response(NamedTuple):
-    """Simulated response of a layer to which its SAU was fitted: a sample of neurons."""
+    """Simulated response of a layer to which its SAU was fitted."""
 
     drive: np.ndarray
-    """Mean current, float32 (N,)."""
-    rate: np.ndarray
-    """Rate in Hz, float32 (N,)."""
+    """Mean currents of a sample of neurons, float32 (N,)."""
+    count: np.ndarray
+    """Their spikes in a presentation, int16 (N,)."""
+    channel: np.ndarray
+    """Their maps, int16 (N,)."""
+    single_drive: np.ndarray
+    """Constant currents given to a single neuron, float32 (M,)."""
+    single_count: np.ndarray
+    """Its spikes, int16 (M,)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,9 @@ class FrontEndSpec:
     strides: tuple[int, ...]
     paddings: tuple[int, ...]
     steps: tuple[int, ...]
-    """Edges of each layer's SAU."""
+    """Edges of each layer's SAU (the most of any channel)."""
+    per_channel: tuple[bool, ...]
+    """Whether each channel of a layer has edges of its own."""
     encoding: Encoding
     """Rates of intensities 0 and 1, and the presentation time."""
     quantise_input: bool = False
@@ -59,17 +77,15 @@ class FrontEndSpec:
         return int(np.prod(self.strides))
 
 
-def input_rates(images: Tensor, p: Encoding, quantise: bool) -> Tensor:
-    """Rates in Hz of intensities in [0, 1]; f_min is folded in here, so a convolution's zero padding is silence.
+def input_spikes(images: Tensor, p: Encoding, quantise: bool) -> Tensor:
+    """F T, the spikes in a presentation of intensities in [0, 1]; with ``quantise`` floor(F T), as the encoder has it.
 
-    With ``quantise`` they are rounded down to whole spikes a presentation, floor(F T) / T, as the encoder does.
+    f_min is folded in here, so a convolution's zero padding is silence.
     """
-    rates = p.rate(images)
-    if quantise:
-        seconds = p.presentation / 1000
-        # float32 resolves 1e-6 of a spike here; without the margin, whole numbers would lose one.
-        rates = torch.floor(rates * seconds + 1e-5) / seconds
-    return rates
+    seconds = p.presentation / 1000
+    spikes = images * ((p.f_max - p.f_min) * seconds) + p.f_min * seconds
+    # float32 resolves 1e-6 of a spike here; without the margin, whole numbers would lose one.
+    return torch.floor(spikes + FLOOR_MARGIN) if quantise else spikes
 
 
 class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
@@ -91,22 +107,42 @@ class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
 
 
 class ConvertedLayer(nn.Module):
-    """Frozen convolution, batch normalisation, SAU: rates in Hz to rates in Hz, (B, C, H, W)."""
+    """Frozen convolution, batch normalisation, SAU: spikes in a presentation to spikes, (B, C, H, W).
 
-    def __init__(self, weight: Tensor, stride: int, padding: int, steps: int = 1) -> None:
+    Args:
+        weight: current per spike, (C_out, C_in, k, k).
+        stride, padding: of the convolution.
+        whole: the input counts whole spikes.
+        steps: shape of the SAU's edges, which are to be fitted or loaded.
+    """
+
+    def __init__(self, weight: Tensor, stride: int, padding: int, whole: bool, steps: tuple[int, ...] = (1,)) -> None:
         super().__init__()
         self.register_buffer("weight", weight.to(torch.float32).clone())
-        self.stride, self.padding = stride, padding
+        self.stride, self.padding, self.whole = stride, padding, whole
         self.norm = FrozenStatisticsBatchNorm(len(weight))
-        # Placeholder of the right size, until fitted or loaded.
-        self.activation = SpecialActivationUnit(torch.arange(float(steps)), torch.zeros(steps + 1))
+        edges = torch.arange(float(steps[-1])).expand(steps)
+        self.activation = SpecialActivationUnit(edges, torch.zeros(*steps[:-1], steps[-1] + 1))
 
-    def drive(self, rates: Tensor) -> Tensor:
+    def drive(self, spikes: Tensor) -> Tensor:
         """Mean current of each neuron, before normalisation."""
-        return conv2d(rates, self.weight, stride=self.stride, padding=self.padding)
 
-    def forward(self, rates: Tensor) -> Tensor:
-        return self.activation(self.norm(self.drive(rates)))
+        first, *rest = self.partial_drives(spikes)
+        return first + rest[0] if rest else first
+
+    def partial_drives(self, spikes: Tensor) -> list[Tensor]:
+        """Summands of the drive: sums of the coarse part of the input, which are exact, and of the rest.
+
+        The rest is so small that the rounding of its sums vanishes when they are added. Whole spikes have none.
+        """
+        parts = [spikes]
+        if not self.whole:
+            coarse = torch.round(spikes.detach() / COARSE) * COARSE
+            parts = [coarse, spikes - coarse]
+        return [conv2d(part, self.weight, stride=self.stride, padding=self.padding) for part in parts]
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return self.activation(self.norm(self.drive(spikes)))
 
 
 class SpikingFrontEnd(nn.Module):
@@ -120,49 +156,67 @@ class SpikingFrontEnd(nn.Module):
     @classmethod
     def empty(cls, spec: FrontEndSpec) -> "SpikingFrontEnd":
         """A front end of the right shape, to load values into."""
-        inputs = (spec.input_shape[0], *spec.maps[:-1])
-        return cls(
-            spec,
-            [
-                ConvertedLayer(torch.zeros(maps, c_in, size, size), stride, padding, n)
-                for maps, c_in, size, stride, padding, n in zip(
-                    spec.maps, inputs, spec.kernel_sizes, spec.strides, spec.paddings, spec.steps, strict=True
-                )
-            ],
-        )
+        layers, c_in = [], spec.input_shape[0]
+        for number, (maps, size, n) in enumerate(zip(spec.maps, spec.kernel_sizes, spec.steps, strict=True)):
+            steps = (maps, n) if spec.per_channel[number] else (n,)
+            weight = torch.zeros(maps, c_in, size, size)
+            whole = number > 0 or spec.quantise_input
+            layers.append(ConvertedLayer(weight, spec.strides[number], spec.paddings[number], whole, steps))
+            c_in = maps
+        return cls(spec, layers)
 
-    def rates(self, images: Tensor) -> list[Tensor]:
-        """Output of every layer, in Hz."""
-        outputs = [input_rates(images, self.spec.encoding, self.spec.quantise_input)]
+    def input_spikes(self, images: Tensor) -> Tensor:
+        """What the first layer is given: spikes in a presentation."""
+        return input_spikes(images, self.spec.encoding, self.spec.quantise_input)
+
+    def spikes(self, images: Tensor) -> list[Tensor]:
+        """Output of every layer: spikes in a presentation."""
+        outputs = [self.input_spikes(images)]
         for layer in self.layers:
             outputs.append(layer(outputs[-1]))
         return outputs[1:]
 
+    def rates(self, images: Tensor) -> list[Tensor]:
+        """Output of every layer, in Hz."""
+        return [spikes * (1000 / self.spec.encoding.presentation) for spikes in self.spikes(images)]
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.rates(images)[-1] / self.layers[-1].activation.heights[-1]
+        spikes = self.spikes(images)[-1]
+        return spikes / self.layers[-1].activation.heights.amax().to(spikes.dtype)
 
 
 def save_frontend(
     path: Path,
     frontend: SpikingFrontEnd,
     responses: list[Response],
-    residuals: list[dict[str, float]],
+    reports: list[Tree],
     source: DataSource,
     *,
     seed: int,
     command: str,
     source_digest: str,
 ) -> str:
-    """Write ``frontend.h5``; return its digest."""
+    """Write ``frontend.h5``; return its digest.
+
+    Args:
+        path: of the file.
+        frontend: to be written.
+        responses: to which each layer's SAU was fitted.
+        reports: further groups of each layer: the spiking layer itself, how its SAU was fitted, how well it answers.
+        source: data on which responses were simulated.
+        seed: of the conversion.
+        command: that made the file.
+        source_digest: of ``snn.h5``.
+    """
     layers = {}
-    for number, (layer, response, residual) in enumerate(zip(frontend.layers, responses, residuals, strict=True), 1):
+    for number, (layer, response, report) in enumerate(zip(frontend.layers, responses, reports, strict=True), 1):
         layers[f"conv{number}"] = {
             "state": {key: value.cpu().numpy() for key, value in layer.state_dict().items()},
-            "weight_unit": "current per Hz",
+            "weight_unit": "current per spike in a presentation",
             "edges_unit": "current",
-            "heights_unit": "Hz",
-            "response": {**response._asdict(), "drive_unit": "current", "rate_unit": "Hz"},
-            "residual": residual,
+            "heights_unit": "spikes in a presentation",
+            "response": {**response._asdict(), "drive_unit": "current", "count_unit": "spikes in a presentation"},
+            **report,
         }
     spec = asdict(frontend.spec)
     tree = {

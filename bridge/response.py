@@ -1,11 +1,14 @@
-"""How simulated neurons answer their drive: the data to which an SAU is fitted."""
+"""How simulated neurons answer their drive: the data to which a Special Activation Unit is fitted.
+
+Simulated with the learner's own neuron, encoder and presentation time, thresholds as after learning, inhibition off.
+"""
 
 import torch
 from torch import Tensor
 
 from snn.command import progress
 from snn.draws import draw_seeds
-from snn.encode import encode_for
+from snn.encode import Encoding, encode_for
 from snn.events import spike_counts
 from snn.layer import SpikingConv2d
 from snn.weights import SpikingNetwork
@@ -14,27 +17,36 @@ from snn.weights import SpikingNetwork
 def simulate_counts(
     network: SpikingNetwork, images: Tensor, generator: torch.Generator, batch_size: int = 16
 ) -> list[Tensor]:
-    """Spike counts of every neuron of every layer, inhibition off, thresholds as after learning.
+    """Spikes in a presentation of every neuron: of the encoder, then of every layer.
 
     Args:
         network: learned layers.
-        images: uint8 (N, C, H, W).
+        images: uint8 (N, C, H, W), on the network's device.
         generator: draws the seeds of the images.
+        batch_size: images simulated together.
 
     Returns:
-        One int16 tensor (N, C_out, H, W) per layer.
+        int16 (N, C, H, W) of the encoder, and one such tensor (N, C_out, H, W) per layer, on the CPU.
     """
-    parts: list[list[Tensor]] = [[] for _ in network.layers]
+    parts: list[list[Tensor]] = [[] for _ in range(len(network.layers) + 1)]
     for batch in progress(images.split(batch_size), "simulating responses", "batch"):
-        spikes = encode_for(batch, network.learning.encoding, draw_seeds(len(batch), generator))
-        for part, layer_spikes in zip(parts, network.simulate(spikes), strict=True):
-            part.append(spike_counts(layer_spikes))
+        seeds = draw_seeds(len(batch), generator).to(batch.device)
+        spikes = encode_for(batch, network.learning.encoding, seeds)
+        for part, layer_spikes in zip(parts, [spikes, *network.simulate(spikes)], strict=True):
+            part.append(spike_counts(layer_spikes).cpu())
     return [torch.cat(part) for part in parts]
 
 
-def neuron_response(layer: SpikingConv2d, currents: Tensor, presentation: float) -> Tensor:
-    """Rates in Hz (N,) of one neuron with the first map's threshold at constant currents (N,), over T in ms."""
+def neuron_response(layer: SpikingConv2d, currents: Tensor, encoding: Encoding) -> Tensor:
+    """Spikes in a presentation, int64 (N,), of one neuron with the first map's threshold, given constant currents.
+
+    Args:
+        layer: of the neuron.
+        currents: means over the presentation, (N,). They flow while input spikes come, not in the quiet time after.
+        encoding: presentation time.
+    """
     neuron = layer.with_values(gain=torch.ones_like(layer.gain[:1]), v_threshold=layer.v_threshold[:1])
-    drive = currents.reshape(1, 1, 1, -1)
-    spikes = neuron.simulate_drive([drive] * round(presentation / layer.dt), inhibition=False)
-    return spikes.sum(0).flatten() * (1000 / presentation)
+    drive = (currents * (encoding.n_steps / encoding.active_steps)).reshape(1, 1, 1, -1)
+    quiet = torch.zeros_like(drive)
+    steps = [drive if step < encoding.active_steps else quiet for step in range(encoding.n_steps)]
+    return neuron.simulate_drive(steps, inhibition=False).sum(0).flatten()

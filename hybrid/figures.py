@@ -1,4 +1,4 @@
-"""Pictures of training and of accuracy under noise."""
+"""Pictures of training, of accuracy under noise, and of what stays within its step."""
 
 from pathlib import Path
 
@@ -93,3 +93,27 @@ def _draw_bars(axes: Axes, rows: list[dict], models: list[str], conditions: list
     axes.grid(axis="y", alpha=0.3)
     # Above the bars, which may fill the panel.
     axes.legend(frameon=False, ncols=len(models), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def draw_margins(rows: list[dict[str, float]], path: Path) -> None:
+    """Shares against SNR: pixels, drives of the first layer, outputs of every layer (:mod:`hybrid.margins`)."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    rows = sorted(rows, key=lambda row: -row["snr_dB"])
+    labels = {
+        "pixels_same_count_percent": "pixels: same spike count",
+        "drives_within_step_by_bound_percent": "layer 1 drives: within a step by the bound",
+        "drives_within_step_percent": "layer 1 drives: within a step",
+    }
+    labels |= {name: f"layer {name[4 : name.index('_')]}: same output" for name in rows[0] if name.startswith("conv")}
+    # The output of layer 1 stays whenever its drive does.
+    del labels["conv1_same_output_percent"]
+    for number, (name, label) in enumerate(labels.items()):
+        axes.plot([row[name] for row in rows], marker="os^Dv<>"[number % 7], label=label)
+    axes.set_xticks(range(len(rows)), [f"{row['snr_dB']:g}" for row in rows])
+    axes.set_xlabel("signal-to-noise ratio of white Gaussian noise (dB)")
+    axes.set_ylabel("share (%)")
+    axes.set_ylim(0, 100)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    save_figure(figure, path)

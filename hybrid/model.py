@@ -17,7 +17,7 @@ from snn.data import DataSource
 from snn.errors import check
 from snn.h5file import Tree, from_tree, input_tree, read_file, read_input, write_file
 
-SCHEMA = "hybrid/1"
+SCHEMA = "hybrid/2"
 REMEDY = "python -m hybrid.train --out FILE"
 
 Variant = Literal["safe", "baseline"]

@@ -157,10 +157,7 @@ class SpikingConv2d:
 
         Then a drive does not depend on the order of its sum, and engines, devices and batches agree to the last bit.
         """
-        largest = self.conductance[0].numel() * self.conductance.abs().amax().double()
-        digits = {torch.float32: 24, torch.float64: 53}[self.conductance.dtype]
-        grid = torch.exp2(torch.ceil(torch.log2(largest.clamp(min=1e-30))) - digits).to(self.conductance.dtype)
-        return torch.round(self.conductance / grid) * grid
+        return round_for_exact_sums(self.conductance, self.conductance[0].numel() * self.conductance.abs().amax())
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(H_out, W_out) for presynaptic maps of ``height`` x ``width``."""
@@ -178,6 +175,13 @@ class SpikingConv2d:
     def with_values(self, **values: Tensor) -> "SpikingConv2d":
         """A copy with ``conductance``, ``gain`` or ``v_threshold`` replaced."""
         return replace(self, **values)
+
+
+def round_for_exact_sums(values: Tensor, largest: Tensor) -> Tensor:
+    """``values`` rounded to the finest power-of-two grid on which sums of up to ``largest`` (a number) are exact."""
+    digits = {torch.float32: 24, torch.float64: 53}[values.dtype]
+    grid = torch.exp2(torch.ceil(torch.log2(largest.double().clamp(min=1e-30))) - digits).to(values.dtype)
+    return torch.round(values / grid) * grid
 
 
 def feed_forward(layers: Iterable[SpikingConv2d], spikes: Spikes) -> Spikes:

@@ -165,7 +165,7 @@ def save_network(path: Path, network: SpikingNetwork, source: DataSource, comman
     """Write ``snn.h5`` for a network learned on images of ``source``; return its digest."""
     layers, history = {}, {}
     for number, learned in enumerate(network.layers, 1):
-        layers[f"conv{number}"] = _layer_tree(learned)
+        layers[f"conv{number}"] = _learned_tree(learned)
         history[f"conv{number}"] = {name: value.numpy() for name, value in learned.history._asdict().items()} | {
             "images_unit": "images",
             "wins_unit": "spikes",
@@ -186,8 +186,8 @@ def save_network(path: Path, network: SpikingNetwork, source: DataSource, comman
     return write_file(path, SCHEMA, tree, seed=network.seed, command=command)
 
 
-def _layer_tree(learned: LearnedLayer) -> Tree:
-    return _values_tree(learned.layer) | {
+def _learned_tree(learned: LearnedLayer) -> Tree:
+    return layer_tree(learned.layer) | {
         "initial_conductance": learned.initial_conductance.numpy(),
         "saturated_ltp": learned.saturated[0],
         "saturated_ltd": learned.saturated[1],
@@ -201,8 +201,8 @@ def _layer_tree(learned: LearnedLayer) -> Tree:
 
 def _unfinished_tree(state: UnfinishedLayer) -> Tree:
     return {
-        "now": _values_tree(state.layer),
-        "start": _values_tree(state.start),
+        "now": layer_tree(state.layer),
+        "start": layer_tree(state.start),
         "ltd_factor": state.ltd_factor.numpy(),
         "window": state.window.numpy(),
         "drift": state.drift,
@@ -213,7 +213,8 @@ def _unfinished_tree(state: UnfinishedLayer) -> Tree:
     }
 
 
-def _values_tree(layer: SpikingConv2d) -> Tree:
+def layer_tree(layer: SpikingConv2d) -> Tree:
+    """A layer's values as a group of a file."""
     return {
         "conductance": layer.conductance.numpy(),
         "conductance_unit": "1 (g_min to g_max)",
@@ -249,7 +250,7 @@ def _network_from_tree(tree: Tree) -> tuple[SpikingNetwork, DataSource, str]:
         part = tree["layers"][name]
         layers.append(
             LearnedLayer(
-                layer=_values_from_tree(part, dt),
+                layer=layer_from_tree(part, dt),
                 initial_conductance=torch.from_numpy(part["initial_conductance"]),
                 learning_gain=part["learning_gain"],
                 rate_limits=(part["rate_low"], part["rate_high"]),
@@ -261,8 +262,8 @@ def _network_from_tree(tree: Tree) -> tuple[SpikingNetwork, DataSource, str]:
     unfinished, progress = None, tree["progress"]
     if progress:
         unfinished = UnfinishedLayer(
-            layer=_values_from_tree(progress["now"], dt),
-            start=_values_from_tree(progress["start"], dt),
+            layer=layer_from_tree(progress["now"], dt),
+            start=layer_from_tree(progress["start"], dt),
             ltd_factor=torch.from_numpy(progress["ltd_factor"]),
             rate_limits=(progress["rate_low"], progress["rate_high"]),
             history=_history_from_tree(progress["history"]),
@@ -274,7 +275,8 @@ def _network_from_tree(tree: Tree) -> tuple[SpikingNetwork, DataSource, str]:
     return network, source, tree["digest"]
 
 
-def _values_from_tree(tree: Tree, dt: float) -> SpikingConv2d:
+def layer_from_tree(tree: Tree, dt: float) -> SpikingConv2d:
+    """What :func:`layer_tree` stored; ``dt`` in ms."""
     return SpikingConv2d(
         conductance=torch.from_numpy(tree["conductance"]),
         gain=torch.from_numpy(tree["gain"]),

@@ -76,6 +76,28 @@ def test_one_step_changes_everything_but_frozen_values(pipeline):
         assert changed == (key not in frozen and not key.startswith("normalise.")), key
 
 
+def test_an_epoch_without_learning_rate_leaves_every_feature_as_it_was(pipeline):
+    data = load_images(DataSource(limit_train=60), "train", seed=0)
+    frontend, _, _ = load_frontend(pipeline.frontend)
+    with torch.no_grad():
+        before = [spikes.clone() for spikes in frontend.eval().spikes(data.images / 255)]
+    recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.0)
+    trained = train(data, Architecture(width=0.25), recipe, frontend=frontend, seed=5)
+    with torch.no_grad():
+        after = trained.network.frontend.spikes(data.images / 255)
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        # Training itself sees the same features: nothing in the front end depends on the batch or the mode.
+        training = trained.network.frontend.train()
+        parts = [training.spikes(part / 255) for part in data.images.split(7)]
+        assert all(torch.equal(torch.cat(layers), a) for layers, a in zip(zip(*parts, strict=True), after, strict=True))
+    torch.manual_seed(5)
+    fresh = train(data, Architecture(width=0.25), recipe, frontend=frontend, seed=5)
+    for name, value in trained.network.state_dict().items():
+        # Of the whole network, only statistics of the trainable parts' normalisation move.
+        assert torch.equal(value, fresh.network.state_dict()[name])
+        assert not name.startswith("frontend.") or torch.equal(value, frontend.state_dict()[name.split(".", 1)[1]])
+
+
 def test_silencing_a_path_is_the_same_as_zeroing_its_features(pipeline):
     network = safe_network(pipeline).eval()
     images = torch.rand(4, 1, 8, 8)

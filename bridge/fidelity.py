@@ -1,0 +1,86 @@
+"""How well converted layers answer as the spiking simulation does, on images that neither learned nor were fitted."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from bridge.frontend import SpikingFrontEnd
+from snn.command import progress
+
+LEVEL_SHARE = 0.05
+"""A level counts as used when it holds this share of the neurons."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Of one layer, fed by the converted layers before it."""
+
+    off_share: float
+    """Share of the neurons whose spike count is off by one or more."""
+    correlation: float
+    """Between the SAU's output and the simulated rate."""
+    mean_error: float
+    """Mean absolute error, in Hz."""
+    mean_rate: float
+    """Simulated, in Hz."""
+    levels: int
+    """Spike counts that :data:`LEVEL_SHARE` of the neurons have each."""
+    confusion: Tensor
+    """Neurons by simulated (rows) and converted count (columns), int64 (L, L)."""
+
+    def figures(self) -> dict[str, float]:
+        """All but the confusion, which a picture tells better; units in the names."""
+        values = asdict(self)
+        del values["confusion"]
+        return {{"mean_error": "mean_error_Hz", "mean_rate": "mean_rate_Hz"}.get(k, k): v for k, v in values.items()}
+
+
+def measure_fidelity(
+    frontend: SpikingFrontEnd, images: Tensor, counts: list[Tensor], batch_size: int = 64
+) -> list[Fidelity]:
+    """Compare the front end with a simulation, layer by layer.
+
+    Args:
+        frontend: converted, on any device.
+        images: uint8 (N, C, H, W).
+        counts: simulated spikes of each layer, int16 (N, C_out, H, W), on the CPU.
+        batch_size: images converted together.
+    """
+    tops = [
+        max(int(count.max()), int(layer.activation.heights.max()))
+        for count, layer in zip(counts, frontend.layers, strict=True)
+    ]
+    confusions = [torch.zeros((top + 1) ** 2, dtype=torch.int64) for top in tops]
+    device = next(frontend.buffers()).device
+    starts = range(0, len(images), batch_size)
+    for start in progress(starts, "measuring fidelity", "batch"):
+        part = slice(start, start + batch_size)
+        with torch.no_grad():
+            converted = frontend.spikes(images[part].to(device) / 255)
+        for confusion, top, count, spikes in zip(confusions, tops, counts, converted, strict=True):
+            index = count[part].long() * (top + 1) + spikes.cpu().round().long()
+            confusion += torch.bincount(index.flatten(), minlength=len(confusion))
+    seconds = frontend.spec.encoding.presentation / 1000
+    return [
+        _summarise(confusion.reshape(top + 1, -1), seconds) for confusion, top in zip(confusions, tops, strict=True)
+    ]
+
+
+def _summarise(confusion: Tensor, seconds: float) -> Fidelity:
+    """All figures follow from how often each pair of counts occurs."""
+    share = confusion.double() / confusion.sum()
+    level = torch.arange(len(confusion), dtype=torch.float64)
+    simulated, converted = level[:, None], level
+    error = (simulated - converted).abs()
+    mean_simulated, mean_converted = ((share * values).sum() for values in (simulated, converted))
+    covariance = (share * (simulated - mean_simulated) * (converted - mean_converted)).sum()
+    variances = (share * (simulated - mean_simulated) ** 2).sum() * (share * (converted - mean_converted) ** 2).sum()
+    return Fidelity(
+        off_share=(share * (error >= 1)).sum().item(),
+        correlation=(covariance / variances.sqrt()).item() if variances > 0 else 0.0,
+        mean_error=(share * error).sum().item() / seconds,
+        mean_rate=mean_simulated.item() / seconds,
+        levels=int((share.sum(1) >= LEVEL_SHARE).sum()),
+        confusion=confusion,
+    )

@@ -1,0 +1,156 @@
+"""How many pixels and drives sit safely within a step of the front end, and how many still do under noise.
+
+White Gaussian noise at several signal-to-noise ratios is added to test images. *Within a step by the bound*: the summed
+change of a neuron's drive, ``sum_j |w_j| |change_j|``, is below its distance to the nearest edge of the SAU, so nothing
+that adds up to as much can change it (paper, 4.3). *Within a step*: its own change is.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from bridge.frontend import SHIPPED_FRONTENDS, SpikingFrontEnd, input_spikes, load_frontend
+from bridge.margins import drive_margin, pixel_margin, summed_change
+from hybrid.evaluate import NOISE_CHUNK, noisy_batches
+from hybrid.figures import draw_margins
+from hybrid.noise import awgn_sigma, parse_condition
+from snn.command import (
+    RunOptions,
+    beside,
+    check_outputs,
+    choose_device,
+    progress,
+    run_command,
+    write_csv,
+    write_json,
+)
+from snn.data import load_images
+from snn.errors import check
+from snn.pretrained import resolve
+
+
+@dataclass(frozen=True)
+class MarginsConfig:
+    """Tabulate which share of pixels, drives and features stays within its step under noise."""
+
+    frontend: tyro.conf.Positional[Path]
+    """File written by bridge.convert, or pretrained:cifar10-fd."""
+    out: Path
+    """CSV file to write, for example runs/demo/margins.csv."""
+    snr: tuple[float, ...] = (30.0, 25.0, 20.0, 15.0)
+    """Signal-to-noise ratios of white Gaussian noise, in dB."""
+    data: str | None = None
+    """Test images, if not those of the front end: digits, cifar10 or folder:PATH."""
+    root: Path | None = None
+    """Folder that holds CIFAR-10, if not that of the front end."""
+    limit_test: int = 1000
+    """Take at most this many test images, balanced over classes."""
+    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        check(len(self.snr) >= 1, "--snr: give at least one ratio in dB, for example 20")
+
+
+@torch.no_grad()
+def measure_margins(
+    frontend: SpikingFrontEnd, images: Tensor, ratios: tuple[float, ...], *, seed: int = 0
+) -> list[dict[str, float]]:
+    """One row of shares, in percent, for each signal-to-noise ratio.
+
+    Args:
+        frontend: on any device, in evaluation mode.
+        images: uint8 (N, C, H, W).
+        ratios: in dB.
+        seed: of the noise, which is that of :mod:`hybrid.evaluate`.
+    """
+    device = next(frontend.buffers()).device
+    rows = []
+    for ratio in progress(ratios, "measuring margins", "ratio"):
+        condition = parse_condition(f"awgn:{ratio}")
+        sums: dict[str, float] = {}
+        for noisy, clean in zip(noisy_batches(images, condition, seed), images.split(NOISE_CHUNK), strict=True):
+            shares = _compare(frontend, (clean.float() / 255).to(device), noisy.to(device), ratio)
+            for name, value in shares.items():
+                sums[name] = sums.get(name, 0.0) + value * len(noisy)
+        rows.append({"snr_dB": ratio} | {name: round(total / len(images), 4) for name, total in sums.items()})
+    return rows
+
+
+def _compare(frontend: SpikingFrontEnd, clean: Tensor, noisy: Tensor, ratio: float) -> dict[str, float]:
+    """Means over one batch."""
+    p, layer = frontend.spec.encoding, frontend.layers[0]
+
+    def percent(kept: Tensor) -> float:
+        return 100 * kept.double().mean().item()
+
+    sigma = awgn_sigma(clean, ratio)
+    margin = pixel_margin(clean, p)
+    counts = [input_spikes(images, p, quantise=True) for images in (clean, noisy)]
+    given = [frontend.input_spikes(images) for images in (clean, noisy)]
+    drives = [layer.norm(layer.drive(spikes)) for spikes in given]
+    distance = drive_margin(drives[0], layer.activation)
+    features = [frontend.spikes(images) for images in (clean, noisy)]
+    row = {
+        "mean_sigma_intensity": sigma.mean().item(),
+        "pixels_further_than_sigma_percent": percent(margin > sigma),
+        "pixels_changed_less_than_margin_percent": percent((noisy - clean).abs() < margin),
+        "pixels_same_count_percent": percent(counts[0] == counts[1]),
+        "drives_within_step_by_bound_percent": percent(summed_change(layer, given[1] - given[0]) < distance),
+        "drives_within_step_percent": percent((drives[1] - drives[0]).abs() < distance),
+    }
+    for number, (before, after) in enumerate(zip(*features, strict=True), 1):
+        row[f"conv{number}_same_output_percent"] = percent(before == after)
+    return row
+
+
+def print_table(rows: list[dict[str, float]], images: int, console: Console) -> None:
+    """All shares, a column for each signal-to-noise ratio."""
+    table = Table(title=f"Share that stays within its step under white Gaussian noise (%), {images} test images")
+    table.add_column("")
+    for row in rows:
+        table.add_column(f"{row['snr_dB']:g} dB", justify="right")
+    for name in rows[0]:
+        if name != "snr_dB":
+            digits = 3 if name.startswith("mean_sigma") else 1
+            label = name.removesuffix("_percent").replace("_", " ")
+            table.add_row(label, *(f"{row[name]:.{digits}f}" for row in rows))
+    console.print(table)
+
+
+def run(config: MarginsConfig) -> None:
+    """The command: load, measure, write, report."""
+    figure = beside(config.out, ".png") if config.options.figures else None
+    file = resolve(config.frontend, SHIPPED_FRONTENDS)
+    check_outputs(config.out, config.options.json, figure, inputs=[file])
+    device = choose_device(config.options.device)
+    frontend, source, digest = load_frontend(file)
+    source = source.override(data=config.data, root=config.root, limit_test=config.limit_test)
+    data = load_images(source, "test", config.options.seed)
+    check(
+        data.shape == frontend.spec.input_shape,
+        f"images of {source.data} have shape {data.shape}, {config.frontend} is for {frontend.spec.input_shape} "
+        "(channels, height, width); give the data it was converted on with --data",
+    )
+    rows = measure_margins(frontend.to(device), data.images, config.snr, seed=config.options.seed)
+    write_csv(config.out, rows)
+    print_table(rows, len(data.images), Console())
+    write_json(config.options.json, {"rows": rows, "images": len(data.images), "frontend_digest": digest})
+    if figure:
+        draw_margins(rows, figure)
+    print(f"wrote {config.out}" + (f" and {figure}" if figure else ""))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m hybrid.margins``."""
+    return run_command(MarginsConfig, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

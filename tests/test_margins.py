@@ -1,0 +1,140 @@
+import csv
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.activation import SpecialActivationUnit
+from bridge.convert import convert
+from bridge.frontend import input_spikes, load_frontend
+from bridge.margins import drive_margin, pixel_margin, summed_change
+from hybrid.margins import main, measure_margins
+from snn.data import load_images
+from snn.encode import Encoding
+from snn.weights import load_network
+
+SEEDS = st.integers(0, 2**31)
+ENCODINGS = st.sampled_from([Encoding(), Encoding(f_min=1, f_max=22, presentation=400), Encoding(f_min=0)])
+
+
+def images_of(seed, channels=1, size=8):
+    """Images of all kinds: 8-bit or not, dark, bright, flat."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(4, channels, size, size, generator=generator)
+    images[1] = (images[1] * 255).round() / 255
+    images[2] = images[2] ** 4
+    images[3] = images[3, 0, 0, 0]
+    return images, generator
+
+
+@pytest.fixture(scope="module")
+def frontends(pipeline):
+    """Of the same network, without and with the encoder's floor."""
+    network, source, _ = load_network(pipeline.snn)
+    images = load_images(source, "train", seed=0).images[:60]
+    return [convert(network, images, quantise_input=quantised).frontend for quantised in (False, True)]
+
+
+def test_pixel_margin_is_the_papers():
+    # F T = 3 + 6 x: at x = 0.25 it is 4.5, half a spike from both edges; at 0.4 it is 5.4, at 0.55 it is 6.3.
+    margin = pixel_margin(torch.tensor([0.25, 0.4, 0.55]), Encoding())
+    assert margin.tolist() == pytest.approx([0.5 / 6, 0.4 / 6, 0.3 / 6], abs=1e-4)
+
+
+@settings(deadline=None)
+@given(SEEDS, ENCODINGS, st.floats(0, 0.999))
+def test_pixel_changes_below_the_margin_change_no_spike_count(seed, p, part):
+    images, generator = images_of(seed)
+    direction = torch.rand(images.shape, generator=generator) * 2 - 1
+    changed = (images + part * pixel_margin(images, p) * direction.sign()).clamp(0, 1)
+    # Where the margin is of the order of rounding, adding it may round up to it.
+    sure = pixel_margin(images, p) * (1 - part) > 1e-6
+    before, after = (input_spikes(x, p, quantise=True) for x in (images, changed))
+    assert torch.equal(before[sure], after[sure])
+
+
+@settings(deadline=None, max_examples=40)
+@given(SEEDS, st.floats(0, 0.99))
+def test_with_the_floor_nothing_changes_at_all_below_the_margin(frontends, seed, part):
+    images, generator = images_of(seed)
+    frontend = frontends[1]
+    margin = pixel_margin(images, frontend.spec.encoding)
+    direction = torch.rand(images.shape, generator=generator) * 2 - 1
+    # Pixels on an edge may not change: their margin is no more than rounding.
+    allowed = torch.where(margin > 1e-4, margin, 0.0)
+    changed = images + part * allowed * direction.sign()
+    with torch.no_grad():
+        for before, after in zip(frontend.spikes(images), frontend.spikes(changed), strict=True):
+            assert torch.equal(before, after)
+    # Beyond the margin, something does change.
+    step = 1 / (frontend.spec.encoding.presentation / 1000 * 20)
+    assert not torch.equal(
+        input_spikes(images[:2] + step, frontend.spec.encoding, True), frontend.input_spikes(images[:2])
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(SEEDS, st.sampled_from(["every pixel", "one pixel", "sparse", "smooth"]), st.floats(1e-4, 0.3))
+def test_outputs_stay_while_summed_changes_stay_below_the_margin(frontends, seed, kind, size):
+    images, generator = images_of(seed)
+    frontend = frontends[0]
+    change = torch.randn(images.shape, generator=generator)
+    if kind == "one pixel":
+        change *= (
+            torch.zeros_like(change).index_fill(3, torch.tensor([seed % 8]), 1.0).index_fill(2, torch.arange(7), 0)
+        )
+    elif kind == "sparse":
+        change *= torch.rand(images.shape, generator=generator) < 0.1
+    elif kind == "smooth":
+        change = change.mean((2, 3), keepdim=True).expand_as(images)
+    layer, given_spikes = frontend.layers[0], [frontend.input_spikes(x) for x in (images, images + size * change)]
+    with torch.no_grad():
+        drives = [layer.norm(layer.drive(spikes)) for spikes in given_spikes]
+        margin = drive_margin(drives[0], layer.activation)
+        bound = summed_change(layer, given_spikes[1] - given_spikes[0])
+        # The bound holds whatever the signs are.
+        assert ((drives[1] - drives[0]).abs() <= bound * 1.001 + 1e-4).all()
+        outputs = [layer(spikes) for spikes in given_spikes]
+        safe = bound < margin - 1e-4
+        assert torch.equal(outputs[0][safe], outputs[1][safe])
+        # Where a change is made as small as the margin of every neuron allows, no layer's output changes.
+        fitting = (margin / bound.clamp(min=1e-12)).amin((1, 2, 3), keepdim=True).clamp(max=1) * 0.9
+        for before, after in zip(
+            frontend.spikes(images), frontend.spikes(images + size * change * fitting), strict=True
+        ):
+            assert torch.equal(before[margin.amin((1, 2, 3)) > 1e-4], after[margin.amin((1, 2, 3)) > 1e-4])
+
+
+def test_drive_margin_is_the_distance_to_the_nearest_edge():
+    drive = torch.tensor([0.0, 1.4, 1.6, 3.5, 9.0]).reshape(1, 1, 1, 5)
+    shared = SpecialActivationUnit(torch.tensor([1.0, 2.0, 4.0]), torch.arange(4.0))
+    assert drive_margin(drive, shared).flatten().tolist() == pytest.approx([1, 0.4, 0.4, 0.5, 5])
+    own = SpecialActivationUnit(torch.tensor([[1.0, 2.0], [3.0, torch.inf]]), torch.zeros(2, 3))
+    margin = drive_margin(drive.expand(1, 2, 1, 5), own)
+    assert margin[0, 1].flatten().tolist() == pytest.approx([3, 1.6, 1.4, 0.5, 6])
+
+
+def test_less_stays_within_its_step_the_stronger_the_noise_is(pipeline, tmp_path, capsys):
+    out = tmp_path / "margins.csv"
+    assert main([str(pipeline.frontend), "--out", str(out), "--snr", "30", "15", "--limit-test", "40"]) == 0
+    assert "drives within step by bound" in capsys.readouterr().out
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    with open(out) as file:
+        high, low = csv.DictReader(file)
+    assert (high["snr_dB"], low["snr_dB"]) == ("30.0", "15.0")
+    shares = [name for name in high if name.endswith("percent")]
+    assert len(shares) == 7
+    assert all(0 <= float(low[name]) < float(high[name]) <= 100 for name in shares)
+    for row in (high, low):
+        # What is safe by the bound is within its step, and what is within its step answers as before.
+        assert float(row["drives_within_step_by_bound_percent"]) <= float(row["drives_within_step_percent"])
+        assert float(row["drives_within_step_percent"]) <= float(row["conv1_same_output_percent"])
+        assert float(row["pixels_changed_less_than_margin_percent"]) <= float(row["pixels_same_count_percent"])
+
+
+def test_margins_follow_the_seed(pipeline):
+    frontend, source, _ = load_frontend(pipeline.frontend)
+    images = load_images(source, "test", seed=0).images[:300]
+    first, again, other = (measure_margins(frontend, images, (20.0,), seed=seed) for seed in (3, 3, 4))
+    assert first == again != other
