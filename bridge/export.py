@@ -2,16 +2,16 @@
 
 import importlib
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import tyro
 from torch import Tensor
 
 from bridge.frontend import SHIPPED_FRONTENDS, SpikingFrontEnd, load_frontend
-from snn.command import RunOptions, check_outputs, run_command, write_json
+from snn.command import check_outputs, run_command, write_json
 from snn.draws import draw_seeds, stream
 from snn.errors import UserError, check
 from snn.pretrained import resolve
@@ -30,7 +30,10 @@ class ExportConfig:
     """onnx: images in [0, 1] to features, one step. nir: Conv2d and LIF nodes with the learned conductances."""
     out: Path | None = None
     """File to write; None: the front end's name, in the working folder, with the ending of the format."""
-    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+    seed: int = 0
+    """Of the random images on which the written file is run."""
+    json: Path | None = None
+    """Also write the printed figures to this file."""
 
     def __post_init__(self) -> None:
         if self.out is not None:
@@ -52,13 +55,13 @@ def run(config: ExportConfig) -> None:
             ) from error
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
     out = config.out or Path(f"{file.stem}.{config.format}")
-    check_outputs(out, config.options.json, inputs=[file])
+    check_outputs(out, config.json, inputs=[file])
     frontend, _, digest = load_frontend(file)
-    generator = stream("export", config.options.seed)
+    generator = stream("export", config.seed)
     shape = (CHECKED_IMAGES[config.format], *frontend.spec.input_shape)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     figures = (_onnx if config.format == "onnx" else _nir)(frontend, file, out, images, generator)
-    write_json(config.options.json, figures | {"source_digest": digest})
+    write_json(config.json, figures | {"source_digest": digest})
     print(f"wrote {out}")
 
 

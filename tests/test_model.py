@@ -80,7 +80,7 @@ def test_an_epoch_without_learning_rate_leaves_every_feature_as_it_was(pipeline)
     data = load_images(DataSource(limit_train=60), "train", seed=0)
     frontend, _, _ = load_frontend(pipeline.frontend)
     with torch.no_grad():
-        before = [spikes.clone() for spikes in frontend.eval().spikes(data.images / 255)]
+        before = [spikes.clone() for spikes in frontend.spikes(data.images / 255)]
     recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.0)
     trained = train(data, Architecture(width=0.25), recipe, frontend=frontend, seed=5)
     with torch.no_grad():
