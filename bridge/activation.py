@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bridge.step_kernel import fill_steps
+from bridge.step_kernel import fill_steps, pad_steps
 from snn.errors import check
 from snn.events import for_each
 
@@ -64,9 +64,12 @@ class SpecialActivationUnit(nn.Module):
             for name, values in zip(("slope", "low", "high"), zip(*rows, strict=True), strict=True):
                 getattr(self, name).copy_(torch.tensor(values).reshape(self.edges.shape[:-1]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Spikes in a presentation, in shape, type and memory order of the drive ``x``, (B, C, ...) if of channels."""
-        return _steps(x, self.edges, self.heights, self.slope, self.low, self.high)
+    def forward(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
+        """Spikes in a presentation, in shape, type and memory order of the drive ``x``, (B, C, ...) if of channels.
+
+        Dividing heights by a ``unit`` here saves a pass over the output.
+        """
+        return _steps(x, self.edges, self.heights / unit, self.slope / unit, self.low, self.high)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpecialActivationUnit":
         kept = dict(self._buffers)
@@ -155,7 +158,7 @@ def _fill_compiled(x: Tensor, edges: Tensor, heights: Tensor, out: Tensor) -> No
     # The last row of a shared step function may be shorter than the others: it is done by itself.
     filled = found if found.is_contiguous() else torch.empty_like(drives)
     flat, target = drives.view(-1).numpy(), filled.view(-1).numpy()
-    steps = tuple(values.to(x.dtype).reshape(-1, values.shape[-1]).numpy() for values in (edges, heights))
+    steps = pad_steps(*(values.to(x.dtype).reshape(-1, values.shape[-1]).numpy() for values in (edges, heights)))
     rows = len(flat) // width
     per_thread = max(-(-rows // torch.get_num_threads()), THREAD_SHARE // width)
 

@@ -20,13 +20,14 @@ from bridge.fidelity import Fidelity, measure_fidelity
 from bridge.figures import draw_fidelity, draw_responses
 from bridge.fit import Fit, Neurons, fit_response
 from bridge.frontend import (
-    COARSE,
     ConvertedLayer,
     FrontEndSpec,
     Response,
     SpikingFrontEnd,
-    input_spikes,
+    fine_steps,
     save_frontend,
+    spikes_per_step,
+    whole_spikes,
 )
 from bridge.response import neuron_response, simulate_counts
 from snn.command import (
@@ -118,11 +119,12 @@ def fit_frontend(
     """:func:`convert`, given simulated spikes of each layer, int16 (N, C_out, H, W), and all on one device."""
     random = np.random.default_rng(seed)
     p, device = network.learning.encoding, images.device
-    spikes, top = input_spikes(images / 255, p, quantise_input), p.f_max * p.presentation / 1000
+    intensities, unit = images / 255, 1.0 if quantise_input else spikes_per_step(p)
+    spikes = (whole_spikes if quantise_input else fine_steps)(intensities, p)
+    top = p.f_max * p.presentation / 1000 / unit
     converted, responses, fits = [], [], []
     for learned, count in progress(list(zip(network.layers, counts, strict=True)), "fitting", "layer"):
-        whole = bool(converted) or quantise_input
-        layer = convert_weights(learned.layer, p.presentation, top, whole).to(device)
+        layer = convert_weights(learned.layer, p.presentation, top, unit).to(device)
         with torch.no_grad():
             drive = layer.drive(spikes)
             variance, mean = torch.var_mean(drive, dim=(0, 2, 3), correction=0)
@@ -133,7 +135,7 @@ def fit_frontend(
         layer.activation = SpecialActivationUnit(fit.steps.edges, fit.steps.heights).to(device)
         with torch.no_grad():
             spikes = layer.activation(drive)
-        top = fit.steps.heights.max().item()
+        unit, top = 1.0, fit.steps.heights.max().item()
         converted.append(layer)
         fits.append(fit)
         responses.append(_response(neurons.take(slice(STORED_SAMPLE)), learned.layer, fit, p))
@@ -152,24 +154,21 @@ def fit_frontend(
     return Conversion(SpikingFrontEnd(spec, converted).cpu(), responses, fits)
 
 
-def convert_weights(layer: SpikingConv2d, presentation: float, top: float, whole: bool) -> ConvertedLayer:
+def convert_weights(layer: SpikingConv2d, presentation: float, top: float, unit: float = 1.0) -> ConvertedLayer:
     """The frozen convolution whose output is the layer's mean current, with an SAU yet to be fitted.
 
     Args:
         layer: learned.
         presentation: T in ms.
-        top: most spikes of a presynaptic neuron.
-        whole: presynaptic spikes are whole numbers.
+        top: largest input, in units.
+        unit: presynaptic spikes in a presentation that an input of 1 stands for.
     """
-    weight = layer.conductance * (layer.gain * layer.geometry.pulse_width / presentation).reshape(-1, 1, 1, 1)
+    per_conductance = layer.gain * (unit * layer.geometry.pulse_width / presentation)
+    weight = layer.conductance * per_conductance.reshape(-1, 1, 1, 1)
     # Rounding itself may raise a sum a little.
     largest = 1.01 * top * weight.abs().sum((1, 2, 3)).amax()
-    return ConvertedLayer(
-        weight=round_for_exact_sums(weight, largest if whole else largest / COARSE),
-        stride=layer.geometry.stride,
-        padding=layer.geometry.padding,
-        whole=whole,
-    )
+    weight = round_for_exact_sums(weight, largest)
+    return ConvertedLayer(weight, stride=layer.geometry.stride, padding=layer.geometry.padding)
 
 
 def _sample(drive: Tensor, counts: Tensor, random: np.random.Generator) -> Neurons:
@@ -277,20 +276,18 @@ def run(config: ConvertConfig) -> None:
 
 def _tell(number: int, conversions: list[Conversion], fidelities: list[list[Fidelity]]) -> dict:
     """Print what became of a layer, without and with the encoder's floor; return the figures."""
-    told = {}
-    for conversion, layers, mode in zip(
-        conversions, fidelities, ("without_quantise_input", "with_quantise_input"), strict=True
-    ):
+    told, simulated = {}, fidelities[0][number]
+    print(f"  conv{number + 1}: {simulated.mean_rate:.1f} Hz; {simulated.levels} counts hold 5% of the neurons each")
+    for mode, conversion, layers in zip(("without", "with"), conversions, fidelities, strict=True):
         fit, fidelity = conversion.fits[number], layers[number]
         steps = int(fit.steps.edges.isfinite().sum(-1).max())
-        whose = "of channels" if fit.steps.per_channel else "of the layer"
+        channels = " of channels" if fit.steps.per_channel else ""
         print(
-            f"  conv{number + 1} {mode.replace('_quantise_input', ' --quantise-input')}: {steps} steps {whose} by "
-            f"{fit.kind}, residual {fit.residual:.3f} spikes; correlation {fidelity.correlation:.3f}, mean error "
-            f"{fidelity.mean_error:.2f} of {fidelity.mean_rate:.1f} Hz, spike count off in {fidelity.off_share:.1%} of "
-            f"neurons; {fidelity.levels} counts hold 5% of them each"
+            f"    {mode:7} --quantise-input: {steps} steps{channels} ({fit.kind}), residual {fit.residual:.3f} spikes; "
+            f"correlation {fidelity.correlation:.3f}, error {fidelity.mean_error:.2f} Hz, count off in "
+            f"{fidelity.off_share:.1%} of neurons"
         )
-        told[mode] = {
+        told[f"{mode}_quantise_input"] = {
             "sau_steps": steps,
             "sau_kind": fit.kind,
             "sau_per_channel": fit.steps.per_channel,

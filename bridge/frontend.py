@@ -6,9 +6,10 @@ presentation T and pulse width w; ``weight = i_syn w/T G`` makes it one convolut
 that before any training the layer passes its drive on unchanged to the Special Activation Unit. The affine part can
 train.
 
-Layers pass on spikes in a presentation, not Hz: these are whole numbers, and with weights rounded to a power-of-two
-grid (to 1/10,000 of the largest and finer, for kernels of usual size) every sum of them is exact. A drive then does not
-depend on the order of its sum, and so not on batch, memory order, library or device: near an edge of a step function a
+Layers pass on spikes in a presentation, not Hz, and the first is given intensities in steps four times finer than those
+of 8-bit images (or, with ``quantise_input``, the encoder's whole spikes): whole numbers. With weights rounded to a
+power-of-two grid, to a thousandth of the largest or finer, every sum of products is exact. A drive then does not depend
+on the order of its sum, and so not on batch, memory order, library or device: near an edge of a step function a
 difference in the last bit would be one of a whole step.
 """
 
@@ -28,8 +29,8 @@ from snn.h5file import Tree, from_tree, input_tree, read_file, read_input, write
 
 SCHEMA = "frontend/2"
 REMEDY = "python -m bridge.convert snn.h5 --out FILE"
-COARSE = 1 / 8
-"""Spikes: what an input that is not whole is split at, into a coarse part whose sums are exact and a small rest."""
+INTENSITY_STEPS = 4 * 255
+"""Steps of intensity from 0 to 1 in the input of the first layer: 8-bit images lose nothing."""
 FLOOR_MARGIN = 1e-5
 """Spikes that F T may fall short of a whole number and still count as it."""
 SHIPPED_FRONTENDS = Path(__file__).parent / "shipped"
@@ -69,7 +70,7 @@ class FrontEndSpec:
     encoding: Encoding
     """Rates of intensities 0 and 1, and the presentation time."""
     quantise_input: bool = False
-    """Round input rates down to whole spikes, floor(F T)/T, as the encoder does (the paper drops this)."""
+    """Round input down to whole spikes, floor(F T), as the encoder does (the paper drops this)."""
 
     @property
     def stride(self) -> int:
@@ -77,15 +78,27 @@ class FrontEndSpec:
         return int(np.prod(self.strides))
 
 
-def input_spikes(images: Tensor, p: Encoding, quantise: bool) -> Tensor:
-    """F T, the spikes in a presentation of intensities in [0, 1]; with ``quantise`` floor(F T), as the encoder has it.
-
-    f_min is folded in here, so a convolution's zero padding is silence.
-    """
+def input_spikes(images: Tensor, p: Encoding) -> Tensor:
+    """F T, the spikes in a presentation that intensities in [0, 1] stand for, in their shape."""
     seconds = p.presentation / 1000
-    spikes = images * ((p.f_max - p.f_min) * seconds) + p.f_min * seconds
+    return images * ((p.f_max - p.f_min) * seconds) + p.f_min * seconds
+
+
+def whole_spikes(images: Tensor, p: Encoding) -> Tensor:
+    """floor(F T), as the encoder has it."""
     # float32 resolves 1e-6 of a spike here; without the margin, whole numbers would lose one.
-    return torch.floor(spikes + FLOOR_MARGIN) if quantise else spikes
+    return torch.floor(input_spikes(images, p) + FLOOR_MARGIN)
+
+
+def fine_steps(images: Tensor, p: Encoding) -> Tensor:
+    """F T in units of :func:`spikes_per_step`, rounded; the gradient is that without rounding."""
+    steps = images * INTENSITY_STEPS + p.f_min / (p.f_max - p.f_min) * INTENSITY_STEPS
+    return steps + (torch.round(steps) - steps).detach()
+
+
+def spikes_per_step(p: Encoding) -> float:
+    """Spikes in a presentation that a step of intensity adds."""
+    return (p.f_max - p.f_min) * p.presentation / 1000 / INTENSITY_STEPS
 
 
 class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
@@ -107,46 +120,35 @@ class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
 
 
 class ConvertedLayer(nn.Module):
-    """Frozen convolution, batch normalisation, SAU: spikes in a presentation to spikes, (B, C, H, W).
+    """Frozen convolution, batch normalisation, SAU: whole numbers to spikes in a presentation, (B, C, H, W).
 
     Args:
-        weight: current per spike, (C_out, C_in, k, k).
-        stride, padding: of the convolution.
-        whole: the input counts whole spikes.
+        weight: current per spike in a presentation (or, in the first layer, step of its input), (C_out, C_in, k, k).
+        stride, padding: of the convolution. Padding is silence.
         steps: shape of the SAU's edges, which are to be fitted or loaded.
     """
 
-    def __init__(self, weight: Tensor, stride: int, padding: int, whole: bool, steps: tuple[int, ...] = (1,)) -> None:
+    def __init__(self, weight: Tensor, stride: int, padding: int, steps: tuple[int, ...] = (1,)) -> None:
         super().__init__()
         self.register_buffer("weight", weight.to(torch.float32).clone())
-        self.stride, self.padding, self.whole = stride, padding, whole
+        self.stride, self.padding = stride, padding
         self.norm = FrozenStatisticsBatchNorm(len(weight))
         edges = torch.arange(float(steps[-1])).expand(steps)
         self.activation = SpecialActivationUnit(edges, torch.zeros(*steps[:-1], steps[-1] + 1))
 
     def drive(self, spikes: Tensor) -> Tensor:
         """Mean current of each neuron, before normalisation."""
-
-        first, *rest = self.partial_drives(spikes)
-        return first + rest[0] if rest else first
-
-    def partial_drives(self, spikes: Tensor) -> list[Tensor]:
-        """Summands of the drive: sums of the coarse part of the input, which are exact, and of the rest.
-
-        The rest is so small that the rounding of its sums vanishes when they are added. Whole spikes have none.
-        """
-        parts = [spikes]
-        if not self.whole:
-            coarse = torch.round(spikes.detach() / COARSE) * COARSE
-            parts = [coarse, spikes - coarse]
-        return [conv2d(part, self.weight, stride=self.stride, padding=self.padding) for part in parts]
+        return conv2d(spikes, self.weight, stride=self.stride, padding=self.padding)
 
     def forward(self, spikes: Tensor) -> Tensor:
         return self.activation(self.norm(self.drive(spikes)))
 
 
 class SpikingFrontEnd(nn.Module):
-    """The converted spiking layers. Images in [0, 1], (B, C, H, W), to features in [0, 1], (B, maps[-1], H', W')."""
+    """The converted spiking layers. Images in [0, 1], (B, C, H, W), to features in [0, 1], (B, maps[-1], H', W').
+
+    Features are in channels_last memory order, whatever order the images have.
+    """
 
     def __init__(self, spec: FrontEndSpec, layers: list[ConvertedLayer]) -> None:
         super().__init__()
@@ -160,18 +162,19 @@ class SpikingFrontEnd(nn.Module):
         for number, (maps, size, n) in enumerate(zip(spec.maps, spec.kernel_sizes, spec.steps, strict=True)):
             steps = (maps, n) if spec.per_channel[number] else (n,)
             weight = torch.zeros(maps, c_in, size, size)
-            whole = number > 0 or spec.quantise_input
-            layers.append(ConvertedLayer(weight, spec.strides[number], spec.paddings[number], whole, steps))
+            layers.append(ConvertedLayer(weight, spec.strides[number], spec.paddings[number], steps))
             c_in = maps
         return cls(spec, layers)
 
-    def input_spikes(self, images: Tensor) -> Tensor:
-        """What the first layer is given: spikes in a presentation."""
-        return input_spikes(images, self.spec.encoding, self.spec.quantise_input)
+    def encode(self, images: Tensor) -> Tensor:
+        """What the first layer is given, whole numbers; f_min is folded in, so that padding is silence."""
+        encode = whole_spikes if self.spec.quantise_input else fine_steps
+        # In this order a CPU's convolutions of few channels take half the time; results are the same.
+        return encode(images.contiguous(memory_format=torch.channels_last), self.spec.encoding)
 
     def spikes(self, images: Tensor) -> list[Tensor]:
         """Output of every layer: spikes in a presentation."""
-        outputs = [self.input_spikes(images)]
+        outputs = [self.encode(images)]
         for layer in self.layers:
             outputs.append(layer(outputs[-1]))
         return outputs[1:]
@@ -181,8 +184,13 @@ class SpikingFrontEnd(nn.Module):
         return [spikes * (1000 / self.spec.encoding.presentation) for spikes in self.spikes(images)]
 
     def forward(self, images: Tensor) -> Tensor:
-        spikes = self.spikes(images)[-1]
-        return spikes / self.layers[-1].activation.heights.amax().to(spikes.dtype)
+        x, last = self.encode(images), self.layers[-1]
+        for layer in self.layers:
+            # One after another, so that each result is freed as soon as the next is there.
+            x = layer.drive(x)
+            x = layer.norm(x)
+            x = layer.activation(x, last.activation.heights.amax() if layer is last else 1.0)
+        return x
 
 
 def save_frontend(
@@ -208,11 +216,12 @@ def save_frontend(
         command: that made the file.
         source_digest: of ``snn.h5``.
     """
-    layers = {}
+    layers, fine = {}, not frontend.spec.quantise_input
     for number, (layer, response, report) in enumerate(zip(frontend.layers, responses, reports, strict=True), 1):
         layers[f"conv{number}"] = {
             "state": {key: value.cpu().numpy() for key, value in layer.state_dict().items()},
-            "weight_unit": "current per spike in a presentation",
+            "weight_unit": "current per "
+            + ("step of intensity" if fine and number == 1 else "spike in a presentation"),
             "edges_unit": "current",
             "heights_unit": "spikes in a presentation",
             "response": {**response._asdict(), "drive_unit": "current", "count_unit": "spikes in a presentation"},

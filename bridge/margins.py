@@ -14,7 +14,7 @@ def pixel_margin(images: Tensor, p: Encoding) -> Tensor:
 
     The paper's ``delta / (T (f_max - f_min))`` with delta the distance, in spikes, of F T to the nearest edge.
     """
-    spikes = input_spikes(images, p, quantise=False) + FLOOR_MARGIN
+    spikes = input_spikes(images, p) + FLOOR_MARGIN
     above = spikes - spikes.floor()
     return torch.minimum(above, 1 - above) / (p.presentation / 1000 * (p.f_max - p.f_min))
 
@@ -29,7 +29,7 @@ def drive_margin(drive: Tensor, activation: SpecialActivationUnit) -> Tensor:
 
 
 def summed_change(layer: ConvertedLayer, change: Tensor) -> Tensor:
-    """The most, sum_j |w_j change_j|, that changes of the input in spikes can change normalised drives (B, C, H, W)."""
+    """The most, sum_j |w_j change_j|, that changes of the input can change normalised drives (B, C, H, W)."""
     largest = conv2d(change.abs(), layer.weight.abs(), stride=layer.stride, padding=layer.padding)
     slope = layer.norm.weight / (layer.norm.running_var + layer.norm.eps).sqrt()
     return largest * slope.abs().reshape(-1, 1, 1)

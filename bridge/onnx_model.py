@@ -15,7 +15,6 @@ from bridge.frontend import ConvertedLayer, FrozenStatisticsBatchNorm, SpikingFr
 from snn.command import write_atomically
 
 OPSET = 18
-LARGE = 1e30
 
 
 class FoldedLayer(nn.Module):
@@ -35,9 +34,7 @@ class FoldedLayer(nn.Module):
         self.register_buffer("rises", heights.diff(dim=1))
 
     def forward(self, spikes: Tensor) -> Tensor:
-        # A bound that no sum meets keeps runtimes from adding one convolution's outputs to the terms of the other.
-        first, *rest = (part.clamp(min=-LARGE) for part in self.convolution.partial_drives(spikes))
-        drive = (first + rest[0] if rest else first) * self.sign
+        drive = self.convolution.drive(spikes) * self.sign
         out = self.lowest
         for edge, rise in zip(self.edges.T[..., None, None], self.rises.T[..., None, None], strict=True):
             out = out + (drive >= edge).to(drive.dtype) * rise
@@ -49,7 +46,7 @@ class FoldedFrontEnd(nn.Module):
 
     def __init__(self, frontend: SpikingFrontEnd) -> None:
         super().__init__()
-        self.encode = frontend.input_spikes
+        self.encode = frontend.encode
         self.layers = nn.Sequential(*(FoldedLayer(layer) for layer in frontend.layers))
         self.top = frontend.layers[-1].activation.heights.max().item()
 
@@ -69,7 +66,8 @@ def reach(norm: FrozenStatisticsBatchNorm, edges: Tensor, sign: Tensor) -> Tenso
         for _ in range(33):
             middle = (low + high) // 2
             drive = _from_order(middle) * sign[:, None]
-            reached = norm(drive[None, ..., None])[0, ..., 0] >= edges
+            sheet = drive[None, ..., None].contiguous(memory_format=torch.channels_last)
+            reached = norm(sheet)[0, ..., 0] >= edges
             high = torch.where(reached, middle, high)
             low = torch.where(reached, low, middle)
     found = _from_order(high.clamp(-top, top))

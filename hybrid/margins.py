@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bridge.frontend import SHIPPED_FRONTENDS, SpikingFrontEnd, input_spikes, load_frontend
+from bridge.frontend import SHIPPED_FRONTENDS, SpikingFrontEnd, load_frontend, whole_spikes
 from bridge.margins import drive_margin, pixel_margin, summed_change
 from hybrid.evaluate import NOISE_CHUNK, noisy_batches
 from hybrid.figures import draw_margins
@@ -92,8 +92,8 @@ def _compare(frontend: SpikingFrontEnd, clean: Tensor, noisy: Tensor, ratio: flo
 
     sigma = awgn_sigma(clean, ratio)
     margin = pixel_margin(clean, p)
-    counts = [input_spikes(images, p, quantise=True) for images in (clean, noisy)]
-    given = [frontend.input_spikes(images) for images in (clean, noisy)]
+    counts = [whole_spikes(images, p) for images in (clean, noisy)]
+    given = [frontend.encode(images) for images in (clean, noisy)]
     drives = [layer.norm(layer.drive(spikes)) for spikes in given]
     distance = drive_margin(drives[0], layer.activation)
     features = [frontend.spikes(images) for images in (clean, noisy)]

@@ -271,9 +271,11 @@ def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[
     """Results of ``function``, in order, computed by as many threads as PyTorch uses."""
     items = list(items)
     threads = torch.get_num_threads()
-    if threads == 1 or len(items) == 1:
+    if threads == 1 or len(items) <= 1:
         return [function(item) for item in items]
-    return list(_pool(threads).map(function, items))
+    # The first here: waking a thread takes as long as a short item.
+    others = [_pool(threads).submit(function, item) for item in items[1:]]
+    return [function(items[0]), *(other.result() for other in others)]
 
 
 @cache

@@ -5,7 +5,14 @@ import torch
 
 from bridge.convert import convert, convert_weights
 from bridge.fidelity import measure_fidelity
-from bridge.frontend import FrozenStatisticsBatchNorm, input_spikes, load_frontend
+from bridge.frontend import (
+    FrozenStatisticsBatchNorm,
+    fine_steps,
+    input_spikes,
+    load_frontend,
+    spikes_per_step,
+    whole_spikes,
+)
 from bridge.response import simulate_counts
 from snn.data import DataSource, load_images
 from snn.encode import Encoding, encode
@@ -44,9 +51,9 @@ def test_converted_weights_give_the_mean_current_of_the_simulation():
         spikes[step * 18] = counts > step
     assert hold(spikes, 6).sum() == 6 * spikes.sum()
     mean = sum(drive.clone() for drive in layer.convolve(spikes)) / 120 * layer.gain.reshape(1, 4, 1, 1)
-    for whole in (True, False):
-        converted = convert_weights(layer, presentation=300.0, top=6.0, whole=whole)
-        torch.testing.assert_close(converted.drive(counts.float()), mean, rtol=1e-4, atol=1e-4)
+    for unit in (1.0, 0.125):
+        converted = convert_weights(layer, presentation=300.0, top=6.0 / unit, unit=unit)
+        torch.testing.assert_close(converted.drive(counts / unit), mean, rtol=1e-4, atol=1e-3)
 
 
 def test_drives_do_not_depend_on_batch_order_or_library():
@@ -59,29 +66,36 @@ def test_drives_do_not_depend_on_batch_order_or_library():
         lif=LIFParameters(),
         dt=2.5,
     )
-    converted = convert_weights(layer, presentation=300.0, top=9.0, whole=True)
-    spikes = torch.randint(0, 10, (6, 20, 12, 12), generator=generator).float()
-    drive = converted.drive(spikes)
-    # Exact, so the same as in float64.
-    exact = torch.nn.functional.conv2d(spikes.double(), converted.weight.double(), padding=1)
-    assert torch.equal(drive.double(), exact)
-    assert torch.equal(converted.drive(spikes[2:3]), drive[2:3])
-    assert torch.equal(converted.drive(spikes.to(memory_format=torch.channels_last)), drive)
-    # What is not whole is rounded once only, at the end.
-    fractions = convert_weights(layer, presentation=300.0, top=9.0, whole=False)
-    intensities = spikes + torch.rand(spikes.shape, generator=generator) - 0.5
-    exact = torch.nn.functional.conv2d(intensities.double(), fractions.weight.double(), padding=1)
-    rounded = fractions.drive(intensities)
-    spacing = torch.nextafter(rounded, torch.tensor(torch.inf)) - rounded
-    assert ((rounded.double() - exact).abs() <= 0.51 * spacing).all()
+    # Of whole spikes, and of steps of intensity.
+    for top, unit in ((9, 1.0), (1530, 6 / 1020)):
+        converted = convert_weights(layer, 300.0, top, unit)
+        spikes = torch.randint(0, top + 1, (6, 20, 12, 12), generator=generator).float()
+        drive = converted.drive(spikes)
+        # Exact, so the same as in float64.
+        exact = torch.nn.functional.conv2d(spikes.double(), converted.weight.double(), padding=1)
+        assert torch.equal(drive.double(), exact)
+        assert torch.equal(converted.drive(spikes[2:3]), drive[2:3])
+        assert torch.equal(converted.drive(spikes.to(memory_format=torch.channels_last)), drive)
+
+
+def test_fine_steps_are_four_to_an_8_bit_level_and_pass_gradients():
+    images = torch.arange(256).reshape(1, 1, 16, 16) / 255
+    for p in (Encoding(), Encoding(f_min=1, f_max=22, presentation=400)):
+        steps = fine_steps(images, p)
+        assert torch.equal(steps, steps.round())
+        assert torch.equal(steps - steps[0, 0, 0, 0], 4 * torch.arange(256.0).reshape(1, 1, 16, 16))
+        torch.testing.assert_close(steps * spikes_per_step(p), input_spikes(images, p), rtol=0, atol=0.01)
+    x = torch.rand(3, 1, 4, 4, requires_grad=True)
+    fine_steps(x, Encoding()).sum().backward()
+    assert (x.grad == 1020).all()
 
 
 def test_input_spikes_with_quantisation_are_those_of_the_encoder():
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     for p in (Encoding(), Encoding(quiet=30.0), Encoding(f_min=1, f_max=22, presentation=400)):
         simulated = encode(images, p, torch.tensor([7])).sum(0)
-        assert torch.equal(input_spikes(images / 255, p, quantise=True), simulated.float())
-    found = input_spikes(images / 255, Encoding(), quantise=False).flatten()[[0, 51, 255]]
+        assert torch.equal(whole_spikes(images / 255, p), simulated.float())
+    found = input_spikes(images / 255, Encoding()).flatten()[[0, 51, 255]]
     assert found.tolist() == pytest.approx([3, 4.2, 9])
 
 
@@ -94,8 +108,9 @@ def test_frontend_file_keeps_every_value_and_the_response(pipeline):
     assert features.shape == (32, 8, 8, 8)
     assert 0 <= features.min() < features.max() <= 1
     for layer, learned in zip(frontend.layers, network.layers, strict=True):
-        expected = learned.layer.conductance * learned.layer.gain.reshape(-1, 1, 1, 1) * 15 / 300
-        torch.testing.assert_close(layer.weight, expected, rtol=0, atol=1e-4 * expected.max().item())
+        unit = 6 / 1020 if layer is frontend.layers[0] else 1
+        expected = learned.layer.conductance * learned.layer.gain.reshape(-1, 1, 1, 1) * (unit * 15 / 300)
+        torch.testing.assert_close(layer.weight, expected, rtol=0, atol=1e-3 * expected.max().item())
     with h5py.File(pipeline.frontend) as file:
         assert file.attrs["source_digest"] == snn_digest
         assert file.attrs["digest"] == digest
@@ -144,7 +159,7 @@ def test_converted_layers_answer_as_the_simulation_does(pipeline, quantised):
     fitted, fresh = (load_images(source, split, seed=0).images[:100] for split in ("train", "test"))
     frontend = convert(network, fitted, quantise_input=quantised).frontend
     counts = simulate_counts(network, fresh, torch.Generator().manual_seed(5))
-    assert torch.equal(counts[0].float(), input_spikes(fresh / 255, network.learning.encoding, quantise=True))
+    assert torch.equal(counts[0].float(), whole_spikes(fresh / 255, network.learning.encoding))
     with torch.no_grad():
         outputs = frontend.spikes(fresh / 255)
     for fidelity, spikes, count in zip(

@@ -1,0 +1,205 @@
+"""Speed of the converted front end, beside the simulations it stands for and an ordinary convolutional front end.
+
+    python benchmarks/frontend.py --data folder:cifar10
+
+The same images go through
+
+- the converted layers (``bridge.convert``), in one step;
+- conv-BN-ReLU layers of the same shapes: what a front end without spikes costs;
+- the plain norse time loop: a convolution and norse's cell for each layer at each time step, as a user of norse writes
+  it;
+- this project's event-driven simulator.
+
+Repeats take turns, so that what else the machine does meets all alike. Medians and ranges.
+"""
+
+import runpy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+if __name__ == "__main__" and __spec__ is None:
+    # Started as a file: start over as a module, so that imports find the rest of the checkout.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    runpy.run_module("benchmarks.frontend", run_name="__main__", alter_sys=True)
+
+import numpy as np
+import torch
+import tyro
+from norse.torch.functional.lif_box import LIFBoxFeedForwardState
+from norse.torch.module.lif_box import LIFBoxCell
+from torch import Tensor, nn
+
+from bridge.convert import convert
+from bridge.frontend import SpikingFrontEnd
+from snn.command import check_outputs, run_command, write_csv
+from snn.data import DataSource, load_images
+from snn.draws import draw_seeds
+from snn.encode import encode, encode_for
+from snn.errors import check
+from snn.events import spike_counts
+from snn.layer import SpikingConv2d
+from snn.neuron import norse_parameters
+from snn.pretrained import resolve
+from snn.weights import SHIPPED_NETWORKS, load_network
+
+
+@dataclass(frozen=True)
+class FrontEndConfig:
+    """Measure the converted front end's speed."""
+
+    snn: Path = Path("pretrained:cifar10-fd")
+    """File written by snn.learn."""
+    batch_size: int = 64
+    """Images that go through together."""
+    repeats: int = 20
+    """Of the one-step front ends."""
+    loop_repeats: int = 3
+    """Of the simulations."""
+    out: Path | None = None
+    """Also write the table to this CSV file."""
+    source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "repeats", "loop_repeats"):
+            check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: give 1 or more")
+
+
+class NorseLoop(nn.Module):
+    """The spiking layers as a user of norse writes them."""
+
+    def __init__(self, layers: list[SpikingConv2d]) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList()
+        self.cells = nn.ModuleList()
+        for layer in layers:
+            p = layer.geometry
+            _, scale = layer.neurons()
+            weight = layer.conductance * scale.reshape(-1, 1, 1, 1)
+            convolution = nn.Conv2d(weight.shape[1], p.maps, p.kernel_size, p.stride, p.padding, bias=False)
+            convolution.weight = nn.Parameter(weight, requires_grad=False)
+            self.convolutions.append(convolution)
+            cell = norse_parameters(layer.lif, layer.v_threshold.reshape(1, -1, 1, 1))
+            # norse resets, as in its own examples.
+            self.cells.append(LIFBoxCell(cell._replace(reset_method=reset), dt=layer.dt))
+        self.v_init = layers[0].lif.v_init
+        self.pulse, _ = layers[0].geometry.steps(layers[0].dt)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """Spike counts of the last layer for spikes (T, B, C, H, W)."""
+        states, held, counts = [None] * len(self.cells), [None] * len(self.cells), 0
+        for z in spikes:
+            for number, (convolution, cell) in enumerate(zip(self.convolutions, self.cells, strict=True)):
+                before = torch.zeros_like(z, dtype=torch.int8) if held[number] is None else held[number]
+                held[number] = torch.where(z.bool(), self.pulse, before - 1).clamp(min=0).to(torch.int8)
+                current = convolution((held[number] > 0).float())
+                if states[number] is None:
+                    states[number] = LIFBoxFeedForwardState(v=torch.full_like(current, self.v_init))
+                z, states[number] = cell(current, states[number])
+            counts = counts + z
+        return counts
+
+
+def reset(z: Tensor, v: Tensor, reset: Tensor, threshold: Tensor) -> Tensor:
+    """v_reset where a neuron spiked."""
+    return torch.where(z > 0, reset, v)
+
+
+def ordinary(frontend: SpikingFrontEnd) -> nn.Sequential:
+    """conv-BN-ReLU layers of the same shapes."""
+    layers: list[nn.Module] = []
+    for layer in frontend.layers:
+        maps, c_in, size, _ = layer.weight.shape
+        convolution = nn.Conv2d(c_in, maps, size, layer.stride, layer.padding, bias=False)
+        layers += [convolution, nn.BatchNorm2d(maps), nn.ReLU()]
+    return nn.Sequential(*layers).eval()
+
+
+def measure(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, in turns, after one to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(repeats + 1):
+        for name, function in functions.items():
+            began = perf_counter()
+            function()
+            if number:
+                times[name].append(perf_counter() - began)
+    return times
+
+
+@torch.inference_mode()
+def run(config: FrontEndConfig) -> None:
+    """The command: measure, print, write."""
+    check_outputs(config.out)
+    network, _, _ = load_network(resolve(config.snn, SHIPPED_NETWORKS))
+    data = load_images(config.source, "train", 0)
+    check(
+        data.shape == network.input_shape,
+        f"images of {config.source.data} have shape {data.shape}, {config.snn} is for {network.input_shape}; give "
+        "others with --data",
+    )
+    images = data.images[torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))]
+    fitted, images = images[:128], images[128 : 128 + config.batch_size]
+    encoding, layers = network.learning.encoding, [learned.layer for learned in network.layers]
+    frontends = {
+        "converted": convert(network, fitted).frontend.eval(),
+        "converted, quantised input": convert(network, fitted, quantise_input=True).frontend.eval(),
+    }
+    plain, loop = ordinary(frontends["converted"]), NorseLoop(layers)
+    seeds = draw_seeds(len(images), torch.Generator().manual_seed(1))
+    # The order that the front end takes by itself, for the others too.
+    pixels = (images / 255).contiguous(memory_format=torch.channels_last)
+    times = measure(
+        {name: lambda frontend=frontend: frontend(pixels) for name, frontend in frontends.items()}
+        | {"conv-BN-ReLU": lambda: plain(pixels)},
+        config.repeats,
+    )
+    counts = {}
+
+    def simulate() -> None:
+        counts["simulator"] = spike_counts(network.simulate(encode_for(images, encoding, seeds))[-1])
+
+    def simulate_in_norse() -> None:
+        counts["norse"] = loop(encode(images, encoding, seeds).float())
+
+    simulations = {"event-driven simulator": simulate, "plain norse time loop": simulate_in_norse}
+    times |= measure(simulations, config.loop_repeats)
+    fastest = np.median(times["converted"])
+    rows = []
+    print("| front end | images/s (range) | ms per batch | converted is faster by |\n|---|---:|---:|---:|")
+    for name, seconds in times.items():
+        speeds = config.batch_size / np.array(seconds)
+        middle = np.median(seconds)
+        rows.append(
+            {
+                "front_end": name,
+                "batch_size": config.batch_size,
+                "images_per_s": config.batch_size / middle,
+                "lowest": speeds.min(),
+                "highest": speeds.max(),
+                "seconds": middle,
+                "converted_is_faster_by": middle / fastest,
+            }
+        )
+        print(
+            f"| {name} | {config.batch_size / middle:.4g} ({speeds.min():.4g} to {speeds.max():.4g}) "
+            f"| {1000 * middle:.4g} | {middle / fastest:.3g} |"
+        )
+    agree = (counts["simulator"] == counts["norse"]).double().mean().item()
+    print(f"\nnorse's loop and the simulator give the same spike count in {agree:.3%} of the last layer's neurons")
+    print(f"{torch.get_num_threads()} threads, batch {config.batch_size}, {config.source.data}")
+    write_csv(config.out, rows)
+    if config.out is not None:
+        print(f"wrote {config.out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m benchmarks.frontend``."""
+    return run_command(FrontEndConfig, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
