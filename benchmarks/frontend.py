@@ -10,7 +10,8 @@ The same images go through
   it;
 - this project's event-driven simulator.
 
-Repeats take turns, so that what else the machine does meets all alike. Medians and ranges.
+Repeats of the first two, and of the simulations, take turns, so that what else the machine does meets them alike.
+Medians and ranges.
 """
 
 import runpy
@@ -61,7 +62,7 @@ class FrontEndConfig:
     """Of the simulations."""
     out: Path | None = None
     """Also write the table to this CSV file."""
-    source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
+    source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=lambda: DataSource(data="cifar10"))
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "repeats", "loop_repeats"):
@@ -143,6 +144,10 @@ def run(config: FrontEndConfig) -> None:
     )
     images = data.images[torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))]
     fitted, images = images[:128], images[128 : 128 + config.batch_size]
+    check(
+        len(images) == config.batch_size,
+        f"{config.source.data} has {len(data.images)} images: {128 + config.batch_size} are needed, 128 of them to fit",
+    )
     encoding, layers = network.learning.encoding, [learned.layer for learned in network.layers]
     frontends = {
         "converted": convert(network, fitted).frontend.eval(),

@@ -68,7 +68,13 @@ class SpecialActivationUnit(nn.Module):
         """Spikes in a presentation, in shape, type and memory order of the drive ``x``, (B, C, ...) if of channels.
 
         Dividing heights by a ``unit`` here saves a pass over the output.
+
+        Raises :class:`snn.errors.UserError` if there are steps for another number of channels than ``x`` has.
         """
+        check(
+            self.edges.ndim == 1 or (x.ndim >= 2 and x.shape[1] == len(self.edges)),
+            f"drive of shape {tuple(x.shape)} for an SAU of {len(self.edges)} channels: expected (B, C, ...)",
+        )
         return _steps(x, self.edges, self.heights / unit, self.slope / unit, self.low, self.high)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpecialActivationUnit":
@@ -108,8 +114,9 @@ def _steps(x: Tensor, edges: Tensor, heights: Tensor, slope: Tensor, low: Tensor
     elif edges.ndim == 1:
         _in_memory_order(out).copy_(_search(_in_memory_order(x).contiguous(), edges, heights))
     else:
-        for channel, (row, steps) in enumerate(zip(edges, heights, strict=True)):
-            out[:, channel] = _search(x[:, channel].contiguous(), row, steps)
+        by_channel = x.transpose(0, 1)
+        rows = by_channel.reshape(len(edges), -1).contiguous()
+        out.transpose(0, 1).copy_(_search(rows, edges, heights).reshape(by_channel.shape))
     return out
 
 
@@ -138,8 +145,11 @@ def _in_memory_order(x: Tensor) -> Tensor:
 
 
 def _search(x: Tensor, edges: Tensor, heights: Tensor) -> Tensor:
-    steps = torch.bucketize(x, round_up(edges, x.dtype), right=True, out_int32=True)
-    return heights.to(x.dtype)[steps].masked_fill(x.isnan(), torch.nan)
+    """f(x) of contiguous ``x`` of any shape, or of rows (C, N) with steps of their own."""
+    steps = torch.searchsorted(round_up(edges, x.dtype), x, right=True, out_int32=True)
+    heights = heights.to(x.dtype)
+    found = heights[steps] if edges.ndim == 1 else heights.gather(1, steps.long())
+    return found.masked_fill(x.isnan(), torch.nan)
 
 
 def round_up(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -160,7 +170,7 @@ def _fill_compiled(x: Tensor, edges: Tensor, heights: Tensor, out: Tensor) -> No
     flat, target = drives.view(-1).numpy(), filled.view(-1).numpy()
     steps = pad_steps(*(values.to(x.dtype).reshape(-1, values.shape[-1]).numpy() for values in (edges, heights)))
     rows = len(flat) // width
-    per_thread = max(-(-rows // torch.get_num_threads()), THREAD_SHARE // width)
+    per_thread = max(1, -(-rows // torch.get_num_threads()), THREAD_SHARE // width)
 
     def fill(first: int) -> None:
         last = min(first + per_thread, rows)

@@ -51,6 +51,7 @@ from snn.weights import SHIPPED_NETWORKS, SpikingNetwork, layer_tree, load_netwo
 FIT_SAMPLE = 1_000_000
 STORED_SAMPLE = 20_000
 SINGLE_DRIVES = 1000
+MODES = ("without_quantise_input", "with_quantise_input")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def convert(
 def fit_frontend(
     network: SpikingNetwork, images: Tensor, counts: list[Tensor], *, quantise_input: bool, seed: int
 ) -> Conversion:
-    """:func:`convert`, given simulated spikes of each layer, int16 (N, C_out, H, W), and all on one device."""
+    """:func:`convert`, given simulated spikes of each layer, int16 (N, C_out, H, W), on the CPU."""
     random = np.random.default_rng(seed)
     p, device = network.learning.encoding, images.device
     intensities, unit = images / 255, 1.0 if quantise_input else spikes_per_step(p)
@@ -166,14 +167,15 @@ def convert_weights(layer: SpikingConv2d, presentation: float, top: float, unit:
     per_conductance = layer.gain * (unit * layer.geometry.pulse_width / presentation)
     weight = layer.conductance * per_conductance.reshape(-1, 1, 1, 1)
     # Rounding itself may raise a sum a little.
-    largest = 1.01 * top * weight.abs().sum((1, 2, 3)).amax()
+    largest = 1.01 * top * weight.abs().sum((1, 2, 3), keepdim=True)
     weight = round_for_exact_sums(weight, largest)
     return ConvertedLayer(weight, stride=layer.geometry.stride, padding=layer.geometry.padding)
 
 
 def _sample(drive: Tensor, counts: Tensor, random: np.random.Generator) -> Neurons:
-    """At most :data:`FIT_SAMPLE` neurons in random order, of (N, C, H, W)."""
-    chosen = random.permutation(drive.numel())[:FIT_SAMPLE]
+    """Of (N, C, H, W), all neurons in random order, or :data:`FIT_SAMPLE` drawn from more."""
+    many = drive.numel() > FIT_SAMPLE
+    chosen = random.integers(drive.numel(), size=FIT_SAMPLE) if many else random.permutation(drive.numel())
     channel = chosen // drive[0, 0].numel() % drive.shape[1]
     return Neurons(drive.flatten().cpu().numpy()[chosen], counts.flatten().numpy()[chosen], channel)
 
@@ -224,11 +226,12 @@ def run(config: ConvertConfig) -> None:
     seed = config.options.seed
     limited = replace(source, limit_train=config.images, limit_test=config.test_images)
     train, test = (load_images(limited, split, seed) for split in ("train", "test"))
-    check(
-        train.shape == network.input_shape,
-        f"images of {source.data} have shape {train.shape}, {config.snn} was learned on {network.input_shape} "
-        "(channels, height, width); give the data it was learned on with --data",
-    )
+    for split, found in (("training", train), ("test", test)):
+        check(
+            found.shape == network.input_shape,
+            f"{split} images of {source.data} have shape {found.shape}, {config.snn} was learned on "
+            f"{network.input_shape} (channels, height, width); give the data it was learned on with --data",
+        )
     network = network.to(device)
     images = [split.images.to(device) for split in (train, test)]
     fit_counts, test_counts = (
@@ -240,15 +243,16 @@ def run(config: ConvertConfig) -> None:
     ]
     fidelities = [measure_fidelity(found.frontend.to(device), images[1], test_counts) for found in conversions]
     chosen = conversions[config.quantise_input]
+    chosen.frontend.cpu()
     reports = [
         {
             "spiking": layer_tree(learned.layer.to("cpu")),
-            "fit": {"kind": fit.kind, "per_channel": fit.steps.per_channel, "residual": fit.residual},
+            "fit": {"kind": fit.kind, "residual": fit.residual},
             "candidates": {name.replace(" ", "_"): value for name, value in fit.residuals.items()},
-            "fidelity": fidelity.figures(),
             "residual_unit": "spikes in a presentation",
+            "fidelity": {mode: fidelity.figures() for mode, fidelity in zip(MODES, both, strict=True)},
         }
-        for learned, fit, fidelity in zip(network.layers, chosen.fits, fidelities[config.quantise_input], strict=True)
+        for learned, fit, *both in zip(network.layers, chosen.fits, *fidelities, strict=True)
     ]
     digest = save_frontend(
         config.out,
@@ -278,19 +282,17 @@ def _tell(number: int, conversions: list[Conversion], fidelities: list[list[Fide
     """Print what became of a layer, without and with the encoder's floor; return the figures."""
     told, simulated = {}, fidelities[0][number]
     print(f"  conv{number + 1}: {simulated.mean_rate:.1f} Hz; {simulated.levels} counts hold 5% of the neurons each")
-    for mode, conversion, layers in zip(("without", "with"), conversions, fidelities, strict=True):
+    for mode, conversion, layers in zip(MODES, conversions, fidelities, strict=True):
         fit, fidelity = conversion.fits[number], layers[number]
         steps = int(fit.steps.edges.isfinite().sum(-1).max())
-        channels = " of channels" if fit.steps.per_channel else ""
         print(
-            f"    {mode:7} --quantise-input: {steps} steps{channels} ({fit.kind}), residual {fit.residual:.3f} spikes; "
-            f"correlation {fidelity.correlation:.3f}, error {fidelity.mean_error:.2f} Hz, count off in "
+            f"    {mode.partition('_')[0]:7} --quantise-input: {steps} steps ({fit.kind}), residual {fit.residual:.3f} "
+            f"spikes; correlation {fidelity.correlation:.3f}, error {fidelity.mean_error:.2f} Hz, count off in "
             f"{fidelity.off_share:.1%} of neurons"
         )
-        told[f"{mode}_quantise_input"] = {
+        told[mode] = {
             "sau_steps": steps,
             "sau_kind": fit.kind,
-            "sau_per_channel": fit.steps.per_channel,
             "residual_spikes": fit.residual,
             "candidate_residuals_spikes": fit.residuals,
             **fidelity.figures(),

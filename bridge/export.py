@@ -10,12 +10,17 @@ import torch
 import tyro
 from torch import Tensor
 
-from bridge.frontend import SHIPPED_FRONTENDS, SpikingFrontEnd, load_frontend
-from snn.command import check_outputs, run_command, write_json
+from bridge.frontend import REMEDY, SCHEMA, SHIPPED_FRONTENDS, SpikingFrontEnd, load_frontend
+from snn.command import check_outputs, run_command, write_atomically, write_json
 from snn.draws import draw_seeds, stream
+from snn.encode import encode
 from snn.errors import UserError, check
+from snn.h5file import Tree, read_file
+from snn.layer import SpikingConv2d, feed_forward
 from snn.pretrained import resolve
+from snn.weights import layer_from_tree
 
+TOLERANCE = 1e-5
 CHECKED_IMAGES = {"onnx": 16, "nir": 2}
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "nir": ("nir", "nirtorch")}
 
@@ -60,41 +65,68 @@ def run(config: ExportConfig) -> None:
     generator = stream("export", config.seed)
     shape = (CHECKED_IMAGES[config.format], *frontend.spec.input_shape)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    figures = (_onnx if config.format == "onnx" else _nir)(frontend, file, out, images, generator)
-    write_json(config.json, figures | {"source_digest": digest})
+    figures: dict = {"source_digest": digest}
+
+    def write(temporary: Path) -> None:
+        figures.update(
+            _onnx(frontend, temporary, images)
+            if config.format == "onnx"
+            else _nir(load_spiking_layers(file), frontend, temporary, images, generator)
+        )
+
+    write_atomically(out, write)
+    write_json(config.json, figures)
     print(f"wrote {out}")
 
 
-def _onnx(frontend: SpikingFrontEnd, file: Path, out: Path, images: Tensor, generator: torch.Generator) -> dict:
+def load_spiking_layers(path: Path) -> list[SpikingConv2d]:
+    """The spiking layers that ``frontend.h5`` was converted from."""
+    return read_file(path, SCHEMA, REMEDY, _layers_from_tree)
+
+
+def _layers_from_tree(tree: Tree) -> list[SpikingConv2d]:
+    dt, groups = tree["spec"]["encoding"]["dt"], tree["layers"]
+    return [layer_from_tree(groups[f"conv{number}"]["spiking"], dt) for number in range(1, len(groups) + 1)]
+
+
+def _onnx(frontend: SpikingFrontEnd, out: Path, images: Tensor) -> dict:
     from bridge.onnx_model import run_in_onnxruntime, write_onnx
 
     write_onnx(frontend, out)
     with torch.no_grad():
         expected = frontend(images / 255)
     difference = (run_in_onnxruntime(out, images / 255) - expected).abs().max().item()
+    check(
+        difference <= TOLERANCE,
+        f"features by onnxruntime differ by up to {difference:g} from PyTorch's (at most {TOLERANCE:g} is expected); "
+        "nothing was written: use another version of onnxruntime or torch, and report it",
+    )
     print(f"onnxruntime against PyTorch, {len(images)} random images: largest difference of a feature {difference:.1e}")
     return {"largest_difference": difference}
 
 
-def _nir(frontend: SpikingFrontEnd, file: Path, out: Path, images: Tensor, generator: torch.Generator) -> dict:
-    from bridge.nir_model import load_spiking_layers, run_in_norse, write_nir
-    from snn.encode import encode
-    from snn.layer import feed_forward
+def _nir(
+    layers: list[SpikingConv2d], frontend: SpikingFrontEnd, out: Path, images: Tensor, generator: torch.Generator
+) -> dict:
+    from bridge.nir_model import run_in_norse, write_nir
 
-    layers = load_spiking_layers(file)
-    write_nir(layers, frontend.spec.encoding, frontend.spec.input_shape, out)
+    write_nir(layers, frontend.spec.input_shape, out)
     spikes = encode(images, frontend.spec.encoding, draw_seeds(len(images), generator))
     fine = [
         replace(layer, **{name: getattr(layer, name).double() for name in ("conductance", "gain", "v_threshold")})
         for layer in layers
     ]
     expected, found = feed_forward(fine, spikes), run_in_norse(out, spikes)
-    different = (expected != found).sum().item()
-    print(
-        f"norse against the simulator, {len(images)} random images, both float64: {different} of "
-        f"{expected.sum().item()} spikes of the last layer differ"
+    total, different = expected.sum().item(), (expected != found).sum().item()
+    check(
+        different == 0,
+        f"{different} of {total} spikes of the last layer differ between norse and the simulator; nothing was written: "
+        "use another version of norse or nirtorch, and report it",
     )
-    return {"spikes": expected.sum().item(), "different_spikes": different}
+    print(
+        f"norse against the simulator, {len(images)} random images, float64: all {total} spikes of the last layer agree"
+    )
+    return {"spikes": total, "different_spikes": different}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """How well converted layers answer as the spiking simulation does, on images that neither learned nor were fitted."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,9 +31,13 @@ class Fidelity:
 
     def figures(self) -> dict[str, float]:
         """All but the confusion, which a picture tells better; units in the names."""
-        values = asdict(self)
-        del values["confusion"]
-        return {{"mean_error": "mean_error_Hz", "mean_rate": "mean_rate_Hz"}.get(k, k): v for k, v in values.items()}
+        return {
+            "off_share": self.off_share,
+            "correlation": self.correlation,
+            "mean_error_Hz": self.mean_error,
+            "mean_rate_Hz": self.mean_rate,
+            "levels": self.levels,
+        }
 
 
 def measure_fidelity(

@@ -21,7 +21,7 @@ def draw_responses(frontend: SpikingFrontEnd, responses: list[Response], network
     for number, (panel, layer, response, learned) in enumerate(
         zip(panels, frontend.layers, responses, network.layers, strict=True), 1
     ):
-        sau = layer.activation.cpu()
+        sau = layer.activation
         right = np.quantile(response.drive, 0.9995) * 1.05
         drives = torch.linspace(0, float(right), 800)
         levels = np.arange(response.count.max() + 2) - 0.5

@@ -74,7 +74,7 @@ class Fit:
 
     steps: StepFit
     kind: str
-    """change points or closed form."""
+    """change points, change points of channels, or closed form."""
     residuals: dict[str, float]
     """Mean error in spikes, on neurons not used for the fit, of each candidate."""
     residual: float
@@ -89,7 +89,7 @@ def fit_response(neurons: Neurons, layer: SpikingConv2d, encoding: Encoding, ran
     Args:
         neurons: of the layer.
         layer: whose closed form is a candidate.
-        encoding: presentation time and time step.
+        encoding: presentation time, and the quiet part of it.
         random: splits the neurons.
 
     Raises:
@@ -109,31 +109,38 @@ def fit_response(neurons: Neurons, layer: SpikingConv2d, encoding: Encoding, ran
         "closed form": closed_form(layer, encoding, top),
     }
     residuals = {name: steps.residual(kept) for name, steps in candidates.items()}
-    if residuals["closed form"] <= min(residuals.values()):
-        steps, kind = candidates["closed form"], "closed form"
+    own = residuals["change points of channels"] < (1 - WORTHWHILE) * residuals["change points"]
+    kind = "change points of channels" if own else "change points"
+    if residuals["closed form"] <= residuals[kind]:
+        kind, steps = "closed form", candidates["closed form"]
     else:
-        steps, kind = change_points(neurons, neurons), "change points"
-        if residuals["change points of channels"] < (1 - WORTHWHILE) * residuals["change points"]:
-            steps = per_channel(neurons, neurons, steps, len(layer.gain))
+        # As many levels as stood the test, their edges from all neurons.
+        steps = change_points(neurons, levels=int(shared.heights.max())) or shared
+        if own:
+            levels = candidates[kind].heights.amax(1).int().tolist()
+            rows = [
+                change_points(neurons.take(neurons.channel == channel), levels=level) or steps
+                for channel, level in enumerate(levels)
+            ]
+            steps = _stack(rows)
     return Fit(steps, kind, residuals, steps.residual(neurons))
 
 
-def change_points(fitted: Neurons, kept: Neurons) -> StepFit | None:
+def change_points(fitted: Neurons, kept: Neurons | None = None, *, levels: int | None = None) -> StepFit | None:
     """The staircase of smallest mean error, or None if there is no step.
 
     One with heights 0, 1, 2, ... misses a neuron's count k at drive x by ``sum_n |[k >= n] - [x >= edge_n]|`` spikes,
     so each edge can be chosen by itself: the split of the drives that misplaces the fewest neurons. A level whose edge
-    does not place the neurons of ``kept`` better than none is left out, with all above it.
+    does not place the neurons of ``kept`` (None: takes all) better than none is left out, with all above it, as are
+    those above ``levels``.
     """
     order = np.argsort(fitted.drive, kind="stable")
     x, k = fitted.drive[order].astype(np.float64), fitted.count[order]
     edges, heights = [], [0.0]
-    for level in range(1, int(k.max(initial=0)) + 1):
+    top = int(k.max(initial=0))
+    for level in range(1, (top if levels is None else min(top, levels)) + 1):
         edge = _best_split(x, k >= level)
-        if edge is None:
-            break
-        reached = kept.count >= level
-        if (reached != (kept.drive >= edge)).sum() >= reached.sum():
+        if edge is None or (kept is not None and not _useful(edge, kept.count >= level, kept.drive)):
             break
         if edges and edge <= edges[-1]:
             # Two levels begin at one drive: the lower one is never seen.
@@ -144,6 +151,10 @@ def change_points(fitted: Neurons, kept: Neurons) -> StepFit | None:
     if not edges or np.ptp(x) == 0:
         return None
     return StepFit(torch.tensor(edges, dtype=torch.float32), torch.tensor(heights, dtype=torch.float32))
+
+
+def _useful(edge: np.float32, reached: np.ndarray, drive: np.ndarray) -> bool:
+    return (reached != (drive >= edge)).sum() < reached.sum()
 
 
 def _best_split(x: np.ndarray, above: np.ndarray) -> np.float32 | None:

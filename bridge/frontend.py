@@ -7,10 +7,11 @@ that before any training the layer passes its drive on unchanged to the Special 
 train.
 
 Layers pass on spikes in a presentation, not Hz, and the first is given intensities in steps four times finer than those
-of 8-bit images (or, with ``quantise_input``, the encoder's whole spikes): whole numbers. With weights rounded to a
-power-of-two grid, to a thousandth of the largest or finer, every sum of products is exact. A drive then does not depend
-on the order of its sum, and so not on batch, memory order, library or device: near an edge of a step function a
-difference in the last bit would be one of a whole step.
+of 8-bit images (or, with ``quantise_input``, the encoder's whole spikes): whole numbers. Each map's weights are rounded
+to the finest power-of-two grid on which every sum of products is exact in float32. A drive then does not depend on the
+order of its sum, and so not on batch, memory order or library: near an edge of a step function a difference in the last
+bit would be one of a whole step. (On GPUs PyTorch convolves in TF32 unless ``torch.backends.cudnn.allow_tf32`` is off,
+which rounds weights further.)
 """
 
 from dataclasses import asdict, dataclass
@@ -85,9 +86,10 @@ def input_spikes(images: Tensor, p: Encoding) -> Tensor:
 
 
 def whole_spikes(images: Tensor, p: Encoding) -> Tensor:
-    """floor(F T), as the encoder has it."""
+    """floor(F T), as the encoder has it; the gradient is that without rounding."""
+    spikes = input_spikes(images, p)
     # float32 resolves 1e-6 of a spike here; without the margin, whole numbers would lose one.
-    return torch.floor(input_spikes(images, p) + FLOOR_MARGIN)
+    return spikes + (torch.floor(spikes + FLOOR_MARGIN) - spikes).detach()
 
 
 def fine_steps(images: Tensor, p: Encoding) -> Tensor:
@@ -140,14 +142,14 @@ class ConvertedLayer(nn.Module):
         """Mean current of each neuron, before normalisation."""
         return conv2d(spikes, self.weight, stride=self.stride, padding=self.padding)
 
-    def forward(self, spikes: Tensor) -> Tensor:
-        return self.activation(self.norm(self.drive(spikes)))
+    def forward(self, spikes: Tensor, unit: Tensor | float = 1.0) -> Tensor:
+        return self.activation(self.norm(self.drive(spikes)), unit)
 
 
 class SpikingFrontEnd(nn.Module):
     """The converted spiking layers. Images in [0, 1], (B, C, H, W), to features in [0, 1], (B, maps[-1], H', W').
 
-    Features are in channels_last memory order, whatever order the images have.
+    Features of images with several channels are in channels_last memory order, whatever order the images have.
     """
 
     def __init__(self, spec: FrontEndSpec, layers: list[ConvertedLayer]) -> None:
@@ -184,13 +186,10 @@ class SpikingFrontEnd(nn.Module):
         return [spikes * (1000 / self.spec.encoding.presentation) for spikes in self.spikes(images)]
 
     def forward(self, images: Tensor) -> Tensor:
-        x, last = self.encode(images), self.layers[-1]
-        for layer in self.layers:
-            # One after another, so that each result is freed as soon as the next is there.
-            x = layer.drive(x)
-            x = layer.norm(x)
-            x = layer.activation(x, last.activation.heights.amax() if layer is last else 1.0)
-        return x
+        x, *layers, last = self.encode(images), *self.layers
+        for layer in layers:
+            x = layer(x)
+        return last(x, last.activation.heights.amax())
 
 
 def save_frontend(

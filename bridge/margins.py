@@ -12,19 +12,22 @@ from snn.encode import Encoding
 def pixel_margin(images: Tensor, p: Encoding) -> Tensor:
     """Change of intensities in [0, 1] below which the encoder's floor(F T) stays as it is, in the shape of ``images``.
 
-    The paper's ``delta / (T (f_max - f_min))`` with delta the distance, in spikes, of F T to the nearest edge.
+    The paper's ``delta / (T (f_max - f_min))`` with delta the distance, in spikes, of F T to the nearest edge that an
+    intensity in [0, 1] can reach; 1 if there is none.
     """
+    seconds = p.presentation / 1000
     spikes = input_spikes(images, p) + FLOOR_MARGIN
-    above = spikes - spikes.floor()
-    return torch.minimum(above, 1 - above) / (p.presentation / 1000 * (p.f_max - p.f_min))
+    whole = spikes.floor()
+    down = torch.where(whole > p.f_min * seconds + 2 * FLOOR_MARGIN, spikes - whole, torch.inf)
+    up = torch.where(whole + 1 <= p.f_max * seconds + 2 * FLOOR_MARGIN, whole + 1 - spikes, torch.inf)
+    return (torch.minimum(down, up) / (seconds * (p.f_max - p.f_min))).clamp(max=1)
 
 
 def drive_margin(drive: Tensor, activation: SpecialActivationUnit) -> Tensor:
     """Distance of normalised drives (B, C, H, W) to the nearest edge of the SAU, below which its output stays."""
     margin = torch.full_like(drive, torch.inf)
-    edges = activation.edges
-    for edge in edges.unbind(-1):
-        torch.minimum(margin, (drive - edge.reshape(-1, 1, 1)).abs(), out=margin)
+    for edge in activation.edges.unbind(-1):
+        margin = torch.minimum(margin, (drive - edge.reshape(-1, 1, 1)).abs())
     return margin
 
 

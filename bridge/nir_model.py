@@ -1,12 +1,12 @@
 """The spiking layers in the Neuromorphic Intermediate Representation (NIR), and back into norse.
 
-The graph is input -> [pulse -> Conv2d -> LIF] per layer -> output. A pulse is a sum of delayed copies of a spike, one
-for each time step that it lasts (Delay nodes). It equals the simulator's, in which a new spike restarts a pulse, as
-long as no neuron spikes twice within one; :func:`write_nir` refuses networks whose neurons could.
+The graph is input -> [pulse -> Conv2d -> LIF] per layer -> output. A pulse lasts several time steps: a spike and its
+delayed copies (Delay nodes) are added up, and more than a half is 1 (Threshold node), so that a new spike restarts a
+pulse, as in the simulator.
 
-Units are NIR's: seconds and volts. Potentials are relative to the reset potential, which therefore is 0: importers that
-know no other (norse 1.1 is one) are right. The drive's factor of each map is in the weights, so r is 1. Metadata tell
-the time step and, for each LIF node, the potential at the start of a presentation (NIR has no place for either).
+Units are NIR's: seconds and volts. Potentials are relative to the reset potential, which therefore is 0, as in most
+simulators. The drive's factor of each map is in the weights, so r is 1. Metadata tell the time step and, for each LIF
+node, the potential at the start of a presentation (NIR has no place for either).
 """
 
 from pathlib import Path
@@ -18,27 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bridge.frontend import REMEDY, SCHEMA
 from snn.command import write_atomically
-from snn.encode import Encoding
-from snn.errors import check
-from snn.h5file import Tree, read_file
 from snn.layer import SpikingConv2d
-from snn.weights import layer_from_tree
 
 if TYPE_CHECKING:
     from norse.torch import LIFBoxCell
     from norse.torch.functional.lif_box import LIFBoxFeedForwardState
-
-
-def load_spiking_layers(path: Path) -> list[SpikingConv2d]:
-    """The spiking layers that ``frontend.h5`` was converted from."""
-    return read_file(path, SCHEMA, REMEDY, _layers_from_tree)
-
-
-def _layers_from_tree(tree: Tree) -> list[SpikingConv2d]:
-    dt, groups = tree["spec"]["encoding"]["dt"], tree["layers"]
-    return [layer_from_tree(groups[f"conv{number}"]["spiking"], dt) for number in range(1, len(groups) + 1)]
 
 
 def spiking_graph(layers: list[SpikingConv2d], shape: tuple[int, int, int]) -> nir.NIRGraph:
@@ -47,12 +32,14 @@ def spiking_graph(layers: list[SpikingConv2d], shape: tuple[int, int, int]) -> n
     edges, before = [], "input"
     for number, layer in enumerate(layers, 1):
         pulse, _ = layer.geometry.steps(layer.dt)
-        nodes[f"conv{number}"] = _convolution(layer, shape[1:])
-        edges.append((before, f"conv{number}"))
+        nodes[f"pulse{number}"] = nir.Threshold(np.full(shape, 0.5))
+        edges.append((before, f"pulse{number}"))
         for step in range(1, pulse):
             delay = f"delay{number}_{step}"
             nodes[delay] = nir.Delay(np.full(shape, step * layer.dt / 1000))
-            edges += [(before, delay), (delay, f"conv{number}")]
+            edges += [(before, delay), (delay, f"pulse{number}")]
+        nodes[f"conv{number}"] = _convolution(layer, shape[1:])
+        edges.append((f"pulse{number}", f"conv{number}"))
         shape = (layer.geometry.maps, *layer.output_size(*shape[1:]))
         nodes[f"lif{number}"] = _neurons(layer, shape)
         edges.append((f"conv{number}", f"lif{number}"))
@@ -91,18 +78,8 @@ def _neurons(layer: SpikingConv2d, shape: tuple[int, int, int]) -> nir.LIF:
     )
 
 
-def write_nir(layers: list[SpikingConv2d], encoding: Encoding, shape: tuple[int, int, int], path: Path) -> None:
-    """Write :func:`spiking_graph` to ``path``.
-
-    Raises :class:`snn.errors.UserError` if input spikes come so fast that pulses could merge.
-    """
-    shortest = encoding.dt * (encoding.active_steps / (encoding.f_max * encoding.presentation / 1000))
-    pulse = layers[0].geometry.pulse_width
-    check(
-        encoding.kind == "regular" and shortest - encoding.dt >= pulse,
-        f"{encoding.kind} spikes at up to {encoding.f_max:g} Hz can come within a pulse of {pulse:g} ms, where delayed "
-        "copies add up but pulses do not; export a network with regular, slower trains or shorter pulses",
-    )
+def write_nir(layers: list[SpikingConv2d], shape: tuple[int, int, int], path: Path) -> None:
+    """Write :func:`spiking_graph` to ``path``."""
     graph = spiking_graph(layers, shape)
     write_atomically(path, lambda temporary: nir.write(temporary, graph))
 
@@ -119,6 +96,17 @@ class Delay(nn.Module):
         return waiting[0], waiting[1:]
 
 
+class Threshold(nn.Module):
+    """1 where the input exceeds a threshold, else 0."""
+
+    def __init__(self, threshold: Tensor) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x > self.threshold).to(x.dtype)
+
+
 def run_in_norse(path: Path, spikes: Tensor) -> Tensor:
     """Run a file of :func:`write_nir` in norse, in float64, time step by time step.
 
@@ -133,6 +121,7 @@ def run_in_norse(path: Path, spikes: Tensor) -> Tensor:
     dt = float(graph.metadata["dt"])
     modules = {
         nir.Delay: lambda node: Delay(round(float(node.delay.flat[0]) / dt)),
+        nir.Threshold: lambda node: Threshold(torch.from_numpy(node.threshold)),
         nir.LIF: lambda node: _norse_cell(node, dt),
     }
     network = nirtorch.nir_to_torch(graph, modules, dtype=torch.float64)

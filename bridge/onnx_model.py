@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from bridge.frontend import ConvertedLayer, FrozenStatisticsBatchNorm, SpikingFrontEnd
 from snn.command import write_atomically
@@ -24,8 +25,8 @@ class FoldedLayer(nn.Module):
         super().__init__()
         # The drive that a falling normalisation sees is turned round, so that all steps go up.
         sign = torch.where(layer.norm.weight.detach() < 0, -1.0, 1.0)
-        self.convolution = copy.deepcopy(layer)
-        del self.convolution.norm, self.convolution.activation
+        self.stride, self.padding = layer.stride, layer.padding
+        self.register_buffer("weight", layer.weight)
         maps = len(sign)
         heights = layer.activation.heights.expand(maps, -1)
         self.register_buffer("sign", sign.reshape(-1, 1, 1))
@@ -34,7 +35,7 @@ class FoldedLayer(nn.Module):
         self.register_buffer("rises", heights.diff(dim=1))
 
     def forward(self, spikes: Tensor) -> Tensor:
-        drive = self.convolution.drive(spikes) * self.sign
+        drive = conv2d(spikes, self.weight, stride=self.stride, padding=self.padding) * self.sign
         out = self.lowest
         for edge, rise in zip(self.edges.T[..., None, None], self.rises.T[..., None, None], strict=True):
             out = out + (drive >= edge).to(drive.dtype) * rise

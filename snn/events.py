@@ -268,7 +268,7 @@ class _Neurons(NamedTuple):
 
 
 def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Results of ``function``, in order, computed by as many threads as PyTorch uses."""
+    """Results of ``function``, in order, computed by as many threads as PyTorch uses besides this one."""
     items = list(items)
     threads = torch.get_num_threads()
     if threads == 1 or len(items) <= 1:

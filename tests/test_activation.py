@@ -61,10 +61,20 @@ def test_every_memory_order_gives_the_same(dtype, layout, size):
         assert shared.stride() == channels.stride() == given_x.stride()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_drives_of_other_channels_are_refused(dtype):
+    unit = SpecialActivationUnit(CHANNEL_EDGES, CHANNEL_HEIGHTS)
+    for shape in ((2, 4, 1, 1), (3,)):
+        with pytest.raises(UserError, match="3 channels"):
+            unit(torch.zeros(shape, dtype=dtype))
+
+
 def test_empty_batches_and_what_is_not_a_number_pass():
     unit = SpecialActivationUnit(EDGES, HEIGHTS)
     assert unit(torch.empty(0, 3, 4, 4)).shape == (0, 3, 4, 4)
-    assert SpecialActivationUnit(CHANNEL_EDGES, CHANNEL_HEIGHTS)(torch.empty(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+    for size in (4, 300):
+        empty = torch.empty(0, 3, size, size)
+        assert SpecialActivationUnit(CHANNEL_EDGES, CHANNEL_HEIGHTS)(empty).shape == empty.shape
     for dtype in (torch.float32, torch.bfloat16):
         assert unit(torch.tensor([torch.nan, 3.0], dtype=dtype)).isnan().tolist() == [True, False]
 

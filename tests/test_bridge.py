@@ -1,3 +1,5 @@
+import shutil
+
 import h5py
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from bridge.frontend import (
     whole_spikes,
 )
 from bridge.response import simulate_counts
-from snn.data import DataSource, load_images
+from snn.data import load_images
 from snn.encode import Encoding, encode
 from snn.layer import LayerParameters, SpikingConv2d, hold
 from snn.neuron import LIFParameters
@@ -121,7 +123,8 @@ def test_frontend_file_keeps_every_value_and_the_response(pipeline):
             assert response["channel"][()].max() == learned.layer.geometry.maps - 1
             assert np.all(np.diff(response["single_count"][()]) >= 0)
             assert response["single_count"][()].max() >= 4
-            assert 0.9 < group["fidelity"].attrs["correlation"] <= 1
+            for mode in ("without", "with"):
+                assert 0.9 < group[f"fidelity/{mode}_quantise_input"].attrs["correlation"] <= 1
             assert 0 < group["fit"].attrs["residual"] < 0.2
             assert group["fit"].attrs["residual"] <= 1.5 * min(group["candidates"].attrs.values())
             assert np.array_equal(group["spiking/conductance"][()], learned.layer.conductance)
@@ -139,18 +142,6 @@ def test_stored_response_is_what_the_sau_was_fitted_to(pipeline):
             assert layer.activation.edges.ndim == 1
             error = (layer.activation(drive) - count).abs().mean().item()
             assert error == pytest.approx(group["fit"].attrs["residual"], abs=0.02)
-
-
-def test_conversion_mixes_images_that_come_in_order(pipeline):
-    # Dark images first, bright ones last: a fit to the dark ones alone would know no high rate.
-    network, _, _ = load_network(pipeline.snn)
-    images = load_images(DataSource(), "train", seed=0).images[:60]
-    ordered = torch.cat((images // 4, images))
-    found, reference = (
-        convert(network, each).frontend.layers[0].activation.heights[-1].item()
-        for each in (ordered, ordered[torch.randperm(120, generator=torch.Generator().manual_seed(0))])
-    )
-    assert abs(found - reference) <= 1
 
 
 @pytest.mark.parametrize("quantised", [False, True])
@@ -212,6 +203,35 @@ def test_works_in_lower_precision_and_other_memory_order(pipeline):
         low = frontend.to(torch.bfloat16)(images.to(torch.bfloat16))
     assert low.dtype == torch.bfloat16
     # Rounded drives cross edges, but few and by one step.
+    top = frontend.layers[-1].activation.heights.max()
     for other in (mixed, low):
-        assert (other.float() != expected).float().mean() < 0.2
-        assert (other.float() - expected).abs().mean() < 0.05
+        difference = ((other.float() - expected) * top).round().abs()
+        assert (difference > 0).float().mean() < 0.05
+        assert difference.max() <= 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_machine_code_gives_the_same_features(pipeline):
+    frontend, source, _ = load_frontend(pipeline.frontend)
+    images = load_images(source, "test", seed=0).images[:64] / 255
+    with torch.no_grad():
+        different = torch.compile(frontend)(images) != frontend(images)
+    # A compiler may round the normalisation otherwise, which matters only on an edge.
+    assert different.float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_gradients_reach_the_images(pipeline, quantised):
+    network, source, _ = load_network(pipeline.snn)
+    images = load_images(source, "train", seed=0).images[:20]
+    frontend = convert(network, images, quantise_input=quantised).frontend
+    x = (images / 255).requires_grad_()
+    frontend(x).sum().backward()
+    assert (x.grad != 0).float().mean() > 0.5
+
+
+def test_rates_are_spikes_over_the_presentation(pipeline):
+    frontend, _, _ = load_frontend(pipeline.frontend)
+    x = torch.rand(2, 1, 8, 8)
+    for rates, spikes in zip(frontend.rates(x), frontend.spikes(x), strict=True):
+        torch.testing.assert_close(rates, spikes / 0.3)

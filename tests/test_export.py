@@ -11,14 +11,13 @@ from norse.torch import LIFBoxCell, LIFBoxParameters
 from norse.torch.functional.lif_box import LIFBoxFeedForwardState
 
 from bridge.convert import convert
-from bridge.export import main
+from bridge.export import load_spiking_layers, main
 from bridge.frontend import load_frontend
-from bridge.nir_model import load_spiking_layers, run_in_norse, spiking_graph, write_nir
+from bridge.nir_model import run_in_norse, spiking_graph, write_nir
 from bridge.onnx_model import FoldedFrontEnd, reach, run_in_onnxruntime, write_onnx
 from snn.data import DataSource, load_images
 from snn.draws import draw_seeds
 from snn.encode import Encoding, encode
-from snn.errors import UserError
 from snn.layer import feed_forward
 from snn.learner import learn
 from snn.settings import Learning
@@ -94,7 +93,7 @@ def test_folded_front_end_of_channels_own_steps(pipeline, images):
 def nir_file(pipeline, tmp_path_factory):
     network, _, _ = load_network(pipeline.snn)
     path = tmp_path_factory.mktemp("nir") / "network.nir"
-    write_nir([learned.layer for learned in network.layers], network.learning.encoding, network.input_shape, path)
+    write_nir([learned.layer for learned in network.layers], network.input_shape, path)
     return path
 
 
@@ -150,13 +149,17 @@ def test_first_layer_of_the_file_by_hand(pipeline, images, nir_file):
         assert torch.equal(fired.bool(), expected[step])
 
 
-def test_pulses_that_could_merge_are_not_exported(pipeline, tmp_path):
+@pytest.mark.parametrize("encoding", [Encoding(f_max=120), Encoding(kind="poisson", f_max=100)])
+def test_spikes_within_a_pulse_restart_it(pipeline, images, tmp_path, encoding):
+    # Layers that fire fast as well: pulses merge in all of them.
     network, _, _ = load_network(pipeline.snn)
-    layers = [learned.layer for learned in network.layers]
-    for encoding in (Encoding(f_max=80), Encoding(kind="poisson")):
-        with pytest.raises(UserError, match="pulse"):
-            write_nir(layers, encoding, network.input_shape, tmp_path / "x.nir")
-    assert list(tmp_path.iterdir()) == []
+    layers = [learned.layer.with_values(gain=learned.layer.gain * 6) for learned in network.layers]
+    write_nir(layers, network.input_shape, tmp_path / "fast.nir")
+    spikes = encode((images[:2] * 255).to(torch.uint8), encoding, draw_seeds(2, torch.Generator().manual_seed(2)))
+    expected = feed_forward(map(in_float64, layers), spikes)
+    for counts in (spikes.sum(0), layers[0].simulate(spikes, inhibition=False).sum(0)):
+        assert counts.max() > 20
+    assert torch.equal(run_in_norse(tmp_path / "fast.nir", spikes), expected)
 
 
 def test_strides_and_shapes_are_in_the_graph():
@@ -185,6 +188,25 @@ def test_export_command_writes_what_it_says(pipeline, tmp_path, capsys, monkeypa
     assert "ends in .onnx" in capsys.readouterr().err
     assert main([str(pipeline.snn), "--format", "nir"]) == 2
     assert "expected 'frontend/2'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["onnx", "nir"])
+def test_a_file_that_answers_otherwise_is_not_left_behind(pipeline, tmp_path, capsys, monkeypatch, name):
+    out = tmp_path / f"model.{name}"
+    out.write_text("of old")
+    runner = {"onnx": "onnx_model.run_in_onnxruntime", "nir": "nir_model.run_in_norse"}[name]
+    real = {"onnx": run_in_onnxruntime, "nir": run_in_norse}[name]
+
+    def wrong(path, given):
+        result = real(path, given)
+        result[0, 0, 0, 0] = ~result[0, 0, 0, 0] if result.dtype == torch.bool else result[0, 0, 0, 0] + 1e-4
+        return result
+
+    monkeypatch.setattr(f"bridge.{runner}", wrong)
+    assert main([str(pipeline.frontend), "--format", name, "--out", str(out)]) == 2
+    assert "nothing was written" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    assert out.read_text() == "of old"
 
 
 def test_missing_packages_are_named(pipeline, tmp_path, capsys, monkeypatch):

@@ -125,6 +125,7 @@ def test_channels_with_other_thresholds_have_their_own_steps():
     shifted = Neurons(neurons.drive + 1.5, neurons.count, neurons.channel)
     fit = fit_response(shifted, layer, ENCODING, np.random.default_rng(0))
     assert fit.steps.per_channel
+    assert fit.kind == "change points of channels"
     assert fit.residual < 0.5 * fit.residuals["change points"]
     own = closed_form(layer, ENCODING, top=3)
     torch.testing.assert_close(fit.steps.edges[:, :2], own.edges[:, :2] + 1.5, atol=0.2, rtol=0)
@@ -140,6 +141,7 @@ def test_a_channel_without_steps_is_given_those_of_all():
     both = neurons_of(np.tile(drive, 2), np.r_[(drive > 4).astype(int), np.zeros(101, int)], np.repeat([0, 1], 101))
     shared = StepFit(torch.tensor([5.0]), torch.tensor([0.0, 1.0]))
     fit = per_channel(both, both, shared, channels=3)
+    assert fit.heights.tolist() == [[0, 1]] * 3
     assert fit.edges[:, 0].tolist() == pytest.approx([4.05, 5.0, 5.0])
 
 
@@ -150,8 +152,21 @@ def test_steps_that_only_noise_suggests_are_left_out():
     # A third spike occurs anywhere above the second edge, more or less by chance.
     count[(drive > 6) & (random.random(5000) < 0.1)] = 3
     half = neurons_of(drive[:2500], count[:2500]), neurons_of(drive[2500:], count[2500:])
-    fit = change_points(*half)
-    assert fit.heights.tolist() == [0, 1, 2]
+    assert change_points(*half).heights.tolist() == [0, 1, 2]
+    # Nor do they come back when the edges are fitted to all neurons.
+    for seed in range(20):
+        fit = fit_response(neurons_of(drive, count), layer_of([-61.2]), ENCODING, np.random.default_rng(seed))
+        assert fit.steps.heights.tolist() == [0, 1, 2]
+
+
+def test_the_smallest_residual_decides(monkeypatch):
+    # Change points of channels save too little; the closed form lies between them and those of the layer.
+    layer, neurons = layer_of([-61.2]), response_of(layer_of([-61.2]), seed=0, noise=0.1)
+    for closed, kind in ((0.098, "closed form"), (0.102, "change points")):
+        values = {"change points": 0.100, "change points of channels": 0.096, "closed form": closed}
+        order = iter(values.values())
+        monkeypatch.setattr(StepFit, "residual", lambda self, _, order=order: next(order, 0.0))
+        assert fit_response(neurons, layer, ENCODING, np.random.default_rng(0)).kind == kind
 
 
 @pytest.mark.parametrize("count", [0, 3])

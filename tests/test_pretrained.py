@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -41,11 +42,26 @@ def test_the_network_was_learned_with_the_preset_and_tells_how():
         assert learned.fair_shares.max() <= 5
         assert learned.mean_move > 0.1
         assert learned.mean_rate == pytest.approx(p.output_rate, abs=0.1)
-    frontend, _, source_digest = load_frontend(resolve(NAME, SHIPPED_FRONTENDS))
+    assert len(network.layers[0].history.wins) == 3125
+    frontend, _, _ = load_frontend(resolve(NAME, SHIPPED_FRONTENDS))
     assert frontend(torch.rand(2, 3, 32, 32)).shape == (2, 56, 32, 32)
     assert frontend.spec.maps == network.learning.maps
     assert source.data.startswith("folder:")
-    assert len(digest) == len(source_digest) == 64
+    with h5py.File(resolve(NAME, SHIPPED_FRONTENDS)) as file:
+        assert file.attrs["source_digest"] == digest
+
+
+def test_the_front_end_answers_as_the_network_does():
+    # Measured on test images when it was converted; the limits are what this bridge promises.
+    with h5py.File(resolve(NAME, SHIPPED_FRONTENDS)) as file:
+        for number, (off, correlation) in enumerate(((0.05, 0.98), (0.08, 0.95), (0.08, 0.95)), 1):
+            faithful, paper = (
+                file[f"layers/conv{number}/fidelity/{mode}_quantise_input"].attrs for mode in ("with", "without")
+            )
+            assert faithful["off_share"] < off
+            assert faithful["correlation"] >= correlation
+            assert faithful["levels"] == paper["levels"] >= 4
+            assert paper["correlation"] >= 0.95
 
 
 def test_commands_take_it_by_name(photos, tmp_path):
