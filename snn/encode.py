@@ -39,7 +39,8 @@ class Encoding:
     kind: Literal["regular", "poisson"] = "regular"
     """Regular trains with exact spike counts (paper 4.3: floor(F T)) or Poisson trains."""
     quiet: float = 0.0
-    """Time at the end of the presentation in which no input spike comes, in ms (paper: none)."""
+    """Time at the end of the presentation in which no input spike comes, in ms (paper: none; learning takes 30, twice
+    the pulse width, as a pulse that the end cuts off would count in part, by chance: docs/bridge.md)."""
 
     def __post_init__(self) -> None:
         check(

@@ -77,7 +77,6 @@ class Learning:
     at thresholds close to rest tell classes less well)."""
     calibration_images: int = 32
     """Training images on which gains, thresholds and rate limits are measured (ours)."""
-    # Twice the pulse width: a spike cut off at the end would count in part, by chance (docs/bridge.md).
     encoding: Encoding = field(default_factory=lambda: Encoding(quiet=30.0))
     lif: LIFParameters = field(default_factory=LIFParameters)
     stdp: STDPParameters = field(default_factory=STDPParameters)
