@@ -67,7 +67,7 @@ def run_command(
         config = _parse(config_type, arguments, program)
         if defaults:
             config = _parse(config_type, arguments, program, defaults(config))
-        with _sigterm_interrupts():
+        with _interrupts():
             return function(config) or 0
     except (UserError, OSError) as error:
         # What the operating system refuses (a name too long, a folder that may not be read) is for the user to mend.
@@ -79,19 +79,33 @@ def run_command(
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does, so that no temporary file stays behind."""
+def _interrupts() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, so that no temporary file stays behind; and neither is ever lost."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    repeats: list[threading.Timer] = []
+    hook = sys.unraisablehook
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def repeat(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            hook(unraisable)
+            return
+        # Raised while an object was deleted, where Python drops exceptions: once more, a moment later.
+        repeats.append(threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)))
+        repeats[-1].start()
+
     before = signal.signal(signal.SIGTERM, interrupt)
+    sys.unraisablehook = repeat
     try:
         yield
     finally:
+        for timer in repeats:
+            timer.cancel()
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
 
 

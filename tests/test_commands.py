@@ -6,7 +6,8 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -19,6 +20,7 @@ from bridge.convert import main as convert
 from bridge.frontend import load_frontend
 from hybrid.evaluate import main as evaluate
 from hybrid.train import main as train
+from snn.command import run_command
 from snn.data import DataSource, load_images
 from snn.errors import UserError
 from snn.learn import main as learn
@@ -330,6 +332,24 @@ def test_models_of_other_data_are_refused(refused, pipeline, image_folder, tmp_p
     words = ["safe", "10 classes", "3 classes"]
     refused(evaluate, pipeline.safe, *data, "--out", tmp_path / "x.csv", words=words)
     refused(convert, pipeline.snn, *data, "--out", tmp_path / "x.h5", words=["(1, 8, 8)", "(3, 8, 8)"])
+
+
+def test_an_interrupt_while_an_object_is_deleted_is_not_lost():
+    @dataclass(frozen=True)
+    class Config:
+        """Nothing to configure."""
+
+    class Deleted:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def work(config):
+        Deleted()
+        time.sleep(20)
+
+    began = time.monotonic()
+    assert run_command(Config, work, []) == 130
+    assert time.monotonic() - began < 10
 
 
 def test_interrupted_learning_leaves_nothing(tmp_path):
