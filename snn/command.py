@@ -73,9 +73,18 @@ def run_command(
         # What the operating system refuses (a name too long, a folder that may not be read) is for the user to mend.
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemError) as error:
+        # Compiled code that is interrupted may end in a SystemError caused by the interrupt.
+        if not _interrupted(error):
+            raise
         print(f"{program}: interrupted; every file left is whole", file=sys.stderr)
         return 130
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @contextlib.contextmanager

@@ -352,6 +352,25 @@ def test_an_interrupt_while_an_object_is_deleted_is_not_lost():
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("cause", [KeyboardInterrupt(), ValueError("else")])
+def test_only_an_interrupt_makes_a_system_error_an_interruption(cause):
+    @dataclass(frozen=True)
+    class Config:
+        """Nothing to configure."""
+
+    def work(config):
+        try:
+            raise SystemError("a function returned a result with an exception set") from cause
+        except SystemError as error:
+            raise SystemError("another one") from error
+
+    if isinstance(cause, KeyboardInterrupt):
+        assert run_command(Config, work, []) == 130
+    else:
+        with pytest.raises(SystemError, match="another one"):
+            run_command(Config, work, [])
+
+
 def test_interrupted_learning_leaves_nothing(tmp_path):
     command = [sys.executable, "-m", "snn.learn", "--data", "digits", "--out", str(tmp_path / "snn.h5")]
     process = subprocess.Popen(
