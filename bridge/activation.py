@@ -105,7 +105,7 @@ def _surrogate(edges: list[float], heights: list[float]) -> tuple[float, float, 
     return slope, edges[0] - span / (2 * (len(edges) - 1)), edges[-1]
 
 
-@torch.library.custom_op("safe_dnn::steps", mutates_args=())
+@torch.library.custom_op("bridge::steps", mutates_args=())
 def _steps(x: Tensor, edges: Tensor, heights: Tensor, slope: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The step function; the last three serve the gradient. An operator of its own, so that torch.compile keeps it."""
     out = torch.empty_like(x)

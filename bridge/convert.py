@@ -24,10 +24,9 @@ from bridge.frontend import (
     FrontEndSpec,
     Response,
     SpikingFrontEnd,
-    fine_steps,
+    first_input,
     save_frontend,
     spikes_per_step,
-    whole_spikes,
 )
 from bridge.response import neuron_response, simulate_counts
 from snn.command import (
@@ -120,8 +119,7 @@ def fit_frontend(
     """:func:`convert`, given simulated spikes of each layer, int16 (N, C_out, H, W), on the CPU."""
     random = np.random.default_rng(seed)
     p, device = network.learning.encoding, images.device
-    intensities, unit = images / 255, 1.0 if quantise_input else spikes_per_step(p)
-    spikes = (whole_spikes if quantise_input else fine_steps)(intensities, p)
+    spikes, unit = first_input(images / 255, p, quantise_input), 1.0 if quantise_input else spikes_per_step(p)
     top = p.f_max * p.presentation / 1000 / unit
     converted, responses, fits = [], [], []
     for learned, count in progress(list(zip(network.layers, counts, strict=True)), "fitting", "layer"):

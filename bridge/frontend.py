@@ -103,6 +103,11 @@ def spikes_per_step(p: Encoding) -> float:
     return (p.f_max - p.f_min) * p.presentation / 1000 / INTENSITY_STEPS
 
 
+def first_input(images: Tensor, p: Encoding, quantise: bool) -> Tensor:
+    """What the first layer is given for images in [0, 1]: whole numbers. f_min is folded in, so padding is silence."""
+    return (whole_spikes if quantise else fine_steps)(images, p)
+
+
 class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
     """Batch normalisation with fixed statistics, also in training; only the affine part learns.
 
@@ -169,10 +174,10 @@ class SpikingFrontEnd(nn.Module):
         return cls(spec, layers)
 
     def encode(self, images: Tensor) -> Tensor:
-        """What the first layer is given, whole numbers; f_min is folded in, so that padding is silence."""
-        encode = whole_spikes if self.spec.quantise_input else fine_steps
+        """:func:`first_input` of images."""
         # In this order a CPU's convolutions of few channels take half the time; results are the same.
-        return encode(images.contiguous(memory_format=torch.channels_last), self.spec.encoding)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return first_input(images, self.spec.encoding, self.spec.quantise_input)
 
     def spikes(self, images: Tensor) -> list[Tensor]:
         """Output of every layer: spikes in a presentation."""

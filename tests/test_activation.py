@@ -162,7 +162,7 @@ def test_compiled_modules_give_the_same_values_and_gradients(edges):
 def test_the_operator_meets_pytorchs_own_checks():
     unit = SpecialActivationUnit(EDGES, HEIGHTS)
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
-    torch.library.opcheck(torch.ops.safe_dnn.steps, (x, *unit.buffers()))
+    torch.library.opcheck(_steps, (x, *unit.buffers()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
