@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml
 	echo "Installing safe-dnn into $(VENV) with $$($$python --version) (PyTorch is large: this takes a few minutes)"; \
 	$$python -m venv $(VENV); \
 	$(PY) -m pip install --quiet --upgrade pip; \
-	$(PY) -m pip install --quiet --editable '.[dev,validation,export]'; \
+	$(PY) -m pip install --quiet --editable '.[dev,validation,export,corruptions]'; \
 	touch $@; \
 	echo "Environment ready."
 

@@ -39,6 +39,7 @@ from snn.command import (
     run_command,
     write_json,
 )
+from snn.controls import Conductances, control
 from snn.data import load_images
 from snn.draws import stream
 from snn.encode import Encoding
@@ -73,6 +74,9 @@ class ConvertConfig:
     """Convert only so many layers, the first; None: all."""
     quantise_input: bool = False
     """Keep the encoder's rounding to whole spikes in the converted network (the paper drops it)."""
+    conductances: Conductances = "learned"
+    """What to convert: learned; shuffled (values permuted within each map) or random (uniform) for a control that has
+    not learned, its gains set to the same rates."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -230,7 +234,7 @@ def run(config: ConvertConfig) -> None:
             f"{split} images of {source.data} have shape {found.shape}, {config.snn} was learned on "
             f"{network.input_shape} (channels, height, width); give the data it was learned on with --data",
         )
-    network = network.to(device)
+    network = control(network.to(device), train.images.to(device), config.conductances, seed)
     images = [split.images.to(device) for split in (train, test)]
     fit_counts, test_counts = (
         simulate_counts(network, part, stream(purpose, seed))[1:]
@@ -263,7 +267,7 @@ def run(config: ConvertConfig) -> None:
         source_digest=source_digest,
     )
     print(
-        f"converted {len(network.layers)} layers, fitted on {len(images[0])} training images; on {len(images[1])} test "
+        f"converted {len(network.layers)} layers of {config.conductances} conductances, fitted on {len(images[0])} training images; on {len(images[1])} test "
         "images:"
     )
     told = {}

@@ -78,6 +78,11 @@ class FrontEndSpec:
         """Stride of the whole front end."""
         return int(np.prod(self.strides))
 
+    def edges_shape(self, number: int) -> tuple[int, ...]:
+        """Of the edges of layer ``number``, counted from 0: (steps,), or (maps, steps) if each channel has its own."""
+        steps = self.steps[number]
+        return (self.maps[number], steps) if self.per_channel[number] else (steps,)
+
 
 def input_spikes(images: Tensor, p: Encoding) -> Tensor:
     """F T, the spikes in a presentation that intensities in [0, 1] stand for, in their shape."""
@@ -126,6 +131,12 @@ class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
             self.bias.copy_(mean)
 
 
+def empty_activation(steps: tuple[int, ...]) -> SpecialActivationUnit:
+    """An SAU with edges of this shape, to load values into."""
+    edges = torch.arange(float(steps[-1])).expand(steps)
+    return SpecialActivationUnit(edges, torch.zeros(*steps[:-1], steps[-1] + 1))
+
+
 class ConvertedLayer(nn.Module):
     """Frozen convolution, batch normalisation, SAU: whole numbers to spikes in a presentation, (B, C, H, W).
 
@@ -140,8 +151,7 @@ class ConvertedLayer(nn.Module):
         self.register_buffer("weight", weight.to(torch.float32).clone())
         self.stride, self.padding = stride, padding
         self.norm = FrozenStatisticsBatchNorm(len(weight))
-        edges = torch.arange(float(steps[-1])).expand(steps)
-        self.activation = SpecialActivationUnit(edges, torch.zeros(*steps[:-1], steps[-1] + 1))
+        self.activation = empty_activation(steps)
 
     def drive(self, spikes: Tensor) -> Tensor:
         """Mean current of each neuron, before normalisation."""
@@ -166,10 +176,10 @@ class SpikingFrontEnd(nn.Module):
     def empty(cls, spec: FrontEndSpec) -> "SpikingFrontEnd":
         """A front end of the right shape, to load values into."""
         layers, c_in = [], spec.input_shape[0]
-        for number, (maps, size, n) in enumerate(zip(spec.maps, spec.kernel_sizes, spec.steps, strict=True)):
-            steps = (maps, n) if spec.per_channel[number] else (n,)
+        for number, (maps, size) in enumerate(zip(spec.maps, spec.kernel_sizes, strict=True)):
             weight = torch.zeros(maps, c_in, size, size)
-            layers.append(ConvertedLayer(weight, spec.strides[number], spec.paddings[number], steps))
+            strides, paddings = spec.strides[number], spec.paddings[number]
+            layers.append(ConvertedLayer(weight, strides, paddings, spec.edges_shape(number)))
             c_in = maps
         return cls(spec, layers)
 

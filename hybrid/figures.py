@@ -34,7 +34,7 @@ def draw_noise(rows: list[dict], path: Path) -> None:
     """Accuracy against SNR with the clean accuracy beside it, and bars for all other noises.
 
     Args:
-        rows: results with both paths, as :mod:`hybrid.evaluate` writes them.
+        rows: one for each model and condition, of :func:`hybrid.evaluate.summarise`.
         path: PNG to write.
     """
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -61,8 +61,8 @@ def _draw_snr(axes: Axes, rows: list[dict], models: list[str]) -> None:
         shown.sort(key=lambda row: place[row["snr_dB"]])
         axes.errorbar(
             [place[row["snr_dB"]] for row in shown],
-            [row["accuracy_percent"] for row in shown],
-            yerr=[row["standard_error_percent"] for row in shown],
+            [row["value_percent"] for row in shown],
+            yerr=[row["deviation_percent"] for row in shown],
             marker="os^Dv"[number % 5],
             capsize=3,
             label=model,
@@ -80,9 +80,9 @@ def _draw_bars(axes: Axes, rows: list[dict], models: list[str], conditions: list
         found = {row["condition"]: row for row in rows if row["model"] == model}
         axes.bar(
             np.arange(len(conditions)) + (number - (len(models) - 1) / 2) * width,
-            [found[name]["accuracy_percent"] for name in conditions],
+            [found[name]["value_percent"] for name in conditions],
             width,
-            yerr=[found[name]["standard_error_percent"] for name in conditions],
+            yerr=[found[name]["deviation_percent"] for name in conditions],
             capsize=3,
             label=model,
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bridge.frontend import SHIPPED_FRONTENDS, SpikingFrontEnd, load_frontend, whole_spikes
 from bridge.margins import drive_margin, pixel_margin, summed_change
-from hybrid.evaluate import NOISE_CHUNK, noisy_batches
+from hybrid.conditions import NOISE_CHUNK, noisy_batches
 from hybrid.figures import draw_margins
 from hybrid.noise import awgn_sigma, parse_condition
 from snn.command import (

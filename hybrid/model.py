@@ -1,8 +1,9 @@
-"""Baseline and SAFE networks from one description, and ``hybrid.h5``.
+"""All networks of the paper from one description, and ``hybrid.h5``.
 
 A model takes raw images in [0, 1] and normalises inside, so that a saved model needs no recipe beside it.
 """
 
+from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bridge.frontend import FrontEndSpec, SpikingFrontEnd, spec_from_tree
-from hybrid.backbones import check_backbone, full_backbone, main_cnn
+from bridge.frontend import FrontEndSpec, SpikingFrontEnd, empty_activation, spec_from_tree
+from hybrid.backbones import check_backbone, full_backbone, last_linear, main_cnn
+from hybrid.preprocess import parse_preprocess
 from snn.data import DataSource
 from snn.errors import check
 from snn.h5file import Tree, from_tree, input_tree, read_file, read_input, write_file
 
-SCHEMA = "hybrid/2"
+SCHEMA = "hybrid/3"
 REMEDY = "python -m hybrid.train --out FILE"
 
-Variant = Literal["safe", "baseline"]
+Variant = Literal["safe", "baseline", "mu", "lambda"]
 Paths = Literal["both", "spiking", "auxiliary"]
 
 
@@ -29,13 +31,21 @@ class Architecture:
     """Which network."""
 
     backbone: str = "mobilenet_v2"
-    """Main CNN from torchvision: mobilenet_v2 (paper)."""
+    """Main CNN from torchvision: mobilenet_v2, resnet101, densenet121 (paper) or resnet18."""
     variant: str = "safe"
-    """safe: spiking front end and auxiliary CNN before the main CNN; baseline: the backbone as it is."""
+    """safe: spiking front end and auxiliary CNN before the main CNN; baseline: the backbone as it is; mu: safe with
+    trainable layers in the shape of the front end; lambda (made by hybrid.swap): mu with step functions."""
     width: float = 1.0
     """Multiplier of the backbone's channels."""
     auxiliary_maps: int = 8
-    """Feature maps of the auxiliary CNN (safe; ours, the paper says smaller than the spiking module)."""
+    """Feature maps of the auxiliary CNN (all but baseline; ours, the paper says smaller than the spiking module); 0:
+    none."""
+    embedding: int | None = None
+    """Units between two fully connected layers at the end; 0: torchvision's head with one layer; None: 128 for images
+    below 96 pixels, else 0."""
+    preprocess: str = "none"
+    """What becomes of images first, in training and ever after: average:N (mean of N x N pixels), quantise (to the
+    levels that the encoder tells apart) or quantise:F_MIN,F_MAX,T (Hz, ms)."""
 
     def __post_init__(self) -> None:
         check_backbone(self.backbone, self.width)
@@ -43,7 +53,9 @@ class Architecture:
             self.variant in get_args(Variant),
             f"--variant {self.variant}: unknown; choose from {', '.join(get_args(Variant))}",
         )
-        check(self.auxiliary_maps >= 1, f"--auxiliary-maps {self.auxiliary_maps}: must be 1 or more")
+        check(self.auxiliary_maps >= 0, f"--auxiliary-maps {self.auxiliary_maps}: must be 0 or more")
+        check(self.embedding is None or self.embedding >= 0, f"--embedding {self.embedding}: must be 0 or more")
+        parse_preprocess(self.preprocess)
 
 
 @dataclass(frozen=True)
@@ -55,15 +67,16 @@ class ModelSpec:
     """(C, H, W)."""
     classes: tuple[str, ...]
     frontend: FrontEndSpec | None
-    """Of the spiking front end (safe)."""
+    """Of the spiking front end (safe), or of the one whose shape or steps are taken (mu, lambda)."""
 
     def __post_init__(self) -> None:
-        if self.architecture.variant == "baseline":
+        variant = self.architecture.variant
+        if variant == "baseline":
             check(self.frontend is None, "--variant baseline has no place for --frontend; leave one of them out")
             return
         check(
             self.frontend is not None,
-            "--variant safe needs --frontend FILE, made by python -m bridge.convert; the conventional network is "
+            f"--variant {variant} needs --frontend FILE, made by python -m bridge.convert; the conventional network is "
             "--variant baseline",
         )
         check(
@@ -83,10 +96,13 @@ class Normalise(nn.Module):
 
     def measure(self, images: Tensor) -> None:
         """Take the statistics of uint8 images (N, C, H, W)."""
-        values = images.float() / 255
-        std, mean = torch.std_mean(values, dim=(0, 2, 3))
-        self.mean.copy_(mean.reshape(-1, 1, 1))
-        self.std.copy_(std.clamp(min=1e-3).reshape(-1, 1, 1))
+        # Counts of the 256 intensities: exact, and no copy of all images in a wider type.
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        for channel in range(images.shape[1]):
+            counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+            mean = (counts * levels).sum() / counts.sum()
+            variance = (counts * (levels - mean) ** 2).sum() / counts.sum()
+            self.mean[channel], self.std[channel] = mean, variance.sqrt().clamp(min=1e-3)
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
@@ -98,39 +114,81 @@ class BaselineNetwork(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         channels, height, _ = spec.input_shape
-        self.normalise = Normalise(channels)
         a = spec.architecture
-        self.main = full_backbone(a.backbone, channels, len(spec.classes), height, a.width)
+        self.preprocess = parse_preprocess(a.preprocess)
+        self.normalise = Normalise(channels)
+        self.main = full_backbone(a.backbone, channels, len(spec.classes), height, a.width, a.embedding)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.main(self.normalise(images))
+        return self.main(self.normalise(self.preprocess(images)))
 
 
-class SafeNetwork(nn.Module):
-    """Spiking front end beside an auxiliary CNN, concatenated in depth, in front of the main CNN (paper, Fig. 2).
+class TrainableFrontEnd(nn.Module):
+    """Trainable layers in the shape of the spiking ones (the paper's mu), or these with step functions (its lambda).
 
-    The front end reads raw images, the auxiliary CNN normalised ones. ``forward`` takes ``paths`` to silence one of the
-    two: its features are replaced by zeros.
+    Normalised images (B, C, H, W) to features (B, maps[-1], H', W').
+    """
+
+    def __init__(self, spec: FrontEndSpec, stepped: bool) -> None:
+        super().__init__()
+        layers, c_in = [], spec.input_shape[0]
+        for number, maps in enumerate(spec.maps):
+            size, stride, padding = spec.kernel_sizes[number], spec.strides[number], spec.paddings[number]
+            conv = nn.Conv2d(c_in, maps, size, stride, padding, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            activation = empty_activation(spec.edges_shape(number)) if stepped else nn.ReLU()
+            layers.append(nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(maps), activation=activation)))
+            c_in = maps
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+class HybridNetwork(nn.Module):
+    """Front end beside an auxiliary CNN, concatenated in depth, in front of the main CNN (paper, Fig. 2).
+
+    A spiking front end reads raw images; a trainable one, and the auxiliary CNN, normalised ones. ``forward`` takes
+    ``paths`` to silence one of the two: its features are replaced by zeros.
     """
 
     def __init__(self, spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> None:
         super().__init__()
         channels, height, _ = spec.input_shape
-        self.normalise = Normalise(channels)
-        self.frontend = frontend if frontend is not None else SpikingFrontEnd.empty(spec.frontend)
         a = spec.architecture
-        self.auxiliary = auxiliary_cnn(channels, a.auxiliary_maps, spec.frontend.stride)
+        self.preprocess = parse_preprocess(a.preprocess)
+        self.normalise = Normalise(channels)
+        if a.variant == "safe":
+            self.frontend = frontend if frontend is not None else SpikingFrontEnd.empty(spec.frontend)
+        else:
+            self.frontend = TrainableFrontEnd(spec.frontend, stepped=a.variant == "lambda")
+        stride = spec.frontend.stride
+        self.auxiliary = auxiliary_cnn(channels, a.auxiliary_maps, stride) if a.auxiliary_maps else None
         features = spec.frontend.maps[-1] + a.auxiliary_maps
-        self.main = main_cnn(a.backbone, features, len(spec.classes), height, a.width)
+        self.main = main_cnn(a.backbone, features, len(spec.classes), height, a.width, a.embedding, stride)
 
     def forward(self, images: Tensor, paths: Paths = "both") -> Tensor:
-        spiking = self.frontend(images)
-        auxiliary = self.auxiliary(self.normalise(images))
+        images = self.preprocess(images)
+        normalised = self.normalise(images)
+        if isinstance(self.frontend, SpikingFrontEnd):
+            # Rounded to bfloat16, drives would cross the edges of the steps.
+            with torch.autocast(images.device.type, enabled=False):
+                features = self.frontend(images)
+        else:
+            features = self.frontend(normalised)
+        if self.auxiliary is None:
+            return self.main(features)
+        auxiliary = self.auxiliary(normalised)
         if paths == "spiking":
             auxiliary = torch.zeros_like(auxiliary)
         elif paths == "auxiliary":
-            spiking = torch.zeros_like(spiking)
-        return self.main(torch.cat((spiking, auxiliary), dim=1))
+            features = torch.zeros_like(features)
+        return self.main(torch.cat((features, auxiliary), dim=1))
+
+    @property
+    def has_two_paths(self) -> bool:
+        """Whether ``paths`` has a choice."""
+        return self.auxiliary is not None
 
 
 def auxiliary_cnn(channels: int, maps: int, stride: int) -> nn.Sequential:
@@ -141,7 +199,17 @@ def auxiliary_cnn(channels: int, maps: int, stride: int) -> nn.Sequential:
         nn.init.kaiming_normal_(conv.weight, mode="fan_out")
         return [conv, nn.BatchNorm2d(maps), nn.ReLU6()]
 
-    return nn.Sequential(*block(channels, stride), *block(maps, 1))
+    # The stride is divided between the two where it can be: the first then works on four times fewer places.
+    first = 2 if stride % 2 == 0 else stride
+    return nn.Sequential(*block(channels, first), *block(maps, stride // first))
+
+
+def embed(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The embedding (B, D), which the last linear layer is given, and the logits (B, classes)."""
+    found = []
+    with last_linear(network.main).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])):
+        logits = network(images)
+    return found[0], logits
 
 
 def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> nn.Module:
@@ -149,7 +217,7 @@ def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> nn.
 
     Weights are drawn from torch's global generator.
     """
-    return SafeNetwork(spec, frontend) if spec.architecture.variant == "safe" else BaselineNetwork(spec)
+    return BaselineNetwork(spec) if spec.architecture.variant == "baseline" else HybridNetwork(spec, frontend)
 
 
 @dataclass(frozen=True)

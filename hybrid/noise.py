@@ -9,16 +9,20 @@ A condition is written ``name`` or ``name:level``:
 - ``poisson:PEAK``: ``poisson(x PEAK) / PEAK``.
 - ``wald:MEAN,SCALE``: an inverse Gaussian value in 8-bit units is added to every channel value.
 
-Results are clipped to [0, 1].
+Results are clipped to [0, 1]. Three more conditions are no draws on given images; :mod:`hybrid.conditions` makes them:
+
+- ``fgsm:EPS``: a step of EPS 8-bit units along the sign of a source model's gradient (:mod:`hybrid.attack`).
+- ``corruption:NAME,SEVERITY``: a common corruption, computed on the fly (:mod:`hybrid.corruptions`).
+- ``cifar10-c:NAME,SEVERITY``: the same from the published files of CIFAR-10-C.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from hybrid.corruptions import CORRUPTIONS
 from snn.errors import UserError, check
 
 Noise = Callable[[Tensor, tuple[float, ...], torch.Generator], Tensor]
@@ -52,21 +56,33 @@ def _poisson(images: Tensor, levels: tuple[float, ...], generator: torch.Generat
 
 
 def _wald(images: Tensor, levels: tuple[float, ...], generator: torch.Generator) -> Tensor:
-    # NumPy has this distribution, torch does not; its seed is drawn from the generator.
-    seed = torch.randint(2**62, (), generator=generator, device=images.device).item()
-    values = np.random.default_rng(seed).wald(*levels, size=tuple(images.shape))
-    return images + torch.from_numpy(values).to(images) / 255
+    return images + inverse_gaussian(images.shape, *levels, generator).to(images) / 255
+
+
+def inverse_gaussian(shape: torch.Size, mean: float, scale: float, generator: torch.Generator) -> Tensor:
+    """Draws from the inverse Gaussian distribution, float64, on the generator's device.
+
+    By the transformation of Michael, Schucany and Haas (1976): a squared normal number y determines two candidates,
+    whose product is mean^2; the smaller is taken with probability mean / (mean + it). Written so that nothing cancels.
+    """
+    options = {"generator": generator, "device": generator.device, "dtype": torch.float64}
+    r = torch.randn(shape, **options).square() * (mean / (2 * scale))
+    larger = 1 + r + (r * (r + 2)).sqrt()
+    small = torch.rand(shape, **options) * (1 + 1 / larger) <= 1
+    return mean * torch.where(small, 1 / larger, larger)
 
 
 @dataclass(frozen=True)
 class _Kind:
-    function: Noise
+    function: Noise | None
+    """None: not a draw on given images."""
     expected: str
     """The form of the level, for messages."""
     ranges: tuple[tuple[float, float], ...]
     """Allowed smallest and largest value of each number."""
 
 
+_NAMES = ", ".join(CORRUPTIONS)
 _KINDS = {
     "clean": _Kind(_clean, "clean takes no level", ()),
     "awgn": _Kind(_awgn, "awgn:DB with a signal-to-noise ratio of -20 to 100 dB", ((-20, 100),)),
@@ -77,6 +93,9 @@ _KINDS = {
         "wald:MEAN,SCALE with a mean and a scale of 0.001 to 255 (8-bit units)",
         ((1e-3, 255), (1e-3, 255)),
     ),
+    "fgsm": _Kind(None, "fgsm:EPS with a step of 0 to 255 (8-bit units)", ((0, 255),)),
+    "corruption": _Kind(None, f"corruption:NAME,SEVERITY with a severity of 1 to 5 and one of {_NAMES}", ((1, 5),)),
+    "cifar10-c": _Kind(None, f"cifar10-c:NAME,SEVERITY with a severity of 1 to 5 and one of {_NAMES}", ((1, 5),)),
 }
 
 
@@ -88,11 +107,18 @@ class Condition:
     """As written, for example awgn:20."""
     kind: str
     levels: tuple[float, ...]
+    corruption: str = ""
+    """Its name, where the condition is one."""
 
     @property
     def key(self) -> str:
         """The same for different spellings of one condition, as awgn:20 and awgn:20.0."""
-        return f"{self.kind}{self.levels}"
+        return f"{self.kind}{self.corruption}{self.levels}"
+
+    @property
+    def drawn(self) -> bool:
+        """Whether :meth:`apply` can make it, anew with every generator."""
+        return _KINDS[self.kind].function is not None
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Perturbed images.
@@ -112,17 +138,21 @@ class Condition:
         return self.levels[0] if self.kind == "awgn" else None
 
 
-def parse_condition(text: str) -> Condition:
-    """Read ``name`` or ``name:level``; :class:`UserError` for an unknown name or a level out of range."""
+def parse_condition(text: str, flag: str = "--noise") -> Condition:
+    """Read ``name`` or ``name:level``; :class:`UserError`, naming ``flag``, for an unknown name or level."""
     kind, colon, level = text.partition(":")
-    check(kind in _KINDS, f"--noise {text}: unknown noise {kind!r}; choose from {', '.join(_KINDS)}")
-    expected = _KINDS[kind]
+    check(kind in _KINDS, f"{flag} {text}: unknown noise {kind!r}; choose from {', '.join(_KINDS)}")
+    expected, corruption = _KINDS[kind], ""
+    if kind in ("corruption", "cifar10-c"):
+        corruption, _, level = level.partition(",")
+        check(corruption in CORRUPTIONS, f"{flag} {text}: unknown corruption; expected {expected.expected}")
     try:
         levels = tuple(float(part) for part in level.split(",")) if colon else ()
     except ValueError as error:
-        raise UserError(f"--noise {text}: level {level!r} is not a number; expected {expected.expected}") from error
+        raise UserError(f"{flag} {text}: level {level!r} is not a number; expected {expected.expected}") from error
     valid = len(levels) == len(expected.ranges) and all(
         low <= value <= high for value, (low, high) in zip(levels, expected.ranges, strict=True)
     )
-    check(valid, f"--noise {text}: level out of range; expected {expected.expected}")
-    return Condition(text, kind, levels)
+    whole = not corruption or all(value == int(value) for value in levels)
+    check(valid and whole, f"{flag} {text}: level out of range; expected {expected.expected}")
+    return Condition(text, kind, levels, corruption)

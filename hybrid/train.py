@@ -1,11 +1,12 @@
-"""Train a SAFE network or its baseline on clean images, and write ``hybrid.h5``."""
+"""Train a network, by default on clean images, and write ``hybrid.h5``."""
 
 import copy
+import hashlib
 import logging
-import math
+import pickle
 import sys
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
@@ -14,150 +15,63 @@ import lightning
 import numpy as np
 import torch
 import tyro
-from lightning.pytorch.callbacks import Callback
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
 from bridge.frontend import SHIPPED_FRONTENDS, SpikingFrontEnd, load_frontend
-from hybrid.augment import Augmentation, augment, resolve_augmentation
+from hybrid.augment import resolve_augmentation
+from hybrid.classifier import Checkpoints, Classifier, TrainingProgress
 from hybrid.figures import draw_training
-from hybrid.model import Architecture, ModelSpec, TrainedModel, build_model, save_model
-from snn.command import (
-    RunOptions,
-    beside,
-    check_outputs,
-    choose_device,
-    command_line,
-    progress,
-    run_command,
-    write_json,
-)
+from hybrid.model import Architecture, ModelSpec, TrainedModel, build_model, load_model, save_model
+from hybrid.recipe import Recipe, RecipeName, choose_recipe
+from snn.command import RunOptions, beside, check_outputs, command_line, run_command, write_json
 from snn.data import DataSource, Images, balanced_subset, load_images
-from snn.errors import check
+from snn.errors import UserError, check
 from snn.pretrained import resolve
+from snn.processes import first_process, group_size
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Hyperparameters of supervised training, the same for all variants (ours; the paper states only SGD)."""
-
-    epochs: int = 30
-    """Passes over the training images."""
-    batch_size: int = 64
-    """Images per optimiser step."""
-    learning_rate: float = 0.05
-    """Peak rate of SGD with Nesterov momentum 0.9; rises over the first fifth, then falls along a cosine."""
-    weight_decay: float = 5e-4
-    """L2 penalty on convolution and linear weights; normalisation and biases have none."""
-    label_smoothing: float = 0.1
-    """Share of the target spread over all classes."""
-    augmentation: Augmentation = "auto"
-    """Random shifts, also mirrored or not; auto mirrors anything but digits."""
-    holdout: float = 0.1
-    """Share of the training images, balanced over classes, kept for the validation curve."""
-
-    def __post_init__(self) -> None:
-        check(self.epochs >= 1, f"--epochs {self.epochs}: must be 1 or more")
-        check(self.batch_size >= 2, f"--batch-size {self.batch_size}: batch normalisation needs 2 or more")
-        for name in ("learning_rate", "weight_decay"):
-            value = getattr(self, name)
-            check(0 <= value < float("inf"), f"--{name.replace('_', '-')} {value}: must not be negative")
-        check(0 <= self.label_smoothing < 1, f"--label-smoothing {self.label_smoothing}: expected 0 to below 1")
-        check(0 < self.holdout < 1, f"--holdout {self.holdout}: must lie between 0 and 1")
+PROGRESS = "progress.ckpt"
+"""Where training stands: Lightning's checkpoint."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a SAFE network or its baseline on clean images and write hybrid.h5."""
+    """Train a SAFE network, its baseline or a control, and write hybrid.h5."""
 
     out: Path
     """File to write, for example runs/demo/safe.h5."""
     source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
     architecture: Annotated[Architecture, tyro.conf.arg(name="")] = field(default_factory=Architecture)
     frontend: Path | None = None
-    """File written by bridge.convert, or pretrained:cifar10-fd; needed for safe."""
+    """File written by bridge.convert, or pretrained:cifar10-fd; needed for safe, and for mu, which takes its shape."""
+    preset: RecipeName = "auto"
+    """Set of hyperparameters to start from, which other flags override: digits, cifar10 or imagenet; auto: by the data
+    set, and imagenet where --image-size is 64 or more."""
+    resume: bool = False
+    """Go on from an unfinished training of --out (if there is none, start; if it is complete, do nothing)."""
+    checkpoint_interval: float = 60.0
+    """Seconds between two checkpoints; an interruption costs at most this much."""
+    devices: int = 1
+    """Processes (each with a GPU or a share of the CPU's cores) on each node, which share every mini-batch."""
+    num_nodes: int = 1
+    """Nodes; start the command on each, for example with torchrun."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
-
-class Classifier(lightning.LightningModule):
-    """The training and validation steps; keeps one row of history per epoch."""
-
-    def __init__(self, network: torch.nn.Module, recipe: Recipe, augmentation: Augmentation, seed: int) -> None:
-        super().__init__()
-        self.network, self.recipe, self.augmentation = network, recipe, augmentation
-        self.generator = torch.Generator().manual_seed(seed)
-        self.history: dict[str, list[float]] = {
-            name: [] for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate")
-        }
-        self._sums = {"train": torch.zeros(3), "val": torch.zeros(3)}
-
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        images, labels = batch
-        logits = self.network(augment(images, self.augmentation, self.generator).float() / 255)
-        loss = cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        self._add("train", cross_entropy(logits.detach(), labels), logits, labels)
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        images, labels = batch
-        logits = self.network(images.float() / 255)
-        self._add("val", cross_entropy(logits, labels), logits, labels)
-
-    def _add(self, part: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        correct = (logits.detach().argmax(1) == labels).sum()
-        row = torch.stack((loss * len(labels), correct, torch.tensor(len(labels), device=self.device)))
-        self._sums[part] = self._sums[part].to(self.device) + row
-
-    def on_train_epoch_end(self) -> None:
-        for part, sums in self._sums.items():
-            loss, correct, count = sums.tolist()
-            self.history[f"{part}_loss"].append(loss / count)
-            self.history[f"{part}_accuracy"].append(correct / count)
-            self._sums[part] = torch.zeros(3)
-        self.history["learning_rate"].append(self.lr_schedulers().get_last_lr()[0])
-
-    def configure_optimizers(self) -> dict:
-        """SGD with Nesterov momentum and one learning-rate cycle."""
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.recipe.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.SGD(groups, lr=self.recipe.learning_rate, momentum=0.9, nesterov=True)
-        steps = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def __post_init__(self) -> None:
+        check(self.checkpoint_interval >= 0, f"--checkpoint-interval {self.checkpoint_interval}: expected 0 or more")
+        check(
+            self.architecture.variant != "lambda",
+            "--variant lambda is not trained: make it from a trained mu with python -m hybrid.swap",
+        )
 
 
-def one_cycle(step: int, steps: int) -> float:
-    """Share of the peak learning rate at a step: linear rise over the first fifth, then half a cosine down to 0."""
-    rise = steps / 5
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / (steps - rise))))
-
-
-class TrainingProgress(Callback):
-    """One bar with an estimate over the whole training."""
-
-    def on_train_start(self, trainer: lightning.Trainer, module: Classifier) -> None:
-        self.bar = progress(None, "training", "step", total=trainer.estimated_stepping_batches)
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: Classifier, *_: object) -> None:
-        self.bar.update()
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Classifier) -> None:
-        if module.history["val_accuracy"]:
-            self.bar.set_postfix(
-                epoch=trainer.current_epoch,
-                val_accuracy=f"{module.history['val_accuracy'][-1]:.1%}",
-                refresh=False,
-            )
-
-    def on_train_end(self, trainer: lightning.Trainer, module: Classifier) -> None:
-        self.bar.close()
+def training_identity(spec: ModelSpec, recipe: Recipe, seed: int, data: Images, network: nn.Module) -> str:
+    """A digest of all that decides the result: description, hyperparameters, seed, images and starting values."""
+    digest = hashlib.sha256(repr((spec, recipe, seed)).encode())
+    for values in (data.images, data.labels, *network.state_dict().values()):
+        digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def train(
@@ -168,21 +82,34 @@ def train(
     frontend: SpikingFrontEnd | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    devices: int = 1,
+    num_nodes: int = 1,
+    folder: Path | None = None,
+    resume: bool = False,
+    checkpoint_interval: float = 60.0,
 ) -> TrainedModel:
-    """Train one network on clean images.
+    """Train one network.
 
     Args:
         data: training images; a part is held out for the validation curve.
         architecture: backbone, variant and widths.
         recipe: hyperparameters (None: defaults).
-        frontend: converted spiking layers; needed for variant safe.
-        seed: of weights, order, augmentation and the held-out part.
-        device: where to train.
+        frontend: converted spiking layers; needed for variants safe and mu (which takes their shape).
+        seed: of weights, order, augmentation, noise and the held-out part.
+        device: where to train; on CUDA in bfloat16 where that is safe.
+        devices, num_nodes: processes that share every mini-batch; Lightning starts those that torchrun has not.
+        folder: for progress.ckpt, metrics.csv and TensorBoard's files (None: nothing is written).
+        resume: go on from progress.ckpt, if there is one.
+        checkpoint_interval: seconds between two checkpoints.
+
+    Returns:
+        The trained model, the same in all processes but for running statistics.
 
     Raises:
-        UserError: unknown backbone or variant, a front end for other images, or too few images.
+        UserError: unknown backbone or variant, a front end for other images, too few images, progress of another
+            training, or of one to be gone on from.
     """
-    recipe, device = recipe or Recipe(), torch.device(device)
+    recipe, device, size = recipe or Recipe(), torch.device(device), devices * num_nodes
     spec = ModelSpec(architecture, data.shape, data.classes, frontend.spec if frontend else None)
     held_out = balanced_subset(data.labels.numpy(), max(1, round(recipe.holdout * len(data.labels))), seed)
     kept = np.setdiff1d(np.arange(len(data.labels)), held_out)
@@ -190,32 +117,50 @@ def train(
         len(kept) >= recipe.batch_size,
         f"{len(kept)} training images are fewer than one batch of {recipe.batch_size}; lower --batch-size",
     )
+    check(
+        recipe.batch_size % size == 0 and recipe.batch_size >= 2 * size,
+        f"--batch-size {recipe.batch_size} is to be shared by {size} processes: give a multiple of them, at least two "
+        "images for each",
+    )
     # torchvision and Lightning draw from the global generators: seeded here, once.
     lightning.seed_everything(seed, verbose=False)
     # The caller's front end stays as it was converted.
     network = build_model(spec, copy.deepcopy(frontend))
     network.normalise.measure(data.images[kept])
-    module = Classifier(network, recipe, resolve_augmentation(recipe.augmentation, data.source.data), seed)
+    network.to(memory_format=torch.channels_last)
+    augmentation = resolve_augmentation(recipe.augmentation, data.source.data)
+    parts = ((data.images[rows], data.labels[rows]) for rows in (kept, held_out))
+    metrics = folder / "metrics.csv" if folder else None
+    module = Classifier(network, recipe, augmentation, seed, *parts, metrics)
+    callbacks, logger, start = [TrainingProgress()], False, None
+    if folder is not None:
+        identity = training_identity(spec, recipe, seed, data, network)
+        start = unfinished(folder, identity, resume)
+        folder.mkdir(exist_ok=True)
+        callbacks.append(Checkpoints(folder / PROGRESS, identity, checkpoint_interval))
+        logger = TensorBoardLogger(folder.parent, name=folder.name, version="")
     trainer = lightning.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy="ddp" if size > 1 else "auto",
+        precision="bf16-mixed" if device.type == "cuda" else "32-true",
         max_epochs=recipe.epochs,
-        logger=False,
+        logger=logger,
+        callbacks=callbacks,
+        use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        callbacks=[TrainingProgress()],
     )
-    generator = torch.Generator().manual_seed(seed)
     with warnings.catch_warnings():
-        # Batches are slices of tensors in memory: loader workers would only slow them down.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-        training, held = _loader(data, kept, recipe.batch_size, generator), _loader(data, held_out, 256, None)
+        warnings.filterwarnings("ignore", message=".*[Cc]heckpoint directory.*exists and is not empty.*")
         try:
-            trainer.fit(module, training, held)
+            trainer.fit(module, ckpt_path=start)
         except SystemExit as stop:
             # Lightning turns Ctrl-C into an exit without a word.
             raise KeyboardInterrupt from stop
@@ -226,7 +171,7 @@ def train(
     )
     return TrainedModel(
         spec=spec,
-        network=network.cpu().eval(),
+        network=network.cpu().to(memory_format=torch.contiguous_format).eval(),
         source=data.source,
         seed=seed,
         history=history,
@@ -234,13 +179,40 @@ def train(
     )
 
 
-def _loader(data: Images, rows: np.ndarray, batch_size: int, generator: torch.Generator | None) -> DataLoader:
-    """Whole batches at a time; shuffled and of equal size if there is a generator."""
-    dataset = TensorDataset(data.images[rows], data.labels[rows])
-    order = RandomSampler(dataset, generator=generator) if generator else SequentialSampler(dataset)
-    return DataLoader(
-        dataset, sampler=BatchSampler(order, batch_size, drop_last=generator is not None), batch_size=None
+def unfinished(folder: Path, identity: str, resume: bool) -> Path | None:
+    """The checkpoint to go on from, or None to start; a :class:`UserError` if it is of another training."""
+    path = folder / PROGRESS
+    if not path.exists():
+        return None
+    check(
+        resume,
+        f"{path} holds unfinished training: go on with --resume, remove the file, or give another --out",
     )
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True).get("identity")
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is not a checkpoint of this command ({error}); remove it to start again") from error
+    check(
+        found == identity,
+        f"{path} is of a training with other settings, images, front end or seed: go on with those it was started "
+        "with, remove it, or give another --out",
+    )
+    return path
+
+
+def completed(config: TrainConfig) -> bool:
+    """Whether ``--resume`` finds nothing left to do."""
+    if not config.resume or not config.out.exists():
+        return False
+    found = load_model(config.out)
+    same = (found.spec.architecture, found.recipe, found.seed, found.source) == (
+        config.architecture,
+        asdict(config.recipe),
+        config.options.seed,
+        config.source,
+    )
+    check(same, f"{config.out} was trained with other settings or seed: leave out --resume, or give another --out")
+    return True
 
 
 def run(config: TrainConfig) -> None:
@@ -248,16 +220,39 @@ def run(config: TrainConfig) -> None:
     curves = beside(config.out, "_training.png") if config.options.figures else None
     file = resolve(config.frontend, SHIPPED_FRONTENDS) if config.frontend else None
     check_outputs(config.out, config.options.json, curves, inputs=[file] if file else [])
-    device = choose_device(config.options.device)
+    device, devices, nodes = group_size(config.options.device, config.devices, config.num_nodes)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     frontend, _, source_digest = load_frontend(file) if file else (None, None, "")
-    data = load_images(config.source, "train", config.options.seed)
     name = f"{config.architecture.variant} {config.architecture.backbone}"
-    print(f"training {name} on {len(data.images)} images ({device.type})", flush=True)
+    if completed(config):
+        print(f"{config.out} holds this training of {name}, complete: nothing to do")
+        return
+    data = load_images(config.source, "train", config.options.seed)
+    folder = beside(config.out, "_training")
+    if first_process():
+        going_on = config.resume and (folder / PROGRESS).exists()
+        print(
+            f"{'resuming' if going_on else 'training'} {name} on {len(data.images)} images ({device.type})", flush=True
+        )
     began = perf_counter()
-    model = train(data, config.architecture, config.recipe, frontend=frontend, seed=config.options.seed, device=device)
+    model = train(
+        data,
+        config.architecture,
+        config.recipe,
+        frontend=frontend,
+        seed=config.options.seed,
+        device=device,
+        devices=devices,
+        num_nodes=nodes,
+        folder=folder,
+        resume=config.resume,
+        checkpoint_interval=config.checkpoint_interval,
+    )
+    if not first_process():
+        return
     seconds = perf_counter() - began
     digest = save_model(config.out, model, command_line("hybrid.train", config), source_digest)
+    (folder / PROGRESS).unlink(missing_ok=True)
     last = {name: values[-1].item() for name, values in model.history.items()}
     parameters = sum(p.numel() for p in model.network.parameters())
     print(
@@ -281,12 +276,17 @@ def run(config: TrainConfig) -> None:
     write_json(config.options.json, figures)
     if curves:
         draw_training(model, f"{name} on {config.source.data}", curves)
-    print(f"wrote {config.out}" + (f" and {curves}" if curves else ""))
+    print(f"wrote {config.out}" + (f" and {curves}" if curves else "") + f"; logs are in {folder}")
+
+
+def with_preset(config: TrainConfig) -> TrainConfig:
+    """What flags are applied to, once ``--preset`` and the data are known."""
+    return replace(config, recipe=choose_recipe(config.preset, config.source.data, config.source.image_size))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of ``python -m hybrid.train``."""
-    return run_command(TrainConfig, run, argv)
+    return run_command(TrainConfig, run, argv, with_preset)
 
 
 if __name__ == "__main__":

@@ -50,12 +50,13 @@ class Processes:
         return made
 
 
-def start_processes(device: DeviceName, devices: int, nodes: int) -> tuple[Processes, torch.device]:
-    """This process's place in its group, and its device.
+def first_process() -> bool:
+    """Whether this process is the first of its group (or alone), by what its launcher told it."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
 
-    Started by torchrun, the group is torchrun's; otherwise Fabric starts ``devices - 1`` more on this node, which run
-    the same command.
-    """
+
+def group_size(device: DeviceName, devices: int, nodes: int) -> tuple[torch.device, int, int]:
+    """The device, and processes per node and nodes: torchrun's where it started this process, else those asked for."""
     check(devices >= 1, f"--devices {devices}: expected 1 or more")
     check(nodes >= 1, f"--num-nodes {nodes}: expected 1 or more")
     chosen = choose_device(device)
@@ -70,6 +71,16 @@ def start_processes(device: DeviceName, devices: int, nodes: int) -> tuple[Proce
     if chosen.type == "cuda":
         found = torch.cuda.device_count()
         check(devices <= found, f"--devices {devices}: this node has {found} CUDA devices; ask for at most these")
+    return chosen, devices, nodes
+
+
+def start_processes(device: DeviceName, devices: int, nodes: int) -> tuple[Processes, torch.device]:
+    """This process's place in its group, and its device.
+
+    Started by torchrun, the group is torchrun's; otherwise Fabric starts ``devices - 1`` more on this node, which run
+    the same command.
+    """
+    chosen, devices, nodes = group_size(device, devices, nodes)
     if devices * nodes == 1:
         return Processes(), chosen
     # Lightning takes seconds to import: only where it is needed.

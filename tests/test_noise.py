@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import binom, invgauss, kstest, poisson
 
-from hybrid.evaluate import noisy_batches
+from hybrid.conditions import noisy_batches
 from hybrid.noise import awgn_sigma, parse_condition
 from snn.errors import UserError
 

@@ -1,0 +1,51 @@
+"""Networks that have not learned, to set beside one that has: what do learned conductances contribute?"""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from snn.calibrate import hand_over, sample_drive
+from snn.draws import draw_seeds, stream
+from snn.encode import encode_for
+from snn.layer import feed_forward
+from snn.weights import SpikingNetwork
+
+Conductances = Literal["learned", "shuffled", "random"]
+
+
+def control(network: SpikingNetwork, images: Tensor, kind: Conductances, seed: int = 0) -> SpikingNetwork:
+    """``network`` with other conductances, gains and thresholds set again so that each layer passes on the same rate.
+
+    Args:
+        network: learned.
+        images: uint8 (N, C, H, W), on which rates are measured.
+        kind: learned (nothing changes), shuffled (values permuted within each map) or random (drawn uniformly between
+            g_min and g_max, each map's drive scaled by its total conductance).
+        seed: of all draws.
+    """
+    if kind == "learned":
+        return network
+    p, layers = network.learning, []
+    images = images[: p.calibration_images]
+    seeds = draw_seeds(len(images), stream("control presentation", seed)).to(images.device)
+    for number, learned in enumerate(network.layers):
+        old, generator = learned.layer, stream("control", kind, seed, number)
+        shape = old.conductance.shape
+        if kind == "shuffled":
+            order = torch.rand((shape[0], old.conductance[0].numel()), generator=generator).argsort(1)
+            values = old.conductance.flatten(1).gather(1, order.to(images.device)).reshape(shape)
+            gain = old.gain
+        else:
+            uniform = torch.rand(shape, generator=generator).to(old.conductance)
+            values = p.stdp.g_min + (p.stdp.g_max - p.stdp.g_min) * uniform
+            gain = (1 / values.mean((1, 2, 3))).to(old.gain)
+        layer = old.with_values(
+            conductance=values, gain=gain, v_threshold=torch.full_like(old.v_threshold, p.lif.v_threshold)
+        )
+        pre = feed_forward([made.layer for made in layers], encode_for(images, p.encoding, seeds))
+        drive = sample_drive(layer, pre, stream("control places", seed, number))
+        layer = hand_over(layer, drive, p.output_rate * p.encoding.presentation / 1000, p.threshold_lowering)
+        layers.append(replace(learned, layer=layer))
+    return replace(network, layers=tuple(layers))
