@@ -283,14 +283,19 @@ def _test_images(config: EvaluateConfig, models: dict[str, TrainedModel]) -> Ima
     first = next(iter(models.values()))
     source = first.source.override(data=config.data, root=config.root, limit_test=config.limit_test)
     data = load_images(source, "test", config.options.seed)
+    check_same_data(models, data)
+    return data
+
+
+def check_same_data(models: dict[str, TrainedModel], data: Images) -> None:
+    """Raise :class:`snn.errors.UserError` for a model of other images or classes."""
     for name, model in models.items():
         check(
             model.spec.input_shape == data.shape and model.spec.classes == data.classes,
             f"model {name} was trained on {len(model.spec.classes)} classes and images of shape "
-            f"{model.spec.input_shape}, {source.data} has {len(data.classes)} classes and shape {data.shape}; "
+            f"{model.spec.input_shape}, {data.source.data} has {len(data.classes)} classes and shape {data.shape}; "
             "evaluate together only models of one data set",
         )
-    return data
 
 
 def main(argv: list[str] | None = None) -> int:

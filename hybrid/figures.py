@@ -95,6 +95,52 @@ def _draw_bars(axes: Axes, rows: list[dict], models: list[str], conditions: list
     axes.legend(frameon=False, ncols=len(models), loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
+def draw_table(rows: list[dict], title: str, path: Path) -> None:
+    """Ours (full lines) and the paper's numbers (dashed), a panel for each backbone.
+
+    Args:
+        rows: as :func:`hybrid.reproduce.table_rows` makes them.
+        title: of the figure.
+        path: PNG to write.
+    """
+    conditions = list(dict.fromkeys(row["condition"] for row in rows))
+    panels: dict[str, dict[str, list[dict]]] = {}
+    for row in rows:
+        kind, _, backbone = row["model"].rpartition(" ")
+        known = backbone in ("mobilenet_v2", "resnet101", "densenet121")
+        panel, line = (backbone, kind) if known else ("mobilenet_v2", row["model"])
+        panels.setdefault(panel, {}).setdefault(line, []).append(row)
+    figure = Figure(figsize=(1 + 4.6 * len(panels), 5.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    lines = list(dict.fromkeys(line for found in panels.values() for line in found))
+    for panel, (backbone, found) in zip(axes, panels.items(), strict=True):
+        for line, shown in found.items():
+            number = lines.index(line)
+            style = {"color": f"C{number % 10}", "marker": "os^Dv<>Pxh*"[number % 11]}
+            places = [conditions.index(row["condition"]) for row in shown]
+            spread = [row["deviation_percent"] or 0 for row in shown]
+            panel.errorbar(places, [row["ours_percent"] for row in shown], spread, capsize=3, label=line, **style)
+            paper = [row for row in shown if row["paper_percent"] != ""]
+            panel.plot(
+                [conditions.index(row["condition"]) for row in paper],
+                [row["paper_percent"] for row in paper],
+                linestyle="--",
+                fillstyle="none",
+                alpha=0.6,
+                **style,
+            )
+        panel.set_title(backbone, fontsize=10)
+        panel.set_xticks(range(len(conditions)), conditions, rotation=45, ha="right")
+        panel.grid(alpha=0.3)
+        panel.set_ylim(0, 100)
+    axes[0].set_ylabel("accuracy (%)")
+    axes[0].plot([], [], color="0.4", linestyle="--", label="the paper's numbers")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    figure.suptitle(title, fontsize=11)
+    save_figure(figure, path)
+
+
 def draw_margins(rows: list[dict[str, float]], path: Path) -> None:
     """Shares against SNR: pixels, drives of the first layer, outputs of every layer (:mod:`hybrid.margins`)."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")

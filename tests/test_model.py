@@ -12,7 +12,8 @@ from bridge.frontend import load_frontend
 from hybrid.augment import augment, resolve_augmentation
 from hybrid.backbones import full_backbone, main_cnn
 from hybrid.model import Architecture, ModelSpec, build_model, load_model, save_model
-from hybrid.train import Recipe, one_cycle, train
+from hybrid.recipe import Recipe, one_cycle
+from hybrid.train import train
 from snn.data import DataSource, load_images
 from snn.errors import UserError
 from snn.learn import learn
@@ -161,7 +162,7 @@ def test_unknown_backbones_variants_and_widths_are_refused():
     with pytest.raises(UserError, match="--width"):
         main_cnn("mobilenet_v2", 3, 10, 32, width=0.0)
     with pytest.raises(UserError, match="--variant"):
-        Architecture(variant="mu")
+        Architecture(variant="nu")
     with pytest.raises(UserError, match="needs --frontend"):
         ModelSpec(Architecture(), (3, 32, 32), ("a", "b"), None)
 

@@ -1,0 +1,219 @@
+"""Networks taken from torchvision, whole and without their first blocks; and the variants built on them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import densenet121, efficientnet_b0, resnet18, resnet101
+
+from bridge.frontend import FrontEndSpec, load_frontend
+from hybrid.backbones import BACKBONES, EMBEDDING, Adapter, full_backbone, last_linear, main_cnn
+from hybrid.model import Architecture, ModelSpec, build_model, embed
+from hybrid.preprocess import parse_preprocess
+from hybrid.recipe import Recipe
+from hybrid.swap import percentile, swap
+from hybrid.train import train
+from snn.data import DataSource, load_images
+from snn.encode import Encoding
+from snn.errors import UserError
+
+PAPER_PARAMETERS = {"mobilenet_v2": 3.50, "resnet101": 44.55, "densenet121": 7.98}
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def spec(variant: str, backbone: str = "mobilenet_v2", size: int = 16, strides=(1, 1), **architecture) -> ModelSpec:
+    front = FrontEndSpec((3, size, size), (6, 10), (3, 3), strides, (1, 1), (5, 7), (False, True), Encoding())
+    given = Architecture(variant=variant, backbone=backbone, **architecture)
+    return ModelSpec(given, (3, size, size), tuple("abcd"), None if variant == "baseline" else front)
+
+
+@pytest.mark.parametrize("build", [resnet101, densenet121, resnet18])
+def test_stock_networks_are_torchvisions(build):
+    ours, theirs = full_backbone(build.__name__, 3, 7, 224).eval(), build(num_classes=7).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(ours(images), theirs(images))
+
+
+@pytest.mark.parametrize("name", PAPER_PARAMETERS)
+def test_baselines_have_the_papers_parameters(name):
+    assert round(count(full_backbone(name, 3, 1000, 224)) / 1e6, 2) == PAPER_PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(("size", "stride"), [(8, 1), (32, 1), (96, 1), (96, 2), (96, 4)])
+def test_what_is_kept_works_at_its_usual_resolution(name, size, stride):
+    sizes = {}
+    for built, images in (
+        (full_backbone(name, 3, 10, size), torch.rand(2, 3, size, size)),
+        (main_cnn(name, 24, 10, size, front_stride=stride), torch.rand(2, 24, size // stride, size // stride)),
+    ):
+        seen: list[torch.Size] = []
+        handles = [
+            module.register_forward_hook(lambda m, i, output, seen=seen: seen.append(output.shape[1:]))
+            for module in built.modules()
+            if isinstance(module, nn.Conv2d)
+        ]
+        with torch.no_grad():
+            assert built.eval()(images).shape == (2, 10)
+        for handle in handles:
+            handle.remove()
+        sizes[built] = seen
+    full, main = sizes.values()
+    # From the second kept block on all shapes are those of the whole network.
+    tail = len(main) * 3 // 4
+    assert main[-tail:] == full[-tail:]
+    assert len(main) < len(full)
+
+
+@pytest.mark.parametrize("name", [n for n in BACKBONES if BACKBONES[n].has_width])
+def test_width_makes_networks_narrower(name):
+    assert count(full_backbone(name, 3, 10, 32, width=0.25)) < 0.5 * count(full_backbone(name, 3, 10, 32))
+
+
+def test_impossible_backbones_are_refused():
+    with pytest.raises(UserError, match=r"--width 0\.5: resnet18"):
+        full_backbone("resnet18", 3, 10, 32, width=0.5)
+    with pytest.raises(UserError, match="densenet121 needs 8"):
+        full_backbone("densenet121", 3, 10, 4)
+
+
+def test_an_adapter_of_a_few_lines_brings_another_classifier(monkeypatch):
+    def small(network):
+        network.features[0][0].stride = (1, 1)
+
+    def drop(network, depth, stride):
+        # The next block is a downsampling one: a 1x1 convolution brings the features to its depth.
+        bridge = nn.Conv2d(depth, 16, 1, max(1, stride // 2), bias=False)
+        network.features = nn.Sequential(bridge, *network.features[2:])
+
+    adapter = Adapter(
+        build=lambda classes, width: efficientnet_b0(num_classes=classes),
+        stem="features.0.0",
+        head="classifier.1",
+        use_small_strides=small,
+        drop_stem=drop,
+        strides=(4, 2),
+        has_width=False,
+    )
+    monkeypatch.setitem(BACKBONES, "efficientnet_b0", adapter)
+    for variant in ("baseline", "mu"):
+        network = build_model(spec(variant, "efficientnet_b0", size=32)).eval()
+        assert network(torch.rand(2, 3, 32, 32)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_embedding_lies_between_two_fully_connected_layers(name):
+    network = build_model(spec("baseline", name)).eval()
+    images = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        embedding, logits = embed(network, images)
+        assert embedding.shape == (3, EMBEDDING)
+        assert torch.equal(last_linear(network.main)(embedding), logits)
+        assert torch.equal(network(images), logits)
+    assert [m.in_features for m in network.main.modules() if isinstance(m, nn.Linear)][-1] == EMBEDDING
+    stock = build_model(spec("baseline", name, embedding=0))
+    assert sum(isinstance(m, nn.Linear) for m in stock.modules()) == 1
+
+
+def test_mu_has_the_shape_of_safe_and_all_of_it_trains():
+    mu, safe = build_model(spec("mu")), build_model(spec("safe"))
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        assert mu.eval().frontend(images).shape == safe.eval().frontend(images).shape == (2, 10, 16, 16)
+    assert [p.shape for p in mu.main.parameters()] == [p.shape for p in safe.main.parameters()]
+    convolutions = [layer.conv.weight for layer in mu.frontend.layers]
+    assert [c.shape for c in convolutions] == [layer.weight.shape for layer in safe.frontend.layers]
+    mu.train()(images).sum().backward()
+    assert all(c.grad is not None and c.grad.any() for c in convolutions)
+
+
+def test_without_auxiliary_cnn_the_front_end_is_all_there_is():
+    network = build_model(spec("safe", auxiliary_maps=0)).eval()
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(network(images), network.main(network.frontend(images)))
+    assert not network.has_two_paths
+
+
+def test_average_filter_is_the_mean_of_a_window():
+    images = torch.rand(2, 3, 5, 6)
+    padded = torch.cat((images, images[..., -1:]), 3)
+    padded = torch.cat((padded, padded[:, :, -1:]), 2)
+    expected = torch.empty_like(images)
+    for y in range(5):
+        for x in range(6):
+            expected[:, :, y, x] = padded[:, :, y : y + 2, x : x + 2].mean((2, 3))
+    torch.testing.assert_close(parse_preprocess("average:2")(images), expected)
+    assert torch.equal(parse_preprocess("average:1")(images), images)
+    assert parse_preprocess("average:3")(images).shape == images.shape
+
+
+def test_quantising_keeps_the_encoders_levels():
+    images = torch.arange(256.0).reshape(1, 1, 16, 16) / 255
+    levels = parse_preprocess("quantise")(images)
+    # 3 to 9 spikes in 300 ms at 10 to 30 Hz.
+    expected = [(int(3 + 6 * value / 255 + 1e-9) - 3) / 6 for value in range(256)]
+    torch.testing.assert_close(levels.flatten(), torch.tensor(expected))
+    assert len(parse_preprocess("quantise:0,20,400")(images).unique()) == 9
+    images.requires_grad_()
+    parse_preprocess("quantise")(images).sum().backward()
+    torch.testing.assert_close(images.grad, torch.ones_like(images))
+
+
+@pytest.mark.parametrize(
+    "text", ["average", "average:0", "average:x", "blur", "none:1", "quantise:1", "quantise:9,3,300"]
+)
+def test_unknown_preprocessing_is_refused(text):
+    with pytest.raises(UserError, match=r"preprocess|encoding rates"):
+        Architecture(preprocess=text)
+
+
+@pytest.fixture(scope="module")
+def mu(pipeline):
+    data = load_images(DataSource(limit_train=120), "train", seed=0)
+    frontend, _, _ = load_frontend(pipeline.frontend)
+    model = train(data, Architecture(variant="mu", width=0.25), Recipe(epochs=1, batch_size=16), frontend=frontend)
+    return model, frontend, data.images
+
+
+def test_literal_lambda_has_the_front_ends_steps(mu):
+    model, frontend, images = mu
+    made = swap(model, frontend, images, "literal")
+    for layer, converted in zip(made.network.frontend.layers, frontend.layers, strict=True):
+        assert torch.equal(layer.activation.edges, converted.activation.edges)
+    tops = [layer.activation.heights.max().item() for layer in made.network.frontend.layers]
+    assert tops == [frontend.layers[0].activation.heights.max().item(), 1.0]
+    assert made.spec.architecture == replace(model.spec.architecture, variant="lambda")
+
+
+def test_rescaled_lambda_follows_the_activations(mu):
+    model, frontend, images = mu
+    made = swap(model, frontend, images, "range")
+    before, after = model.network, made.network
+    with torch.no_grad():
+        x = before.normalise(images / 255)
+        first, stepped = before.frontend.layers[0], after.frontend.layers[0]
+        drive = first.norm(first.conv(x))
+        top = drive.relu().flatten().quantile(0.999)
+        torch.testing.assert_close(stepped.activation.edges.max(), top)
+        torch.testing.assert_close(stepped.activation.heights.max(), top)
+        correlation = torch.corrcoef(torch.stack((drive.relu().flatten(), stepped(x).flatten())))[0, 1]
+        assert correlation > 0.8
+    # Nothing else changed, and nothing of the mu.
+    kept = [key for key in before.state_dict() if "activation" not in key]
+    assert all(torch.equal(before.state_dict()[key], after.state_dict()[key]) for key in kept)
+    assert isinstance(before.frontend.layers[0].activation, nn.ReLU)
+
+
+def test_lambda_is_made_of_a_mu_and_its_front_end_only(mu, pipeline):
+    model, frontend, images = mu
+    other = replace(model, spec=replace(model.spec, architecture=replace(model.spec.architecture, variant="safe")))
+    with pytest.raises(UserError, match="--variant mu"):
+        swap(other, frontend, images, "range")
+    assert percentile(torch.arange(1001.0)) == pytest.approx(999)
