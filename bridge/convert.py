@@ -267,8 +267,8 @@ def run(config: ConvertConfig) -> None:
         source_digest=source_digest,
     )
     print(
-        f"converted {len(network.layers)} layers of {config.conductances} conductances, fitted on {len(images[0])} training images; on {len(images[1])} test "
-        "images:"
+        f"converted {len(network.layers)} layers of {config.conductances} conductances, fitted on {len(images[0])} "
+        f"training images; on {len(images[1])} test images:"
     )
     told = {}
     for number in range(len(network.layers)):

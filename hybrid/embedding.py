@@ -5,7 +5,6 @@ than to the next, from -1 to 1. It is computed in the embedding itself, as t-SNE
 """
 
 import sys
-import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -186,98 +185,6 @@ def run(config: EmbeddingConfig) -> None:
         shown.add_row(row["model"], row["condition"], f"{row['silhouette']:.3f}", f"{row['accuracy_percent']:.1f}")
     Console().print(shown)
     print(f"wrote {config.out} and {table}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m hybrid.embedding``."""
-    return run_command(EmbeddingConfig, run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
-
-
-def _draw_panel(axes: Axes, panel: Panel, colours: list) -> None:
-    # Mixed, so that no class covers all others where they overlap.
-    order = np.random.default_rng(0).permutation(len(panel.labels))
-    points, labels = panel.points[order], panel.labels[order]
-    size = float(np.clip(6000 / len(points), 4, 24))
-    axes.scatter(*points.T, s=size, c=[colours[label] for label in labels], alpha=0.8, linewidths=0)
-    axes.set_title(
-        f"{panel.condition}\nsilhouette {panel.silhouette:.3f}, top-1 {panel.accuracy:.1f} %",
-        fontsize=9,
-        linespacing=1.3,
-    )
-    axes.set(xticks=[], yticks=[], box_aspect=1)
-    for side in axes.spines.values():
-        side.set_color("0.8")
-
-
-def _colours(count: int) -> list:
-    """One for each class: tab10, tab20, or as many hues as needed."""
-    if count <= 20:
-        return list(colormaps["tab10" if count <= 10 else "tab20"].colors[:count])
-    return [colormaps["hsv"](number / count) for number in range(count)]
-
-
-def _wrapped(text: str, width: float) -> str:
-    """Lines of small print that fit into ``width`` inches."""
-    return "\n".join(textwrap.wrap(text, max(20, int(width / 0.066))))
-
-
-def describe(panels: list[Panel], models: dict[str, TrainedModel], seed: int) -> list[dict]:
-    """Rows of the CSV file."""
-    return [
-        {
-            "model": panel.model,
-            "condition": panel.condition,
-            "images": len(panel.labels),
-            "silhouette": round(panel.silhouette, 5),
-            "accuracy_percent": round(panel.accuracy, 3),
-            "noise_seed": seed,
-            "training_seed": models[panel.model].seed,
-            "model_digest": models[panel.model].digest,
-        }
-        for panel in panels
-    ]
-
-
-def print_table(rows: list[dict], console: Console) -> None:
-    """Silhouette and accuracy of every panel."""
-    table = Table(title=f"Embeddings of {rows[0]['images']} test images")
-    for heading in ("model", "condition", "silhouette", "top-1 (%)"):
-        numeric = heading not in ("model", "condition")
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        numbers = (f"{row['silhouette']:.3f}", f"{row['accuracy_percent']:.1f}")
-        table.add_row(escape(row["model"]), row["condition"], *numbers)
-    console.print(table)
-
-
-def run(config: EmbeddingConfig) -> None:
-    """The command: load, embed, write, report."""
-    table = beside(config.out, ".csv")
-    figure = config.out if config.options.figures else None
-    check_outputs(config.out, table, config.options.json, inputs=config.models)
-    device = choose_device(config.options.device)
-    # Given twice, a condition is one column.
-    conditions = list({condition.key: condition for condition in map(parse_condition, config.noise)}.values())
-    _check_conditions(conditions)
-    paths = list(config.models) if config.names else list(dict.fromkeys(config.models))
-    stems = [path.stem for path in paths]
-    names = config.names or (stems if len(set(stems)) == len(stems) else map(str, paths))
-    models = {name: load_model(path) for name, path in zip(names, paths, strict=True)}
-    source = next(iter(models.values())).source
-    source = source.override(data=config.data, root=config.root, limit_test=config.limit_test)
-    data, seed = load_images(source, "test", config.options.seed), config.options.seed
-    panels = embed_models(models, data, conditions, seed, device)
-    rows = describe(panels, models, seed)
-    write_csv(table, rows)
-    print_table(rows, Console())
-    write_json(config.options.json, {"panels": rows, "seed": seed})
-    if figure:
-        draw_embedding(panels, data.classes, figure)
-    print(f"wrote {table}" + (f" and {figure}" if figure else ""))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -129,13 +129,14 @@ def test_a_preset_is_where_settings_start_and_flags_go_before_it(tmp_path):
         geometry = large.geometry(number)
         side //= geometry.stride
         cost += side**2 * sizes[number] * geometry.maps * geometry.kernel_size**2
-    assert cost < 0.045e9
+    # The main CNN's stem and first block, which it replaces, pay the rest back (tests/test_complexity.py).
+    assert cost < 0.055e9
     out = tmp_path / "snn.h5"
     flags = ["--data", "digits", "--limit-train", "30", "--min-updates", "1", "--maps", "3", "4", "2", "--no-figures"]
     assert main([*flags, "--out", str(out), "--preset", "imagenet"]) == 0
     network, _, _ = load_network(out)
     assert network.learning.maps == (3, 4, 2)
-    assert network.learning.strides == (2, 1, 1)
+    assert network.learning.strides == (2, 2, 1)
     assert network.layers[0].layer.geometry == LayerParameters(3, 3, stride=2, padding=1)
 
 
