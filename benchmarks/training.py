@@ -1,0 +1,141 @@
+"""Images per second of supervised training: SAFE beside its baseline, for the paper's three backbones at 32x32.
+
+    python benchmarks/training.py                         # a few steps of each on random images
+    python benchmarks/training.py --epoch-images 50000    # and whole passes through hybrid.train's own loop
+
+A step is what ``hybrid.train`` does: shift and flip of uint8 images on the device, forward, backward, SGD; on CUDA in
+bfloat16. The two networks of a pair take turns, so that other load on the machine falls on both alike; the ratio is
+that of their medians.
+"""
+
+import runpy
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+if __name__ == "__main__" and __spec__ is None:
+    # Started as a file: start over as a module, so that imports find the rest of the checkout.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    runpy.run_module("benchmarks.training", run_name="__main__", alter_sys=True)
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch.nn.functional import cross_entropy
+
+from bridge.frontend import SHIPPED_FRONTENDS, load_frontend
+from hybrid.augment import augment
+from hybrid.model import Architecture, ModelSpec, build_model
+from hybrid.recipe import Recipe
+from hybrid.train import train
+from snn.command import RunOptions, check_outputs, choose_device, run_command, write_csv
+from snn.data import DataSource, Images
+
+CLASSES = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Measure the speed of supervised training."""
+
+    backbones: tuple[str, ...] = ("mobilenet_v2", "resnet101", "densenet121")
+    """Main CNNs."""
+    batch_size: int = 64
+    """Images per step (on a GPU: 512)."""
+    steps: int = 9
+    """Measured steps of each network, after two that are not."""
+    width: float = 1.0
+    """Of the backbones."""
+    epoch_images: int | None = None
+    """Also train for a pass over so many random images and measure the whole pass."""
+    out: Path | None = None
+    """Also write the table to this CSV file."""
+    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+
+
+def seconds_per_step(config: TrainingConfig, backbone: str, device: torch.device) -> dict[str, float]:
+    """Median of each variant, in s."""
+    frontend, _, _ = load_frontend(SHIPPED_FRONTENDS / "cifar10-fd.h5")
+    steppers, times = {}, {"baseline": [], "safe": []}
+    generator = torch.Generator().manual_seed(config.options.seed)
+    images = torch.randint(256, (config.batch_size, 3, 32, 32), dtype=torch.uint8, generator=generator).to(device)
+    labels = torch.randint(10, (config.batch_size,), generator=generator).to(device)
+    for variant in times:
+        front = frontend if variant == "safe" else None
+        architecture = Architecture(backbone=backbone, variant=variant, width=config.width)
+        network = build_model(ModelSpec(architecture, (3, 32, 32), CLASSES, front.spec if front else None), front)
+        network = network.to(device, memory_format=torch.channels_last).train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+        steppers[variant] = (network, optimizer)
+    for number in range(config.steps + 2):
+        for variant, (network, optimizer) in steppers.items():
+            began = perf_counter()
+            moved = augment(images, "shift-flip", generator).float() / 255
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                logits = network(moved.contiguous(memory_format=torch.channels_last))
+                loss = cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+            if number >= 2:
+                times[variant].append(perf_counter() - began)
+    return {variant: float(np.median(values)) for variant, values in times.items()}
+
+
+def seconds_per_epoch(config: TrainingConfig, backbone: str, variant: str, device: torch.device) -> float:
+    """Of the second pass of a training with two, in s: what a pass costs once all is set up."""
+    generator = torch.Generator().manual_seed(config.options.seed)
+    count = config.epoch_images
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    data = Images(images, torch.randint(10, (count,), generator=generator), CLASSES, DataSource("random"))
+    frontend = load_frontend(SHIPPED_FRONTENDS / "cifar10-fd.h5")[0] if variant == "safe" else None
+    architecture = Architecture(backbone=backbone, variant=variant, width=config.width)
+    seconds = []
+    for epochs in (1, 2):
+        began = perf_counter()
+        recipe = Recipe(epochs=epochs, batch_size=config.batch_size, holdout=0.001)
+        train(data, architecture, recipe, frontend=frontend, device=device)
+        seconds.append(perf_counter() - began)
+    return seconds[1] - seconds[0]
+
+
+def run(config: TrainingConfig) -> None:
+    """The command: measure, print, write."""
+    check_outputs(config.out)
+    device = choose_device(config.options.device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    rows = []
+    for backbone in config.backbones:
+        steps = seconds_per_step(config, backbone, device)
+        for variant, seconds in steps.items():
+            row = {
+                "backbone": backbone,
+                "variant": variant,
+                "device": name,
+                "batch_size": config.batch_size,
+                "width": config.width,
+                "images_per_s": round(config.batch_size / seconds, 2),
+                "seconds_per_50000_images": round(seconds * 50_000 / config.batch_size, 1),
+                "time_over_baseline": round(seconds / steps["baseline"], 3),
+            }
+            if config.epoch_images:
+                row["epoch_images"] = config.epoch_images
+                row["epoch_s"] = round(seconds_per_epoch(config, backbone, variant, device), 2)
+            rows.append(row)
+            print(f"{backbone} {variant}: {row['images_per_s']} images/s", flush=True)
+    table = Table(title=f"Training at 32x32, batches of {config.batch_size}, on {name}")
+    for heading in [key for key in rows[0] if key not in ("device", "batch_size", "width")]:
+        table.add_column(heading.replace("_", " "))
+    for row in rows:
+        table.add_row(*(str(value) for key, value in row.items() if key not in ("device", "batch_size", "width")))
+    Console().print(table)
+    write_csv(config.out, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(TrainingConfig, run, None))

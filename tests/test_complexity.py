@@ -1,0 +1,67 @@
+"""Table 1: counts against closed forms and the paper's numbers."""
+
+import csv
+
+import pytest
+import torch
+from torch import nn
+
+from bridge.frontend import SpikingFrontEnd
+from hybrid.complexity import BACKBONES, complexity_rows, count_macs, count_parameters, main, preset_frontend
+from hybrid.paper import paper_value
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return {(row["network"], row["image_size_pixels"]): row for row in complexity_rows()}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_table_1_is_met(rows, backbone):
+    baseline, safe = rows[f"baseline {backbone}", 224], rows[f"safe {backbone}", 224]
+    assert round(baseline["params_M"], 2) == baseline["paper_params_M"]
+    assert baseline["macs_G"] == pytest.approx(baseline["paper_macs_G"], rel=0.1)
+    assert safe["params_M"] - baseline["params_M"] <= 0.07
+    assert safe["macs_G"] - baseline["macs_G"] <= 0.04
+    assert safe["added_macs_G"] == safe["macs_G"] - baseline["macs_G"]
+
+
+@pytest.mark.parametrize(("size", "expected"), [(32, 0.0333), (224, 1.633)])
+def test_the_front_ends_cost_is_the_closed_form(rows, size, expected):
+    maps = (3, 32, 40, 56)
+    weights = [9 * a * b for a, b in zip(maps, maps[1:], strict=False)]
+    row = rows["front end alone, maps 32, 40, 56, stride 1", size]
+    assert row["macs_G"] == pytest.approx(size**2 * sum(weights) / 1e9, rel=1e-12)
+    assert row["macs_G"] == pytest.approx(expected, rel=1e-2)
+    # Frozen weights count, and the affine part of each normalisation.
+    assert row["params_M"] == pytest.approx((sum(weights) + 2 * sum(maps[1:])) / 1e6, rel=1e-12)
+
+
+def test_counts_of_simple_layers():
+    network = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 16, 7))
+    assert count_macs(network, (3, 8, 8)) == 4 * 4 * 5 * 3 * 9 + 5 * 16 * 7
+    assert count_parameters(network) == 5 * 27 + 5 + 80 * 7 + 7
+
+
+def test_presets_describe_front_ends_that_run():
+    spec = preset_frontend("imagenet", 224)
+    assert (spec.stride, spec.maps) == (4, (20, 28, 36))
+    with torch.no_grad():
+        assert SpikingFrontEnd.empty(spec)(torch.rand(1, 3, 224, 224)).shape == (1, 36, 56, 56)
+
+
+def test_the_papers_numbers():
+    assert paper_value(2, "safe mobilenet_v2", "awgn:20", "top1") == 87.88
+    assert paper_value(1, "safe densenet121", "224x224", "macs_G") == 2.94
+    assert paper_value(5, "baseline resnet101", "wald:3,0.3", "top1") == 85.12
+    assert paper_value(2, "mu", "clean", "top1") is None
+
+
+def test_the_command_writes_table_and_figure(tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "t.csv")]) == 0
+    with open(tmp_path / "t.csv") as file:
+        found = list(csv.DictReader(file))
+    assert len(found) == 15
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "element-wise" in shown

@@ -1,0 +1,145 @@
+"""Runs by what they are, their reuse after an interruption, and the tables made of them."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hybrid.experiments import SCALES, Experiments, Run, in_order, table_cells
+from hybrid.model import load_model
+from hybrid.paper import paper_value
+from hybrid.reproduce import PARTS, main, markdown, table_rows
+
+TINY = ["--scale", "small", "--data", "digits", "--limit-train", "90", "--limit-test", "40", "--epochs", "1",
+        "--width", "0.1", "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture
+def digits():
+    return Experiments(("--data", "digits"), SCALES["small"])
+
+
+def test_runs_are_identified_by_all_that_decides_their_result(digits):
+    run = digits.train("safe")
+    assert run.identity == Experiments(("--data", "digits"), SCALES["small"]).train("safe").identity
+    others = [
+        digits.train("safe", seed=1),
+        digits.train("safe", "resnet101"),
+        digits.train("safe", frontend=digits.convert("deterministic")),
+        digits.train("safe", frontend=digits.convert(conductances="random")),
+        digits.train("safe", auxiliary=False),
+        digits.train("safe", noise="awgn:30"),
+        digits.train("mu"),
+        replace(digits, data=("--data", "cifar10")).train("safe"),
+        Experiments(("--data", "digits"), replace(SCALES["small"], learning=("--maps", "4"))).train("safe"),
+    ]
+    assert len({run.identity, *(other.identity for other in others)}) == 1 + len(others)
+
+
+def test_what_is_read_is_made_first_and_once(digits):
+    runs = in_order([digits.evaluate(digits.swap(0), ("clean",)), digits.evaluate(digits.train("safe"), ("clean",))])
+    made = [run.module for run in runs]
+    assert made == ["snn.learn", "bridge.convert", "hybrid.train", "hybrid.swap", "hybrid.evaluate", "hybrid.train",
+                    "hybrid.evaluate"]  # fmt: skip
+    for number, run in enumerate(runs):
+        assert all(read in runs[:number] for _, read in run.inputs)
+
+
+@pytest.mark.parametrize("table", [2, 3, 4, 5, 6, 7])
+def test_tables_hold_every_number_of_the_paper(digits, table):
+    from hybrid.paper import _values
+
+    cells = {(cell.model, cell.condition, cell.metric) for cell in table_cells(f"table{table}", digits, digits)}
+    wanted = {key[1:] for key in _values() if key[0] == table}
+    assert len(wanted) > 8
+    assert wanted <= cells
+
+
+def test_rows_hold_mean_deviation_and_difference(tmp_path):
+    scale = replace(SCALES["small"], seeds=3)
+    cells = [
+        cell for cell in table_cells("table2", *[Experiments(("--data", "digits"), scale)] * 2)
+        if cell.model in ("safe resnet101", "average-filter-trained resnet101") and cell.condition == "awgn:20"
+    ]  # fmt: skip
+    values = {}
+    for cell in cells:
+        for number, run in enumerate(cell.runs):
+            values.setdefault(cell.model, []).append(80.0 + number**2)
+            with open(run.file(tmp_path), "w") as file:
+                print("condition,metric,paths,value_percent,standard_error_percent,images,model_digest", file=file)
+                print("awgn:20,top5,both,99,0,40,abc\nawgn:20,top1,spiking,1,0,40,abc", file=file)
+                print(f"awgn:20,top1,both,{80 + number**2},0.5,40,abc", file=file)
+    rows = {row["model"]: row for row in table_rows("table2", cells, tmp_path)}
+    row, paper = rows["safe resnet101"], paper_value(2, "safe resnet101", "awgn:20", "top1")
+    mean = float(np.mean(values["safe resnet101"]))
+    assert (row["ours_percent"], row["seeds"], row["paper_percent"]) == (round(mean, 3), 3, paper)
+    assert row["deviation_percent"] == round(float(np.std([80, 81, 84], ddof=1)), 3)
+    assert row["difference_percent"] == pytest.approx(mean - paper, abs=1e-3)
+    assert rows["average-filter-trained resnet101"]["paper_percent"] == ""
+    text = markdown("table2", list(rows.values()), "A caption.")
+    assert f"| safe resnet101 | {mean:.1f} ± 2.1 ({paper:.1f}, {mean - paper:+.1f}) |" in text
+
+
+def test_an_interrupted_reproduction_goes_on(tmp_path):
+    arguments = ["fig5", "fig6", *TINY, "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hybrid.reproduce", *arguments],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/frontend-fd-*.h5")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    first = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.h5")}
+    assert any(name.startswith("frontend-fd-") for name in first)
+    assert main(arguments) == 0
+    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.h5")}
+    assert all(after[name] == made for name, made in first.items())
+    assert len(after) > len(first)
+    assert main(arguments) == 0
+    assert after == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.h5")}
+    for part in ("fig5", "fig6"):
+        assert (tmp_path / "out" / f"{part}.md").read_text().startswith(f"# {part.capitalize()}")
+        assert (tmp_path / "out" / f"{part}.png").read_bytes().startswith(b"\x89PNG")
+    with open(tmp_path / "out" / "fig6.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model"], row["condition"]) for row in rows] == [
+        (model, noise) for model in ("FD stochastic", "deterministic") for noise in ("awgn:20", "awgn:18", "awgn:15")
+    ]
+    trained = load_model(next(tmp_path.glob("runs/safe-mobilenet_v2-seed0-*.h5")))
+    assert trained.recipe["epochs"] == 1
+
+
+def test_dry_runs_list_commands_and_make_nothing(tmp_path, capsys):
+    assert main(["all", *TINY, "--dry-run", "--out", str(tmp_path / "o"), "--runs", str(tmp_path / "r")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("python -m ") for line in lines)
+    assert len(lines) == len(set(lines)) > 60
+    assert list(tmp_path.iterdir()) == []
+    assert len(PARTS) == 11
+
+
+def test_failed_runs_are_told(tmp_path, capsys):
+    arguments = ["fig5", "--data", "folder:nowhere", "--out", str(tmp_path / "o"), "--runs", str(tmp_path / "r")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "nowhere" in error
+    assert "failed" in error
+    assert main([*arguments, "--seeds", "0"]) == 2
+
+
+def test_arguments_put_files_where_the_command_expects_them(tmp_path):
+    learned = Run("a", "snn.learn", ("--x", "1"))
+    source = Run("b", "hybrid.train", ())
+    run = Run("c", "hybrid.evaluate", ("--noise", "clean"), (("--source", source), ("", learned)), ".csv")
+    arguments = run.arguments(tmp_path)
+    assert arguments[0] == str(learned.file(tmp_path))
+    assert arguments[1:3] == ["--source", str(source.file(tmp_path))]
+    assert arguments[-2:] == ["--out", str(run.file(tmp_path))]
+    assert run.file(tmp_path).suffix == ".csv"
