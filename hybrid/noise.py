@@ -40,7 +40,7 @@ def _clean(images: Tensor, levels: tuple[float, ...], generator: torch.Generator
 
 def _awgn(images: Tensor, levels: tuple[float, ...], generator: torch.Generator) -> Tensor:
     normal = torch.randn(images.shape, generator=generator, device=images.device)
-    return images + awgn_sigma(images, levels[0]) * normal
+    return images + awgn_sigma(images, levels[0]) * normal.to(images.dtype)
 
 
 def _salt_pepper(images: Tensor, levels: tuple[float, ...], generator: torch.Generator) -> Tensor:
@@ -124,7 +124,7 @@ class Condition:
         """Perturbed images.
 
         Args:
-            images: float32 (B, C, H, W) in [0, 1].
+            images: floating point (B, C, H, W) in [0, 1].
             generator: on the device of ``images``.
 
         Returns:

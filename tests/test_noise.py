@@ -4,7 +4,7 @@ import torch
 from scipy.stats import binom, invgauss, kstest, poisson
 
 from hybrid.conditions import noisy_batches
-from hybrid.noise import awgn_sigma, parse_condition
+from hybrid.noise import awgn_sigma, inverse_gaussian, parse_condition
 from snn.errors import UserError
 
 
@@ -65,6 +65,30 @@ def test_wald_noise_has_the_distribution_in_8_bit_units():
     law = invgauss(13.0, scale=1.0)
     assert kstest(law.cdf(inside) / law.cdf(200), "uniform").pvalue > 1e-3
     assert added.min() > 0
+
+
+@pytest.mark.parametrize(("mean", "scale"), [(3, 0.3), (13, 1), (5, 0.3), (25, 1), (1, 50)])
+def test_inverse_gaussian_draws_have_scipys_law(mean, scale):
+    # SciPy writes the law with mean m and shape s as invgauss(m / s, scale=s).
+    values = inverse_gaussian((20_000,), mean, scale, torch.Generator().manual_seed(0)).numpy()
+    assert kstest(values, invgauss(mean / scale, scale=scale).cdf).pvalue > 1e-3
+    deviation = (mean**3 / scale / len(values)) ** 0.5
+    assert abs(values.mean() - mean) < 5 * deviation
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("text", ["clean", "awgn:20", "salt-pepper:0.2", "poisson:75", "wald:13,1"])
+def test_noise_keeps_the_type_and_hits_every_image_of_a_batch(text, dtype):
+    clean = images(3).to(dtype)
+    noisy = perturb(text, clean)
+    assert noisy.dtype == dtype
+    assert noisy.shape == clean.shape
+    if text != "clean":
+        # Equal images get different noise, and one image is a batch, too.
+        assert perturb(text, clean[:1]).shape == (1, 3, 32, 32)
+        same = perturb(text, clean[:1].expand(2, -1, -1, -1).contiguous())
+        assert not torch.equal(same[0], same[1])
+        assert (noisy != clean).flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("text", ["clean", "awgn:5", "salt-pepper:0.3", "poisson:45", "wald:25,1"])
