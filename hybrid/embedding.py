@@ -1,26 +1,34 @@
-"""What the last layer is given, drawn by t-SNE: the paper's Figures 6 and 7.
+"""How well a network's last layer separates the classes under noise, as pictures and as a number (paper, Fig. 6 and 7).
 
-Each panel has the silhouette score of the true classes in its title: how much closer an image lies to its own class
-than to the next, from -1 to 1. It is computed in the embedding itself, as t-SNE distorts distances.
+The embedding is what the last linear layer is given. Each panel shows it as t-SNE lays it out in the plane. t-SNE keeps
+neighbours together but distorts distances and the sizes of clusters, and another seed gives another picture; the
+silhouette score in a panel's title is therefore that of the embedding itself, in all its dimensions, with the true
+classes as clusters: 1 for far and tight clusters, 0 for overlapping ones, negative where images are nearer to another
+class than to their own (Rousseeuw 1987).
 """
 
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 import tyro
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from hybrid.conditions import NOISE_CHUNK, perturb
+from hybrid.conditions import NOISE_CHUNK, noisy_batches
 from hybrid.evaluate import check_same_data
 from hybrid.model import TrainedModel, embed, load_model
 from hybrid.noise import Condition, parse_condition
@@ -38,19 +46,28 @@ from snn.command import (
 from snn.data import Images, load_images
 from snn.errors import check
 
+PERPLEXITY = 30.0
+"""Of t-SNE (scikit-learn's default; the paper states none); less for fewer than 91 images."""
+CAPTION = (
+    "t-SNE of the input of the last linear layer. Silhouette scores are computed in that space with the true classes, "
+    "not in the picture, which distorts distances."
+)
+LONGEST_NAME = 24
+"""Characters of a class name in the legend."""
+
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """Draw the embedding of test images under noise by t-SNE, with silhouette score and accuracy."""
+    """Draw the embeddings of saved models under noise, one row per model, one column per condition."""
 
     models: tyro.conf.Positional[tuple[Path, ...]]
-    """Files written by hybrid.train or hybrid.swap: a row of panels each."""
+    """Files written by hybrid.train or hybrid.swap."""
     out: Path
-    """PNG file to write; a CSV file with the scores comes beside it."""
+    """PNG file to write, for example fig6.png; a CSV file goes beside it."""
     noise: tuple[str, ...] = ("awgn:20", "awgn:18", "awgn:15")
-    """Conditions, a column each, as for hybrid.evaluate (drawn noise and clean)."""
-    names: tuple[str, ...] | None = None
-    """Names of the models in the figure; None: those of the files."""
+    """Conditions: clean, awgn:DB, salt-pepper:SHARE, poisson:PEAK, wald:MEAN,SCALE."""
+    names: tuple[str, ...] = ()
+    """Names of the rows, one for each model; none: the names of the files."""
     data: str | None = None
     """Test images, if not those of the training run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
@@ -62,11 +79,15 @@ class EmbeddingConfig:
     def __post_init__(self) -> None:
         check(len(self.models) >= 1, "no model given; name at least one file written by hybrid.train")
         check(len(self.noise) >= 1, "--noise: give at least one condition, for example awgn:20")
-        names = self.names or tuple(path.stem for path in self.models)
         check(
-            len(set(names)) == len(self.models),
-            f"names {', '.join(names)} for {len(self.models)} models: give one to each, all different, with --names",
+            not self.names or len(self.names) == len(self.models),
+            f"--names {' '.join(self.names)}: {len(self.names)} for {len(self.models)} models; give one for each",
         )
+        check(
+            len(set(self.names)) == len(self.names),
+            f"--names {' '.join(self.names)}: rows need different names; change one",
+        )
+        check(self.out.suffix.lower() == ".png", f"--out {self.out}: expected a name that ends in .png")
 
 
 class Panel(NamedTuple):
@@ -75,21 +96,52 @@ class Panel(NamedTuple):
     model: str
     condition: str
     points: np.ndarray
-    """By t-SNE, (N, 2)."""
+    """float32 (N, 2), of t-SNE; its unit means nothing."""
     labels: np.ndarray
-    """True classes (N,)."""
+    """int64 (N,), true classes."""
     silhouette: float
-    """In the embedding, -1 to 1."""
+    """Of the embedding (not of ``points``), -1 to 1."""
     accuracy: float
-    """Top-1 in %."""
+    """Top-1, in %."""
 
 
+@torch.no_grad()
 def embeddings(network: nn.Module, images: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """What the last linear layer is given (N, D), and logits (N, classes), on the CPU, of images in [0, 1]."""
+    """What the last linear layer is given, and what it makes of it.
+
+    Args:
+        network: of ``hybrid.h5``; moved to ``device``, and to evaluation mode.
+        images: float32 (N, C, H, W) in [0, 1].
+        device: where to compute.
+
+    Returns:
+        The embedding (N, D) and the logits (N, classes) of all N images, float32, on the CPU.
+    """
     network = network.to(device).eval()
-    with torch.inference_mode():
-        found = [embed(network, batch.to(device)) for batch in images.split(NOISE_CHUNK)]
-    return torch.cat([pair[0].cpu() for pair in found]), torch.cat([pair[1].cpu() for pair in found])
+    found = [
+        embed(network, batch.to(device).contiguous(memory_format=torch.channels_last))
+        for batch in images.split(NOISE_CHUNK)
+    ]
+    embedding, logits = (torch.cat([part.cpu() for part in parts]) for parts in zip(*found, strict=True))
+    return embedding, logits
+
+
+def lay_out(embedding: Tensor, seed: int) -> np.ndarray:
+    """Points (N, 2), float32, of an embedding (N, D) with N >= 3, by t-SNE (van der Maaten and Hinton 2008).
+
+    It starts from the two principal components. The same bits for the same seed.
+    """
+    given = embedding.double().numpy()
+    if np.ptp(given, axis=0).max() == 0:
+        # scikit-learn divides by the spread of the first component.
+        return np.zeros((len(given), 2), dtype=np.float32)
+    if given.shape[1] == 1:
+        # Two components need two columns; a constant one changes no distance.
+        given = np.pad(given, ((0, 0), (0, 1)))
+    perplexity = min(PERPLEXITY, (len(given) - 1) / 3)
+    # The threads of t-SNE add up in the order in which they end.
+    with threadpool_limits(1):
+        return TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(given).astype(np.float32)
 
 
 def embed_models(
@@ -99,92 +151,191 @@ def embed_models(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[Panel]:
-    """A panel for each model and condition, models first.
+    """A panel for each model (outer) and condition (inner).
 
-    Raises :class:`snn.errors.UserError` for too few images or classes, and for conditions that are no draws.
+    Args:
+        models: by the name of their row.
+        data: test images; every model sees the same noise on them.
+        conditions: parsed; draws of noise (or clean).
+        seed: of the noise and of t-SNE.
+        device: where networks compute.
+
+    Raises:
+        UserError: a condition that is no noise, models of other data, too few images or classes.
     """
-    classes = len(data.labels.unique())
-    check(
-        classes >= 2 and len(data.labels) > max(3, classes),
-        f"{len(data.labels)} test images of {classes} classes: a silhouette needs two classes and more images than "
-        "classes; raise --limit-test",
-    )
+    _check_conditions(conditions)
+    check_same_data(models, data)
+    _check_images(data)
+    labels = data.labels.numpy()
+    panels = []
+    with progress(None, "drawing embeddings", "panel", total=len(models) * len(conditions)) as bar:
+        for condition in conditions:
+            images = torch.cat(noisy_batches(data.images, condition, seed))
+            for name, model in models.items():
+                embedding, logits = embeddings(model.network, images, device)
+                panels.append(
+                    Panel(
+                        model=name,
+                        condition=condition.name,
+                        points=lay_out(embedding, seed),
+                        labels=labels,
+                        silhouette=float(silhouette_score(embedding.double().numpy(), labels)),
+                        accuracy=100 * (logits.argmax(1) == data.labels).double().mean().item(),
+                    )
+                )
+                bar.update()
+    order = list(models)
+    return sorted(panels, key=lambda panel: order.index(panel.model))
+
+
+def _check_conditions(conditions: list[Condition]) -> None:
     for condition in conditions:
-        check(condition.drawn, f"--noise {condition.name}: embeddings are drawn for noise only, such as awgn:20")
-    panels, labels = [], data.labels.numpy()
-    for name, condition in progress([(m, c) for m in models for c in conditions], "embedding", "panel"):
-        images = perturb(data, condition, seed).images
-        found, logits = embeddings(models[name].network, images, device)
-        values = found.numpy()
-        perplexity = min(30.0, (len(values) - 1) / 3)
-        points = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(values)
-        accuracy = 100 * (logits.argmax(1) == data.labels).double().mean().item()
-        panels.append(Panel(name, condition.name, points, labels, float(silhouette_score(values, labels)), accuracy))
-    return panels
+        check(
+            condition.drawn,
+            f"--noise {condition.name}: embeddings are drawn for noise only; give clean, awgn, salt-pepper, poisson or "
+            "wald",
+        )
+
+
+def _check_images(data: Images) -> None:
+    source, count = data.source.data, len(data.labels)
+    check(count >= 3, f"{source}: {count} test images, t-SNE needs 3 or more; raise --limit-test or add images")
+    present = data.labels.unique().tolist()
+    check(
+        len(present) >= 2,
+        f"{source}: all {count} test images are of class {data.classes[present[0]]!r}, the silhouette score needs 2 "
+        "classes or more; add images of another class",
+    )
+    check(
+        len(present) < count,
+        f"{source}: {count} test images of {len(present)} classes, the silhouette score needs a class with 2 images or "
+        "more; raise --limit-test or add images",
+    )
+
+
+def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) -> None:
+    """Panels as a grid of models x conditions, with one legend of the classes beside it.
+
+    Args:
+        panels: one for each model and condition, as :func:`embed_models` makes them.
+        classes: names, by label.
+        path: PNG to write.
+    """
+    models = list(dict.fromkeys(panel.model for panel in panels))
+    conditions = list(dict.fromkeys(panel.condition for panel in panels))
+    colours = _colours(len(classes))
+    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in classes]
+    # Inches: an entry of the legend is 0.19 high; what its columns take is added to the width of the panels.
+    height = 0.5 + 3.1 * len(models)
+    legend_columns = -(-len(names) // int((height - 0.6) / 0.19))
+    legend_width = legend_columns * (0.5 + 0.075 * max(map(len, names)))
+    figure = Figure(figsize=(0.4 + 2.8 * len(conditions) + legend_width, height), layout="constrained")
+    axes = figure.subplots(len(models), len(conditions), squeeze=False)
+    for panel in panels:
+        row, column = models.index(panel.model), conditions.index(panel.condition)
+        _draw_panel(axes[row, column], panel, colours)
+        if column == 0:
+            axes[row, column].set_ylabel(panel.model, fontsize=10, parse_math=False)
+    handles = [Line2D([], [], linestyle="", marker="o", markersize=6, color=colour) for colour in colours]
+    legend = figure.legend(
+        handles,
+        # Set below: matplotlib leaves out what starts with an underscore.
+        [" "] * len(handles),
+        loc="outside right center",
+        ncols=legend_columns,
+        fontsize=9,
+        frameon=False,
+        handletextpad=0.2,
+        columnspacing=1.0,
+    )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set(text=name, parse_math=False)
+    figure.supxlabel(_wrapped(CAPTION, figure.get_figwidth()), fontsize=8, color="0.35")
+    save_figure(figure, path)
+
+
+def _draw_panel(axes: Axes, panel: Panel, colours: list) -> None:
+    # Mixed, so that no class covers all others where they overlap.
+    order = np.random.default_rng(0).permutation(len(panel.labels))
+    points, labels = panel.points[order], panel.labels[order]
+    size = float(np.clip(6000 / len(points), 4, 24))
+    axes.scatter(*points.T, s=size, c=[colours[label] for label in labels], alpha=0.8, linewidths=0)
+    axes.set_title(
+        f"{panel.condition}\nsilhouette {panel.silhouette:.3f}, top-1 {panel.accuracy:.1f} %",
+        fontsize=9,
+        linespacing=1.3,
+    )
+    axes.set(xticks=[], yticks=[], box_aspect=1)
+    for side in axes.spines.values():
+        side.set_color("0.8")
+
+
+def _colours(count: int) -> list:
+    """One for each class: tab10, tab20, or as many hues as needed."""
+    if count <= 20:
+        return list(colormaps["tab10" if count <= 10 else "tab20"].colors[:count])
+    return [colormaps["hsv"](number / count) for number in range(count)]
+
+
+def _wrapped(text: str, width: float) -> str:
+    """Lines of small print that fit into ``width`` inches."""
+    return "\n".join(textwrap.wrap(text, max(20, int(width / 0.066))))
 
 
 def panel_rows(panels: list[Panel]) -> list[dict]:
-    """The scores of each panel."""
+    """The scores of each panel, as rows of a table."""
     return [
         {
             "model": panel.model,
             "condition": panel.condition,
             "images": len(panel.labels),
-            "silhouette": round(panel.silhouette, 4),
+            "silhouette": round(panel.silhouette, 6),
             "accuracy_percent": round(panel.accuracy, 3),
         }
         for panel in panels
     ]
 
 
-def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) -> None:
-    """A row of panels for each model, a colour for each class."""
-    models, conditions = (list(dict.fromkeys(values)) for values in zip(*(panel[:2] for panel in panels), strict=True))
-    figure = Figure(figsize=(1.6 + 3.0 * len(conditions), 0.5 + 3.1 * len(models)), layout="constrained")
-    axes = figure.subplots(len(models), len(conditions), squeeze=False)
-    colours = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"]
-    for panel in panels:
-        place = axes[models.index(panel.model)][conditions.index(panel.condition)]
-        for label, name in enumerate(classes):
-            points = panel.points[panel.labels == label]
-            place.scatter(points[:, 0], points[:, 1], s=6, color=colours(label % colours.N), label=name, linewidths=0)
-        place.set_title(f"{panel.condition}: silhouette {panel.silhouette:.2f}, {panel.accuracy:.1f} %", fontsize=9)
-        place.set_xticks([])
-        place.set_yticks([])
-    for row, model in zip(axes, models, strict=True):
-        row[0].set_ylabel(model)
-    handles, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", frameon=False, markerscale=3, fontsize=8)
-    save_figure(figure, path)
+def print_table(rows: list[dict], console: Console) -> None:
+    """Silhouette and accuracy of every panel."""
+    table = Table(title=f"Embeddings of {rows[0]['images']} test images")
+    for heading in ("model", "condition", "silhouette", "top-1 (%)"):
+        numeric = heading not in ("model", "condition")
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        numbers = (f"{row['silhouette']:.3f}", f"{row['accuracy_percent']:.1f}")
+        table.add_row(escape(row["model"]), row["condition"], *numbers)
+    console.print(table)
 
 
 def run(config: EmbeddingConfig) -> None:
-    """The command: load, embed, draw, report."""
+    """The command: load, embed, write, report."""
     table = beside(config.out, ".csv")
+    figure = config.out if config.options.figures else None
     check_outputs(config.out, table, config.options.json, inputs=config.models)
-    device, seed = choose_device(config.options.device), config.options.seed
-    conditions = [parse_condition(text) for text in dict.fromkeys(config.noise)]
-    names = config.names or tuple(path.stem for path in config.models)
-    models = {name: load_model(path) for name, path in zip(names, config.models, strict=True)}
+    device = choose_device(config.options.device)
+    # Given twice, a condition is one column.
+    conditions = list({condition.key: condition for condition in map(parse_condition, config.noise)}.values())
+    _check_conditions(conditions)
+    paths = list(config.models) if config.names else list(dict.fromkeys(config.models))
+    stems = [path.stem for path in paths]
+    names = config.names or (stems if len(set(stems)) == len(stems) else map(str, paths))
+    models = {name: load_model(path) for name, path in zip(names, paths, strict=True)}
     source = next(iter(models.values())).source
     source = source.override(data=config.data, root=config.root, limit_test=config.limit_test)
-    data = load_images(source, "test", seed)
-    check_same_data(models, data)
+    data, seed = load_images(source, "test", config.options.seed), config.options.seed
     panels = embed_models(models, data, conditions, seed, device)
     about = {
-        name: {"noise_seed": seed, "training_seed": m.seed, "model_digest": m.digest} for name, m in models.items()
+        name: {"noise_seed": seed, "training_seed": model.seed, "model_digest": model.digest}
+        for name, model in models.items()
     }
     rows = [row | about[row["model"]] for row in panel_rows(panels)]
     write_csv(table, rows)
-    write_json(config.options.json, {"panels": rows})
-    draw_embedding(panels, data.classes, config.out)
-    shown = Table(title=f"Embeddings of {len(data.labels)} test images")
-    for heading in ("model", "condition", "silhouette", "top1 (%)"):
-        shown.add_column(heading, justify="right" if heading in ("silhouette", "top1 (%)") else "left")
-    for row in rows:
-        shown.add_row(row["model"], row["condition"], f"{row['silhouette']:.3f}", f"{row['accuracy_percent']:.1f}")
-    Console().print(shown)
-    print(f"wrote {config.out} and {table}")
+    print_table(rows, Console())
+    write_json(config.options.json, {"panels": rows, "seed": seed})
+    if figure:
+        draw_embedding(panels, data.classes, figure)
+    print(f"wrote {table}" + (f" and {figure}" if figure else ""))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,6 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from hybrid.model import TrainedModel
 from snn.command import save_figure
 
+COLOURS = [*(f"C{number}" for number in range(10)), "black"]
+
 
 def draw_training(model: TrainedModel, title: str, path: Path) -> None:
     """Loss and accuracy per epoch, on training images and on those held out (paper, Fig. 5)."""
@@ -110,13 +112,13 @@ def draw_table(rows: list[dict], title: str, path: Path) -> None:
         known = backbone in ("mobilenet_v2", "resnet101", "densenet121")
         panel, line = (backbone, kind) if known else ("mobilenet_v2", row["model"])
         panels.setdefault(panel, {}).setdefault(line, []).append(row)
-    figure = Figure(figsize=(1 + 4.6 * len(panels), 5.2), layout="constrained")
+    figure = Figure(figsize=(2.2 + 4.4 * len(panels), 5.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     lines = list(dict.fromkeys(line for found in panels.values() for line in found))
     for panel, (backbone, found) in zip(axes, panels.items(), strict=True):
         for line, shown in found.items():
             number = lines.index(line)
-            style = {"color": f"C{number % 10}", "marker": "os^Dv<>Pxh*"[number % 11]}
+            style = {"color": COLOURS[number % len(COLOURS)], "marker": "os^Dv<>Pxh*"[number % 11]}
             places = [conditions.index(row["condition"]) for row in shown]
             spread = [row["deviation_percent"] or 0 for row in shown]
             panel.errorbar(places, [row["ours_percent"] for row in shown], spread, capsize=3, label=line, **style)
@@ -136,7 +138,8 @@ def draw_table(rows: list[dict], title: str, path: Path) -> None:
     axes[0].set_ylabel("accuracy (%)")
     axes[0].plot([], [], color="0.4", linestyle="--", label="the paper's numbers")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    columns = min(2 + len(panels), len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
     save_figure(figure, path)
 

@@ -16,7 +16,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import tyro
-from rich.console import Console
 
 from hybrid.complexity import complexity_rows, draw_complexity
 from hybrid.embedding import draw_embedding, embed_models, panel_rows
@@ -193,11 +192,17 @@ def table_rows(name: str, cells: list[Cell], folder: Path) -> list[dict]:
     return rows
 
 
+def heading(part: str) -> str:
+    """As people write it: "Table 2"."""
+    words = {"table": "Table ", "fig": "Figure "}
+    return next((word + part[len(short) :] for short, word in words.items() if part.startswith(short)), "Ablations")
+
+
 def markdown(name: str, rows: list[dict], caption: str) -> str:
     """The table: ours ± deviation, then the paper's number and the difference."""
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
     found = {(row["model"], row["condition"]): row for row in rows}
-    lines = [f"# {name.capitalize()}", "", caption, "", "| model | " + " | ".join(f"`{c}`" for c in conditions) + " |"]
+    lines = [f"# {heading(name)}", "", caption, "", "| model | " + " | ".join(f"`{c}`" for c in conditions) + " |"]
     lines.append("|---" * (len(conditions) + 1) + "|")
     for model in dict.fromkeys(row["model"] for row in rows):
         cells = [_cell(found[model, c]) if (model, c) in found else "" for c in conditions]
@@ -270,13 +275,13 @@ class Parts:
         )
         write_csv(table, rows)
         write_markdown(text, markdown(part, rows, caption))
-        draw_table(rows, f"{part.capitalize()}: {metric} accuracy on {data}", picture)
+        draw_table(rows, f"{heading(part)}: {metric} accuracy on {data}", picture)
 
     def _complexity(self, part: str, text: Path, table: Path, picture: Path) -> None:
         rows = complexity_rows()
         write_csv(table, rows)
         names = list(rows[0])
-        lines = ["# Table1", "", "Parameters (M) and multiply-accumulates (G), ours and the paper's.", ""]
+        lines = [f"# {heading(part)}", "", "Parameters (M) and multiply-accumulates (G), ours and the paper's.", ""]
         lines += ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
         lines += ["| " + " | ".join(_number(row[name]) for name in names) + " |" for row in rows]
         write_markdown(text, "\n".join(lines) + "\n")
@@ -296,7 +301,14 @@ class Parts:
             f"SAFE-MobileNetV2 on {self.config.data}, {self._made}; held-out training images in place of the paper's "
             "test images, which are looked at once, for the tables."
         )
-        lines = ["# Fig5", "", caption, "", "| after the last epoch | training | held out |", "|---|---|---|"]
+        lines = [
+            f"# {heading(part)}",
+            "",
+            caption,
+            "",
+            "| after the last epoch | training | held out |",
+            "|---|---|---|",
+        ]
         lines.append(f"| loss (nat) | {last['train_loss']:.3f} | {last['val_loss']:.3f} |")
         lines.append(f"| accuracy (%) | {100 * last['train_accuracy']:.1f} | {100 * last['val_accuracy']:.1f} |")
         write_markdown(text, "\n".join(lines) + "\n")
@@ -314,7 +326,7 @@ class Parts:
         panels = embed_models(models, data, [parse_condition(c) for c in noise], seed, device)
         rows = panel_rows(panels)
         write_csv(table, rows)
-        lines = [f"# {part.capitalize()}", "", f"Embedding of test images of {source.data}, {self._made}.", ""]
+        lines = [f"# {heading(part)}", "", f"Embedding of test images of {source.data}, {self._made}.", ""]
         lines += ["| model | condition | silhouette | top1 (%) |", "|---|---|---|---|"]
         lines += [
             f"| {r['model']} | `{r['condition']}` | {r['silhouette']:.3f} | {r['accuracy_percent']:.1f} |" for r in rows
@@ -346,7 +358,7 @@ def run(config: ReproduceConfig) -> None:
     for part in config.wanted:
         files = parts.write(part)
         if part.startswith(("table", "ablations")) and part != "table1":
-            Console().print(files[0].read_text(), markup=False)
+            print(files[0].read_text())
         print("wrote " + ", ".join(map(str, files)))
 
 

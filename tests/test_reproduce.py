@@ -105,7 +105,7 @@ def test_an_interrupted_reproduction_goes_on(tmp_path):
     assert main(arguments) == 0
     assert after == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.h5")}
     for part in ("fig5", "fig6"):
-        assert (tmp_path / "out" / f"{part}.md").read_text().startswith(f"# {part.capitalize()}")
+        assert (tmp_path / "out" / f"{part}.md").read_text().startswith(f"# Figure {part[-1]}")
         assert (tmp_path / "out" / f"{part}.png").read_bytes().startswith(b"\x89PNG")
     with open(tmp_path / "out" / "fig6.csv") as file:
         rows = list(csv.DictReader(file))
