@@ -8,7 +8,7 @@ from torch import nn
 
 from bridge.frontend import SpikingFrontEnd
 from hybrid.complexity import BACKBONES, complexity_rows, count_macs, count_parameters, main, preset_frontend
-from hybrid.paper import paper_value
+from hybrid.paper import paper_rows, paper_value
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,10 @@ def test_table_1_is_met(rows, backbone):
     assert baseline["macs_G"] == pytest.approx(baseline["paper_macs_G"], rel=0.1)
     assert safe["params_M"] - baseline["params_M"] <= 0.07
     assert safe["macs_G"] - baseline["macs_G"] <= 0.04
-    assert safe["added_macs_G"] == safe["macs_G"] - baseline["macs_G"]
+    for quantity in ("params_M", "macs_G"):
+        assert safe[f"added_{quantity}"] == pytest.approx(safe[quantity] - baseline[quantity], abs=1e-9)
+        difference = safe[quantity] - safe[f"paper_{quantity}"]
+        assert safe[f"difference_{quantity}"] == pytest.approx(difference, abs=1e-9)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(32, 0.0333), (224, 1.633)])
@@ -55,6 +58,9 @@ def test_the_papers_numbers():
     assert paper_value(1, "safe densenet121", "224x224", "macs_G") == 2.94
     assert paper_value(5, "baseline resnet101", "wald:3,0.3", "top1") == 85.12
     assert paper_value(2, "mu", "clean", "top1") is None
+    first = {"model": "baseline mobilenet_v2", "condition": "224x224", "metric": "params_M", "value": 3.5}
+    assert paper_rows(1)[0] == first
+    assert [len(paper_rows(table)) for table in range(9)] == [0, 12, 84, 60, 12, 72, 24, 18, 0]
 
 
 def test_the_command_writes_table_and_figure(tmp_path, capsys):
