@@ -116,10 +116,13 @@ class Classifier(lightning.LightningModule):
         row = torch.stack((loss, correct, torch.tensor(len(labels), device=self.device)))
         self.sums[part] = self.sums[part].to(self.device) + row
 
+    def _total(self, part: str) -> Tensor:
+        """Loss, correct and counted images of the pass so far, over all processes."""
+        return self.trainer.strategy.reduce(self.sums[part].to(self.device, copy=True), reduce_op="sum")
+
     def on_train_epoch_end(self) -> None:
         for part in PARTS:
-            total = self.trainer.strategy.reduce(self.sums[part].to(self.device), reduce_op="sum")
-            loss, correct, count = total.tolist()
+            loss, correct, count = self._total(part).tolist()
             self.history[f"{part}_loss"].append(loss / count)
             self.history[f"{part}_accuracy"].append(correct / count)
             self.sums[part] = torch.zeros(3)
@@ -133,10 +136,14 @@ class Classifier(lightning.LightningModule):
                                      for n, row in enumerate(rows, 1)])  # fmt: skip
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["history"], checkpoint["sums"] = self.history, self.sums
+        # All processes take part; of an unfinished pass the first alone goes on with what all have counted.
+        sums = {part: self._total(part).cpu() for part in PARTS}
+        checkpoint["history"], checkpoint["sums"] = self.history, sums
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.history, self.sums = checkpoint["history"], checkpoint["sums"]
+        self.history = checkpoint["history"]
+        if self.trainer.is_global_zero:
+            self.sums = checkpoint["sums"]
 
     def configure_optimizers(self) -> dict:
         """SGD with Nesterov momentum and one learning-rate cycle."""

@@ -141,6 +141,27 @@ def test_devices_are_a_flag(tmp_path):
     )
 
 
+def test_two_processes_go_on_to_the_same_bits(tmp_path):
+    digests = []
+    for name, interval in (("whole", "600"), ("cut", "0")):
+        arguments = command(*SMALL, "--device", "cpu", "--devices", "2", "--out", str(tmp_path / f"{name}.h5"),
+                            "--checkpoint-interval", interval)  # fmt: skip
+        if name == "cut":
+            process = subprocess.Popen(
+                arguments, env=ALONE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            )
+            deadline = time.monotonic() + 90
+            while not (tmp_path / "cut_training" / PROGRESS).exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate(timeout=60)
+            arguments.append("--resume")
+        result = subprocess.run(arguments, env=ALONE, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        digests.append(load_model(tmp_path / f"{name}.h5").digest)
+    assert digests[0] == digests[1]
+
+
 def test_a_batch_is_divided_evenly_or_not_at_all(tmp_path, capsys):
     assert main([*SMALL, "--devices", "3", "--out", str(tmp_path / "x.h5")]) == 2
     assert "--batch-size 16 is to be shared by 3 processes" in capsys.readouterr().err
