@@ -4,6 +4,7 @@ Images stay on the device, as uint8; a mini-batch is an index into them, and shi
 there from generators of that step. So training can stop and go on anywhere, to the same bits.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from hybrid.noise import parse_condition
 from hybrid.recipe import Recipe, one_cycle
 from snn.command import progress, write_csv
 from snn.draws import stream
+from snn.errors import check
 
 PARTS = ("train", "val")
 VALIDATION_BATCH = 256
@@ -126,6 +128,12 @@ class Classifier(lightning.LightningModule):
             self.history[f"{part}_loss"].append(loss / count)
             self.history[f"{part}_accuracy"].append(correct / count)
             self.sums[part] = torch.zeros(3)
+            # The same in all processes: they end together.
+            check(
+                math.isfinite(loss),
+                f"training diverged with --learning-rate {self.recipe.learning_rate}: the loss is no longer a number; "
+                "lower it",
+            )
         self.history["learning_rate"].append(self.lr_schedulers().get_last_lr()[0])
         if self.logger:
             self.logger.log_metrics({name: values[-1] for name, values in self.history.items()}, self.current_epoch)

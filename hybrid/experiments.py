@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from hybrid.model import SCHEMA
+from hybrid.recipe import choose_recipe
+from snn.presets import PRESETS
+
 PAPER_BACKBONES = ("mobilenet_v2", "resnet101", "densenet121")
 SNR = ("clean", "awgn:40", "awgn:30", "awgn:25", "awgn:20", "awgn:15", "awgn:12")
 SOURCE_SEED = 1000
@@ -30,11 +34,13 @@ class Run:
     inputs: tuple[tuple[str, "Run"], ...] = ()
     """Runs whose files it reads, each with its flag ("" for an argument without one)."""
     suffix: str = ".h5"
+    settings: str = ""
+    """Defaults behind the flags, that another version may change."""
 
     @property
     def identity(self) -> str:
         """Equal for equal commands on equal inputs."""
-        parts = (self.module, self.flags, tuple((flag, run.identity) for flag, run in self.inputs))
+        parts = (self.module, self.flags, self.settings, tuple((flag, run.identity) for flag, run in self.inputs))
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
     def file(self, folder: Path) -> Path:
@@ -107,7 +113,7 @@ class Experiments:
     def learn(self, rule: str = "fd") -> Run:
         """The spiking layers."""
         flags = (*self.data, *self.scale.images, "--preset", self.preset, *self.scale.learning, "--stdp.rule", rule)
-        return Run(f"snn-{rule}", "snn.learn", flags)
+        return Run(f"snn-{rule}", "snn.learn", flags, settings=repr(PRESETS[self.preset]))
 
     def convert(self, rule: str = "fd", conductances: str = "learned") -> Run:
         """Their front end."""
@@ -133,7 +139,10 @@ class Experiments:
         flags += ("--preprocess", preprocess) if preprocess != "none" else ()
         flags += () if auxiliary else ("--auxiliary-maps", "0")
         inputs = () if variant == "baseline" else (("--frontend", frontend or self.convert()),)
-        return Run(f"{variant}-{backbone}-seed{seed}", "hybrid.train", flags, inputs)
+        words = dict(zip(self.data[::2], self.data[1::2], strict=True))
+        size = words.get("--image-size")
+        settings = repr((SCHEMA, choose_recipe("auto", words["--data"], int(size) if size else None)))
+        return Run(f"{variant}-{backbone}-seed{seed}", "hybrid.train", flags, inputs, settings=settings)
 
     def swap(self, seed: int, scale: str = "range") -> Run:
         """The lambda of a mu."""

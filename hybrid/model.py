@@ -235,6 +235,8 @@ class TrainedModel:
     recipe: dict
     """Training settings."""
     digest: str = ""
+    source_digest: str = ""
+    """Of the file of its front end ("": none)."""
 
 
 def save_model(path: Path, model: TrainedModel, command: str, source_digest: str) -> str:
@@ -274,4 +276,5 @@ def _model_from_tree(tree: Tree) -> TrainedModel:
         history=tree["history"],
         recipe=tree["recipe"],
         digest=tree["digest"],
+        source_digest=tree["source_digest"],
     )

@@ -74,6 +74,10 @@ class ReproduceConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        check(
+            (self.traffic is None) == (self.traffic_size is None),
+            "--traffic and --traffic-size go together: settings for 32 or 224 pixels follow from the size",
+        )
         check(bool(self.parts), f"name at least one of {', '.join((*PARTS, 'all'))}")
         for name in ("seeds", "limit_train", "limit_test", "epochs"):
             value = getattr(self, name)
@@ -134,7 +138,7 @@ class Maker:
         """What follows ``python -m``."""
         options = ["--no-figures", "--device", self.config.options.device]
         options += ["--resume"] if run.module in RESUMABLE else []
-        reads_images = run.module in RESUMABLE or run.module in ("hybrid.evaluate", "bridge.convert")
+        reads_images = run.module in RESUMABLE or run.module in ("hybrid.evaluate", "hybrid.swap", "bridge.convert")
         options += ["--root", str(self.config.root)] if self.config.root and reads_images else []
         return [run.module, *run.arguments(self.folder), *options]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from bridge.frontend import SHIPPED_FRONTENDS, SpikingFrontEnd, load_frontend
 from hybrid.model import TrainedModel, build_model, load_model, save_model
 from snn.command import RunOptions, check_outputs, command_line, run_command, write_json
-from snn.data import load_images
+from snn.data import balanced_subset, load_images
 from snn.errors import check
 from snn.pretrained import resolve
 
@@ -41,6 +41,8 @@ class SwapConfig:
     """range: edges and heights fitted to each activation's 99.9th percentile; literal: as they are."""
     images: int = 1000
     """Training images on which activations are measured (range)."""
+    root: Path | None = None
+    """Folder that holds CIFAR-10, if not that of the training run."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -101,8 +103,10 @@ def run(config: SwapConfig) -> None:
     check_outputs(config.out, config.options.json, inputs=[config.model, file])
     model = load_model(config.model)
     frontend, _, _ = load_frontend(file)
-    data = load_images(replace(model.source, limit_train=config.images), "train", config.options.seed)
-    made = swap(model, frontend, data.images, config.scale)
+    # Of the images that the mu was trained on.
+    data = load_images(model.source.override(root=config.root), "train", model.seed)
+    chosen = balanced_subset(data.labels.numpy(), config.images, config.options.seed)
+    made = swap(model, frontend, data.images[chosen], config.scale)
     recipe = model.recipe | {"swapped": config.scale}
     digest = save_model(config.out, replace(made, recipe=recipe), command_line("hybrid.swap", config), model.digest)
     write_json(config.options.json, {"scale": config.scale, "digest": digest, "source_digest": model.digest})

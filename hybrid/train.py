@@ -164,11 +164,15 @@ def train(
         except SystemExit as stop:
             # Lightning turns Ctrl-C into an exit without a word.
             raise KeyboardInterrupt from stop
+        except UserError:
+            # Diverged: there is nothing to go on from.
+            if folder is not None:
+                (folder / PROGRESS).unlink(missing_ok=True)
+            raise
+        finally:
+            # What Lightning's objects refer to lives on for a while; the images need not.
+            module.data = {}
     history = {name: np.array(values) for name, values in module.history.items()}
-    check(
-        all(np.isfinite(values).all() for values in history.values()),
-        f"training diverged with --learning-rate {recipe.learning_rate}: the loss is no longer a number; lower it",
-    )
     return TrainedModel(
         spec=spec,
         network=network.cpu().to(memory_format=torch.contiguous_format).eval(),
@@ -200,18 +204,27 @@ def unfinished(folder: Path, identity: str, resume: bool) -> Path | None:
     return path
 
 
-def completed(config: TrainConfig) -> bool:
+def _images(source: DataSource) -> DataSource:
+    """Which images, wherever they lie."""
+    return replace(source, root=Path(), download=False)
+
+
+def completed(config: TrainConfig, source_digest: str) -> bool:
     """Whether ``--resume`` finds nothing left to do."""
     if not config.resume or not config.out.exists():
         return False
     found = load_model(config.out)
-    same = (found.spec.architecture, found.recipe, found.seed, found.source) == (
+    same = (found.spec.architecture, found.recipe, found.seed, found.source_digest, _images(found.source)) == (
         config.architecture,
         asdict(config.recipe),
         config.options.seed,
-        config.source,
+        source_digest,
+        _images(config.source),
     )
-    check(same, f"{config.out} was trained with other settings or seed: leave out --resume, or give another --out")
+    check(
+        same,
+        f"{config.out} was trained with other settings, front end or seed: leave out --resume, or give another --out",
+    )
     return True
 
 
@@ -224,7 +237,7 @@ def run(config: TrainConfig) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     frontend, _, source_digest = load_frontend(file) if file else (None, None, "")
     name = f"{config.architecture.variant} {config.architecture.backbone}"
-    if completed(config):
+    if completed(config, source_digest):
         print(f"{config.out} holds this training of {name}, complete: nothing to do")
         return
     data = load_images(config.source, "train", config.options.seed)

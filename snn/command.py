@@ -180,6 +180,9 @@ def choose_device(name: DeviceName) -> torch.device:
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        # TF32 keeps 10 bits of a weight: drives near an edge of a step function would land beyond it.
+        torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 
 
