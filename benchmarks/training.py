@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 
 from bridge.frontend import SHIPPED_FRONTENDS, load_frontend
 from hybrid.augment import augment
+from hybrid.backbones import PAPER_BACKBONES
 from hybrid.model import Architecture, ModelSpec, build_model
 from hybrid.recipe import Recipe
 from hybrid.train import train
@@ -42,7 +43,7 @@ CLASSES = tuple("0123456789")
 class TrainingConfig:
     """Measure the speed of supervised training."""
 
-    backbones: tuple[str, ...] = ("mobilenet_v2", "resnet101", "densenet121")
+    backbones: tuple[str, ...] = PAPER_BACKBONES
     """Main CNNs."""
     batch_size: int = 64
     """Images per step (on a GPU: 512)."""

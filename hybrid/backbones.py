@@ -179,6 +179,9 @@ BACKBONES: dict[str, Adapter] = {
     "resnet18": Adapter(build=partial(_build_resnet, resnet18), has_width=False, **_RESNET),
 }
 
+PAPER_BACKBONES = ("mobilenet_v2", "resnet101", "densenet121")
+"""Those of the paper's tables, in their order."""
+
 
 def check_backbone(name: str, width: float) -> None:
     """Raise :class:`snn.errors.UserError` for an unknown name or an impossible width."""

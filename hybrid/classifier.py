@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from hybrid.augment import Augmentation, augment
+from hybrid.model import history_rows
 from hybrid.noise import parse_condition
 from hybrid.recipe import Recipe, one_cycle
 from snn.command import progress, write_csv
@@ -139,9 +140,7 @@ class Classifier(lightning.LightningModule):
             self.logger.log_metrics({name: values[-1] for name, values in self.history.items()}, self.current_epoch)
         if self.trainer.is_global_zero:
             # Written anew, so that it is whole after a resumption, too.
-            rows = zip(*self.history.values(), strict=True)
-            write_csv(self.metrics, [{"epoch": n, **dict(zip(self.history, row, strict=True))}
-                                     for n, row in enumerate(rows, 1)])  # fmt: skip
+            write_csv(self.metrics, history_rows(self.history))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         # All processes take part; of an unfinished pass the first alone goes on with what all have counted.

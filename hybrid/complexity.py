@@ -21,12 +21,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bridge.frontend import FrontEndSpec, SpikingFrontEnd
+from hybrid.backbones import PAPER_BACKBONES
 from hybrid.model import Architecture, ModelSpec, build_model
 from hybrid.paper import paper_value
 from snn.command import RunOptions, beside, check_outputs, run_command, save_figure, write_csv, write_json
 from snn.presets import PRESETS, PresetName
 
-BACKBONES = ("mobilenet_v2", "resnet101", "densenet121")
 SIZES = {224: 1000, 32: 10}
 """Side of the images in pixels, and classes."""
 STEPS = 8
@@ -100,7 +100,7 @@ def complexity_rows() -> list[dict]:
     rows = []
     for size, classes in SIZES.items():
         preset: PresetName = "imagenet" if size == 224 else "cifar10"
-        for backbone in BACKBONES:
+        for backbone in PAPER_BACKBONES:
             pair = {}
             for variant in ("baseline", "safe"):
                 front = preset_frontend(preset, size) if variant == "safe" else None

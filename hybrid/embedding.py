@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from hybrid.conditions import NOISE_CHUNK, noisy_batches
-from hybrid.evaluate import check_same_data
+from hybrid.evaluate import check_same_data, load_test_images
 from hybrid.model import TrainedModel, embed, load_model
 from hybrid.noise import Condition, parse_condition
 from snn.command import (
@@ -43,7 +43,7 @@ from snn.command import (
     write_csv,
     write_json,
 )
-from snn.data import Images, load_images
+from snn.data import Images
 from snn.errors import check
 
 PERPLEXITY = 30.0
@@ -321,9 +321,8 @@ def run(config: EmbeddingConfig) -> None:
     stems = [path.stem for path in paths]
     names = config.names or (stems if len(set(stems)) == len(stems) else map(str, paths))
     models = {name: load_model(path) for name, path in zip(names, paths, strict=True)}
-    source = next(iter(models.values())).source
-    source = source.override(data=config.data, root=config.root, limit_test=config.limit_test)
-    data, seed = load_images(source, "test", config.options.seed), config.options.seed
+    seed = config.options.seed
+    data = load_test_images(models, config.data, config.root, config.limit_test, seed)
     panels = embed_models(models, data, conditions, seed, device)
     about = {
         name: {"noise_seed": seed, "training_seed": model.seed, "model_digest": model.digest}

@@ -257,7 +257,8 @@ def run(config: EvaluateConfig) -> None:
     unique = len({path.stem for path in paths}) == len(paths)
     models = {path.stem if unique else str(path): load_model(path) for path in paths}
     source = load_model(config.source) if config.source else None
-    data = _test_images(config, models | ({f"--source {config.source}": source} if source else {}))
+    measured = models | ({f"--source {config.source}": source} if source else {})
+    data = load_test_images(measured, config.data, config.root, config.limit_test, config.options.seed)
     rows = evaluate(
         models,
         data,
@@ -278,13 +279,14 @@ def run(config: EvaluateConfig) -> None:
     print(f"wrote {config.out}" + (f" and {figure}" if figure else ""))
 
 
-def _test_images(config: EvaluateConfig, models: dict[str, TrainedModel]) -> Images:
-    """The test images, checked against every model."""
-    first = next(iter(models.values()))
-    source = first.source.override(data=config.data, root=config.root, limit_test=config.limit_test)
-    data = load_images(source, "test", config.options.seed)
-    check_same_data(models, data)
-    return data
+def load_test_images(
+    models: dict[str, TrainedModel], data: str | None, root: Path | None, limit: int | None, seed: int
+) -> Images:
+    """Test images of the first model's data (or what is given instead), checked against every model."""
+    source = next(iter(models.values())).source.override(data=data, root=root, limit_test=limit)
+    found = load_images(source, "test", seed)
+    check_same_data(models, found)
+    return found
 
 
 def check_same_data(models: dict[str, TrainedModel], data: Images) -> None:

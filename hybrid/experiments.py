@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from hybrid.backbones import PAPER_BACKBONES
 from hybrid.model import SCHEMA
 from hybrid.recipe import choose_recipe
 from snn.presets import PRESETS
 
-PAPER_BACKBONES = ("mobilenet_v2", "resnet101", "densenet121")
 SNR = ("clean", "awgn:40", "awgn:30", "awgn:25", "awgn:20", "awgn:15", "awgn:12")
 SOURCE_SEED = 1000
 """Added to the seed of a baseline whose gradient is taken: another initialisation than the measured one's."""

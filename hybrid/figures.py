@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hybrid.backbones import PAPER_BACKBONES
 from hybrid.model import TrainedModel
 from snn.command import save_figure
 
@@ -109,7 +110,7 @@ def draw_table(rows: list[dict], title: str, path: Path) -> None:
     panels: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
         kind, _, backbone = row["model"].rpartition(" ")
-        known = backbone in ("mobilenet_v2", "resnet101", "densenet121")
+        known = backbone in PAPER_BACKBONES
         panel, line = (backbone, kind) if known else ("mobilenet_v2", row["model"])
         panels.setdefault(panel, {}).setdefault(line, []).append(row)
     figure = Figure(figsize=(2.2 + 4.4 * len(panels), 5.6), layout="constrained")

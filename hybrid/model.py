@@ -4,6 +4,7 @@ A model takes raw images in [0, 1] and normalises inside, so that a saved model 
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -237,6 +238,12 @@ class TrainedModel:
     digest: str = ""
     source_digest: str = ""
     """Of the file of its front end ("": none)."""
+
+
+def history_rows(history: Mapping[str, Iterable[float]]) -> list[dict]:
+    """A row per epoch, counted from 1, of the columns of a training's history."""
+    rows = zip(*history.values(), strict=True)
+    return [{"epoch": number, **dict(zip(history, row, strict=True))} for number, row in enumerate(rows, 1)]
 
 
 def save_model(path: Path, model: TrainedModel, command: str, source_digest: str) -> str:

@@ -98,6 +98,9 @@ _KINDS = {
     "cifar10-c": _Kind(None, f"cifar10-c:NAME,SEVERITY with a severity of 1 to 5 and one of {_NAMES}", ((1, 5),)),
 }
 
+DRAWN = tuple(name for name, kind in _KINDS.items() if kind.function)
+"""Kinds that can be made anew with every generator."""
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -118,7 +121,7 @@ class Condition:
     @property
     def drawn(self) -> bool:
         """Whether :meth:`apply` can make it, anew with every generator."""
-        return _KINDS[self.kind].function is not None
+        return self.kind in DRAWN
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Perturbed images.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hybrid.augment import Augmentation
-from hybrid.noise import parse_condition
+from hybrid.noise import DRAWN, parse_condition
 from snn.errors import check
 
 RecipeName = Literal["auto", "digits", "cifar10", "imagenet"]
@@ -41,12 +41,11 @@ class Recipe:
             check(0 <= value < float("inf"), f"--{name.replace('_', '-')} {value}: must not be negative")
         check(0 <= self.label_smoothing < 1, f"--label-smoothing {self.label_smoothing}: expected 0 to below 1")
         check(0 < self.holdout < 1, f"--holdout {self.holdout}: must lie between 0 and 1")
-        kind = parse_condition(self.train_noise, "--train-noise").kind
-        check(kind in NOISES, f"--train-noise {self.train_noise}: expected one of {', '.join(NOISES)}")
+        check(
+            parse_condition(self.train_noise, "--train-noise").drawn,
+            f"--train-noise {self.train_noise}: expected one of {', '.join(DRAWN)}",
+        )
 
-
-NOISES = ("clean", "awgn", "salt-pepper", "poisson", "wald")
-"""What can be drawn anew for each training batch."""
 
 RECIPES: dict[str, Recipe] = {
     # Some hundreds of small images: many steps per pass.

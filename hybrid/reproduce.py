@@ -19,13 +19,13 @@ import tyro
 
 from hybrid.complexity import complexity_rows, draw_complexity
 from hybrid.embedding import draw_embedding, embed_models, panel_rows
+from hybrid.evaluate import load_test_images
 from hybrid.experiments import SCALES, Cell, Experiments, Run, in_order, table_cells
 from hybrid.figures import draw_table, draw_training
-from hybrid.model import TrainedModel, load_model
+from hybrid.model import TrainedModel, history_rows, load_model
 from hybrid.noise import parse_condition
 from hybrid.paper import paper_value
 from snn.command import RunOptions, check_outputs, choose_device, run_command, write_atomically, write_csv
-from snn.data import DataSource, load_images
 from snn.errors import UserError, check
 from snn.weights import load_network
 
@@ -296,9 +296,7 @@ class Parts:
 
     def _training(self, part: str, text: Path, table: Path, picture: Path) -> None:
         model = self._load(self.runs(part)[0])
-        columns = {name: values.tolist() for name, values in model.history.items()}
-        epochs = range(1, len(columns["train_loss"]) + 1)
-        rows = [{"epoch": n, **{name: values[n - 1] for name, values in columns.items()}} for n in epochs]
+        rows = history_rows({name: values.tolist() for name, values in model.history.items()})
         write_csv(table, rows)
         last = rows[-1]
         caption = (
@@ -322,15 +320,13 @@ class Parts:
         names = ("FD stochastic", "deterministic") if part == "fig6" else ("baseline", "mu", "lambda", "SAFE")
         noise = ("awgn:20", "awgn:18", "awgn:15") if part == "fig6" else ("clean", "awgn:25")
         models = dict(zip(names, map(self._load, self.runs(part)), strict=True))
-        source: DataSource = models[names[0]].source
-        limit = min(EMBEDDED, source.limit_test or EMBEDDED)
-        source = source.override(root=self.config.root, limit_test=limit)
+        limit = min(EMBEDDED, models[names[0]].source.limit_test or EMBEDDED)
         seed, device = self.config.options.seed, choose_device(self.config.options.device)
-        data = load_images(source, "test", seed)
+        data = load_test_images(models, None, self.config.root, limit, seed)
         panels = embed_models(models, data, [parse_condition(c) for c in noise], seed, device)
         rows = panel_rows(panels)
         write_csv(table, rows)
-        lines = [f"# {heading(part)}", "", f"Embedding of test images of {source.data}, {self._made}.", ""]
+        lines = [f"# {heading(part)}", "", f"Embedding of test images of {data.source.data}, {self._made}.", ""]
         lines += ["| model | condition | silhouette | top1 (%) |", "|---|---|---|---|"]
         lines += [
             f"| {r['model']} | `{r['condition']}` | {r['silhouette']:.3f} | {r['accuracy_percent']:.1f} |" for r in rows

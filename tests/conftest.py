@@ -10,7 +10,9 @@ from sklearn.datasets import load_digits
 
 from bridge.convert import main as convert
 from hybrid.evaluate import main as evaluate
+from hybrid.model import TrainedModel, load_model
 from hybrid.train import main as train
+from snn.data import DataSource, Images, load_images
 from snn.learn import main as learn
 
 LEARN = ["--data", "digits", "--limit-train", "200", "--maps", "6", "8", "--min-updates", "13"]
@@ -46,6 +48,18 @@ def run_pipeline(folder: Path) -> Pipeline:
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory) -> Pipeline:
     return run_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="module")
+def models(pipeline) -> dict[str, TrainedModel]:
+    """Those of the small run."""
+    return {name: load_model(getattr(pipeline, name)) for name in ("safe", "baseline")}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Images:
+    """60 test images."""
+    return load_images(DataSource(limit_test=60), "test", seed=0)
 
 
 @pytest.fixture

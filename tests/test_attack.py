@@ -16,16 +16,6 @@ from hybrid.noise import parse_condition
 from snn.data import DataSource, load_images
 
 
-@pytest.fixture(scope="module")
-def models(pipeline):
-    return {name: load_model(getattr(pipeline, name)) for name in ("safe", "baseline")}
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_images(DataSource(limit_test=60), "test", seed=0)
-
-
 def test_the_step_has_the_stated_size_and_the_gradients_direction():
     weight = torch.tensor([[0.5, -2.0, 0.0, 1.0], [-1.0, 1.0, 0.0, 0.0]])
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))

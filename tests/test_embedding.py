@@ -15,18 +15,8 @@ from hybrid.embedding import Panel, draw_embedding, embed_models, embeddings, la
 from hybrid.evaluate import predict
 from hybrid.model import load_model
 from hybrid.noise import parse_condition
-from snn.data import DataSource, Images, load_images
+from snn.data import Images
 from snn.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def models(pipeline):
-    return {name: load_model(getattr(pipeline, name)) for name in ("safe", "baseline")}
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_images(DataSource(limit_test=60), "test", seed=0)
 
 
 def naive_silhouette(points: np.ndarray, labels: np.ndarray) -> float:
