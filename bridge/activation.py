@@ -59,7 +59,7 @@ class SpecialActivationUnit(nn.Module):
     def _set_surrogate(self) -> None:
         """Slope in spikes per unit of drive, lowest and highest drive at which it acts; () or (C,)."""
         edges, heights = (buffer.double().reshape(-1, buffer.shape[-1]) for buffer in (self.edges, self.heights))
-        rows = [_surrogate(e[e.isfinite()].tolist(), h.tolist()) for e, h in zip(edges, heights, strict=True)]
+        rows = [step_line(e[e.isfinite()].tolist(), h.tolist()) for e, h in zip(edges, heights, strict=True)]
         with torch.no_grad():
             for name, values in zip(("slope", "low", "high"), zip(*rows, strict=True), strict=True):
                 getattr(self, name).copy_(torch.tensor(values).reshape(self.edges.shape[:-1]))
@@ -90,8 +90,11 @@ class SpecialActivationUnit(nn.Module):
         self._set_surrogate()
 
 
-def _surrogate(edges: list[float], heights: list[float]) -> tuple[float, float, float]:
-    """(slope, low, high) of one step function; ``heights`` beyond the last edge are left aside."""
+def step_line(edges: list[float], heights: list[float]) -> tuple[float, float, float]:
+    """(slope, low, high) of the line through the midpoints of a step function: its surrogate.
+
+    ``heights`` beyond the last edge are left aside.
+    """
     top, span = heights[len(edges)], edges[-1] - edges[0]
     if span == 0:
         width = max(abs(edges[0]), 1e-6)

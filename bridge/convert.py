@@ -18,12 +18,13 @@ from torch import Tensor
 from bridge.activation import SpecialActivationUnit
 from bridge.fidelity import Fidelity, measure_fidelity
 from bridge.figures import draw_fidelity, draw_responses
-from bridge.fit import Fit, Neurons, fit_response
+from bridge.fit import Fit, Neurons, fit_response, with_even_steps
 from bridge.frontend import (
     ConvertedLayer,
     FrontEndSpec,
     Response,
     SpikingFrontEnd,
+    deviations,
     first_input,
     save_frontend,
     spikes_per_step,
@@ -76,13 +77,17 @@ class ConvertConfig:
     """Keep the encoder's rounding to whole spikes in the converted network (the paper drops it)."""
     conductances: Conductances = "learned"
     """What to convert: learned; shuffled (values permuted within each map) or random (uniform) for a control that has
-    not learned, its gains set to the same rates."""
+    not learned; balanced: learned less each kernel's mean. But for learned, gains are set to the same rates again."""
+    steps: int | None = None
+    """Give every SAU so many equal steps along the line through its own, to learn what steps do: 256 are as good as
+    none (a ReLU that saturates). None: those of the neuron."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
         for name in ("images", "test_images"):
             check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
         check(self.layers is None or self.layers >= 1, f"--layers {self.layers}: give 1 or more")
+        check(self.steps is None or 1 <= self.steps <= 1024, f"--steps {self.steps}: expected 1 to 1024")
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ def convert(
     images: Tensor,
     *,
     quantise_input: bool = False,
+    steps: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Conversion:
@@ -109,16 +115,23 @@ def convert(
         network: learned layers.
         images: on which normalisation statistics and SAUs rest.
         quantise_input: keep the encoder's rounding to whole spikes.
+        steps: of every SAU, equal ones (None: those of the neuron).
         seed: of spike trains and samples.
         device: where to compute.
     """
     network, images = network.to(device), images.to(device)
     counts = simulate_counts(network, images, stream("responses", seed))
-    return fit_frontend(network, images, counts[1:], quantise_input=quantise_input, seed=seed)
+    return fit_frontend(network, images, counts[1:], quantise_input=quantise_input, steps=steps, seed=seed)
 
 
 def fit_frontend(
-    network: SpikingNetwork, images: Tensor, counts: list[Tensor], *, quantise_input: bool, seed: int
+    network: SpikingNetwork,
+    images: Tensor,
+    counts: list[Tensor],
+    *,
+    quantise_input: bool,
+    seed: int,
+    steps: int | None = None,
 ) -> Conversion:
     """:func:`convert`, given simulated spikes of each layer, int16 (N, C_out, H, W), on the CPU."""
     random = np.random.default_rng(seed)
@@ -135,6 +148,8 @@ def fit_frontend(
             drive = layer.norm(drive)
         neurons = _sample(drive, count, random)
         fit = fit_response(neurons, learned.layer, p, random)
+        if steps is not None:
+            fit = with_even_steps(fit, steps, neurons)
         layer.activation = SpecialActivationUnit(fit.steps.edges, fit.steps.heights).to(device)
         with torch.no_grad():
             spikes = layer.activation(drive)
@@ -142,6 +157,7 @@ def fit_frontend(
         converted.append(layer)
         fits.append(fit)
         responses.append(_response(neurons.take(slice(STORED_SAMPLE)), learned.layer, fit, p))
+        layer.deviations = deviations(layer.activation, responses[-1])
     geometries = [learned.layer.geometry for learned in network.layers]
     spec = FrontEndSpec(
         input_shape=network.input_shape,
@@ -241,7 +257,8 @@ def run(config: ConvertConfig) -> None:
         for part, purpose in zip(images, ("responses", "test responses"), strict=True)
     )
     conversions = [
-        fit_frontend(network, images[0], fit_counts, quantise_input=quantised, seed=seed) for quantised in (False, True)
+        fit_frontend(network, images[0], fit_counts, quantise_input=quantised, steps=config.steps, seed=seed)
+        for quantised in (False, True)
     ]
     fidelities = [measure_fidelity(found.frontend.to(device), images[1], test_counts) for found in conversions]
     chosen = conversions[config.quantise_input]

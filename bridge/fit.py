@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bridge.activation import step_line
 from snn.encode import Encoding
 from snn.errors import check
 from snn.layer import SpikingConv2d
@@ -221,6 +222,20 @@ def _closed_form(layer: SpikingConv2d, encoding: Encoding, threshold: float, top
     # Where several levels begin at one drive, only the highest is seen.
     heights = [0, *(np.append(first[1:], top)).tolist()]
     return StepFit(torch.from_numpy(edges), torch.tensor(heights, dtype=torch.float32))
+
+
+def with_even_steps(fit: Fit, count: int, neurons: Neurons) -> Fit:
+    """``fit`` with ``count`` equal steps along the line through its own, from silence to its highest step."""
+    edges, heights = (t.double().reshape(-1, t.shape[-1]) for t in (fit.steps.edges, fit.steps.heights))
+    rows = []
+    for e, h in zip(edges, heights, strict=True):
+        slope, low, _ = step_line(e[e.isfinite()].tolist(), h.tolist())
+        top = h[e.isfinite().sum()].item()
+        levels = torch.arange(count + 1, dtype=torch.float64)
+        steps = (low + (levels[1:] - 0.5) / count * top / slope, levels * top / count)
+        rows.append(StepFit(*(values.to(torch.float32) for values in steps)))
+    steps = _stack(rows) if fit.steps.per_channel else rows[0]
+    return Fit(steps, f"{count} equal steps along {fit.kind}", fit.residuals, steps.residual(neurons))
 
 
 def _stack(rows: list[StepFit]) -> StepFit:

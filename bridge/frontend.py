@@ -34,6 +34,8 @@ INTENSITY_STEPS = 4 * 255
 """Steps of intensity from 0 to 1 in the input of the first layer: 8-bit images lose nothing."""
 FLOOR_MARGIN = 1e-5
 """Spikes that F T may fall short of a whole number and still count as it."""
+DRAWS = 1024
+"""Deviations of a spike count from its step that are told apart by their chance."""
 SHIPPED_FRONTENDS = Path(__file__).parent / "shipped"
 """Front ends that ship with the package (:func:`snn.pretrained.resolve`)."""
 
@@ -144,6 +146,8 @@ class ConvertedLayer(nn.Module):
         weight: current per spike in a presentation (or, in the first layer, step of its input), (C_out, C_in, k, k).
         stride, padding: of the convolution. Padding is silence.
         steps: shape of the SAU's edges, which are to be fitted or loaded.
+
+    ``deviations`` (:func:`deviations`) is set by conversion and loading.
     """
 
     def __init__(self, weight: Tensor, stride: int, padding: int, steps: tuple[int, ...] = (1,)) -> None:
@@ -152,6 +156,8 @@ class ConvertedLayer(nn.Module):
         self.stride, self.padding = stride, padding
         self.norm = FrozenStatisticsBatchNorm(len(weight))
         self.activation = empty_activation(steps)
+        # Of use in training alone, so not part of the state of trained networks.
+        self.register_buffer("deviations", torch.zeros(1, DRAWS), persistent=False)
 
     def drive(self, spikes: Tensor) -> Tensor:
         """Mean current of each neuron, before normalisation."""
@@ -159,6 +165,35 @@ class ConvertedLayer(nn.Module):
 
     def forward(self, spikes: Tensor, unit: Tensor | float = 1.0) -> Tensor:
         return self.activation(self.norm(self.drive(spikes)), unit)
+
+    def draw(self, spikes: Tensor) -> Tensor:
+        """:meth:`forward` with the simulated neurons' variability: a deviation drawn for each neuron, by its step.
+
+        Drawn, as torchvision's dropout is, from torch's global generator.
+        """
+        counts = self(spikes)
+        level = counts.detach().round().int().clamp(max=len(self.deviations) - 1)
+        return counts + self.deviations.flatten()[level * DRAWS + torch.randint_like(level, DRAWS)]
+
+
+def deviations(activation: SpecialActivationUnit, response: Response) -> Tensor:
+    """How simulated counts depart from the step function: float32 (levels, :data:`DRAWS`).
+
+    Row n holds equally likely deviations, in increasing order, of neurons whose step is n spikes high (or nearest to).
+    """
+    drive, channel = torch.from_numpy(response.drive), torch.from_numpy(response.channel).long()
+    per_channel = activation.edges.ndim == 2
+    expected = torch.empty(len(drive))
+    for number in channel.unique() if per_channel else [0]:
+        mine = channel == number if per_channel else torch.ones_like(channel, dtype=torch.bool)
+        edges, heights = (t.cpu()[number] if per_channel else t.cpu() for t in (activation.edges, activation.heights))
+        expected[mine] = heights[torch.searchsorted(edges, drive[mine], right=True)]
+    deviation = (torch.from_numpy(response.count) - expected).numpy()
+    level, chances = expected.round().int().numpy(), (np.arange(DRAWS) + 0.5) / DRAWS
+    rows = np.zeros((int(activation.heights.max().round()) + 1, DRAWS), np.float32)
+    for n in np.unique(level):
+        rows[n] = np.quantile(deviation[level == n], chances, method="inverted_cdf")
+    return torch.from_numpy(rows)
 
 
 class SpikingFrontEnd(nn.Module):
@@ -171,6 +206,8 @@ class SpikingFrontEnd(nn.Module):
         super().__init__()
         self.spec = spec
         self.layers = nn.ModuleList(layers)
+        self.variability = False
+        """Whether training (never evaluation) draws spike counts in place of their means."""
 
     @classmethod
     def empty(cls, spec: FrontEndSpec) -> "SpikingFrontEnd":
@@ -202,6 +239,10 @@ class SpikingFrontEnd(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x, *layers, last = self.encode(images), *self.layers
+        if self.training and self.variability:
+            for layer in self.layers:
+                x = layer.draw(x)
+            return x / last.activation.heights.amax()
         for layer in layers:
             x = layer(x)
         return last(x, last.activation.heights.amax())
@@ -264,6 +305,8 @@ def _frontend_from_tree(tree: Tree) -> tuple[SpikingFrontEnd, DataSource, str]:
     for number, layer in enumerate(frontend.layers, 1):
         state = tree["layers"][f"conv{number}"]["state"]
         layer.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
+        told = tree["layers"][f"conv{number}"]["response"]
+        layer.deviations = deviations(layer.activation, Response(*(told[name] for name in Response._fields)))
     return frontend, source, tree["digest"]
 
 

@@ -191,7 +191,13 @@ def check_backbone(name: str, width: float) -> None:
 
 
 def full_backbone(
-    name: str, in_channels: int, classes: int, image_size: int, width: float = 1.0, embedding: int | None = None
+    name: str,
+    in_channels: int,
+    classes: int,
+    image_size: int,
+    width: float = 1.0,
+    embedding: int | None = None,
+    downsample: int = 1,
 ) -> nn.Module:
     """The whole classifier: normalised images (B, in_channels, image_size, image_size) to logits (B, classes).
 
@@ -203,6 +209,7 @@ def full_backbone(
         width: multiplier of the backbone's channels.
         embedding: units between two fully connected layers; 0: torchvision's head with one; None: :data:`EMBEDDING`
             for small images, 0 for others.
+        downsample: multiplies the stem's stride.
 
     Raises:
         UserError: unknown name or width, or an image too small.
@@ -213,6 +220,8 @@ def full_backbone(
         new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
         nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
         network.set_submodule(adapter.stem, new)
+    stem = network.get_submodule(adapter.stem)
+    stem.stride = tuple(downsample * stride for stride in stem.stride)
     return network
 
 
@@ -224,6 +233,7 @@ def main_cnn(
     width: float = 1.0,
     embedding: int | None = None,
     front_stride: int = 1,
+    downsample: int = 1,
 ) -> nn.Module:
     """The classifier without stem and following block: features (B, depth, H, W) to logits (B, classes).
 
@@ -231,10 +241,11 @@ def main_cnn(
         depth: of the features.
         front_stride: of what makes the features. The first kept block takes what is left of the strides of all that is
             dropped, so that the blocks behind it work at their usual resolution.
+        downsample: how many times lower than usual that resolution is.
     """
     adapter, network = _classifier(name, classes, image_size, width, embedding)
     stride = adapter.strides[uses_small_strides(image_size)]
-    adapter.drop_stem(network, depth, max(1, stride // front_stride))
+    adapter.drop_stem(network, depth, max(1, stride * downsample // front_stride))
     return network
 
 

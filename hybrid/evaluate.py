@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from hybrid.figures import draw_noise
 from hybrid.model import Paths, TrainedModel, load_model
 from hybrid.noise import Condition, awgn_sigma, parse_condition
 from hybrid.preprocess import parse_preprocess
+from hybrid.recipe import Recipe
 from snn.command import (
     RunOptions,
     beside,
@@ -29,6 +30,7 @@ from snn.command import (
 )
 from snn.data import Images, load_images
 from snn.errors import check
+from snn.h5file import from_tree
 
 METRICS = {"top1": 1, "top5": 5}
 """Accuracies by name: the true class is among so many of the highest logits."""
@@ -53,6 +55,9 @@ class EvaluateConfig:
     """What is done to images before the models, in evaluation alone: average:N, quantise (see hybrid.train)."""
     cifar10_c: Path | None = None
     """Folder with the published files of CIFAR-10-C."""
+    split: Literal["test", "held-out"] = "test"
+    """Images to measure on: test, or held-out: the training images that training kept for its validation curve, on
+    which choices may rest. --data and --limit-test are of test images."""
     data: str | None = None
     """Test images, if not those of the training run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
@@ -68,6 +73,10 @@ class EvaluateConfig:
         check(len(self.noise) >= 1, "--noise: give at least one condition, for example clean")
         check(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be 1 or more")
         check(self.repeats >= 1, f"--repeats {self.repeats}: must be 1 or more")
+        check(
+            self.split == "test" or (self.data is None and self.limit_test is None),
+            "--split held-out takes images of the training run: leave out --data and --limit-test",
+        )
         parse_preprocess(self.preprocess)
 
 
@@ -214,7 +223,7 @@ def print_tables(rows: list[dict], repeats: int, console: Console) -> None:
             for row in summary
             if row["paths"] == "both" and row["metric"] == metric
         }
-        table = Table(title=f"{metric} accuracy (% ± {spread}) on {rows[0]['images']} test images")
+        table = Table(title=f"{metric} accuracy (% ± {spread}) on {rows[0]['images']} images")
         for heading in ("condition", "mean sigma", *models):
             table.add_column(heading, justify="left" if heading == "condition" else "right", overflow="fold")
         for condition in dict.fromkeys(condition for condition, _ in found):
@@ -258,7 +267,10 @@ def run(config: EvaluateConfig) -> None:
     models = {path.stem if unique else str(path): load_model(path) for path in paths}
     source = load_model(config.source) if config.source else None
     measured = models | ({f"--source {config.source}": source} if source else {})
-    data = load_test_images(measured, config.data, config.root, config.limit_test, config.options.seed)
+    if config.split == "held-out":
+        data = load_held_out(measured, config.root)
+    else:
+        data = load_test_images(measured, config.data, config.root, config.limit_test, config.options.seed)
     rows = evaluate(
         models,
         data,
@@ -285,6 +297,23 @@ def load_test_images(
     """Test images of the first model's data (or what is given instead), checked against every model."""
     source = next(iter(models.values())).source.override(data=data, root=root, limit_test=limit)
     found = load_images(source, "test", seed)
+    check_same_data(models, found)
+    return found
+
+
+def load_held_out(models: dict[str, TrainedModel], root: Path | None) -> Images:
+    """The training images that the models' training kept for its validation curve, the same for all of them."""
+    (first, *_), model = models, next(iter(models.values()))
+    for name, other in models.items():
+        mine, theirs = ((m.source, m.seed, m.recipe["holdout"]) for m in (model, other))
+        check(
+            mine == theirs,
+            f"model {name} was trained with images, seed or --holdout {theirs}, {first} with {mine}: they held out "
+            "different images; evaluate them one by one",
+        )
+    data = load_images(model.source.override(root=root), "train", model.seed)
+    rows = torch.from_numpy(from_tree(Recipe, model.recipe).held_out(data.labels, model.seed))
+    found = data._replace(images=data.images[rows], labels=data.labels[rows])
     check_same_data(models, found)
     return found
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bridge.activation import SpecialActivationUnit
 from bridge.frontend import FrontEndSpec, SpikingFrontEnd, empty_activation, spec_from_tree
 from hybrid.backbones import check_backbone, full_backbone, last_linear, main_cnn
 from hybrid.preprocess import parse_preprocess
@@ -20,11 +21,14 @@ from snn.data import DataSource
 from snn.errors import check
 from snn.h5file import Tree, from_tree, input_tree, read_file, read_input, write_file
 
-SCHEMA = "hybrid/3"
+SCHEMA = "hybrid/4"
 REMEDY = "python -m hybrid.train --out FILE"
 
 Variant = Literal["safe", "baseline", "mu", "lambda"]
 Paths = Literal["both", "spiking", "auxiliary"]
+AuxiliaryActivation = Literal["relu6", "steps"]
+AUXILIARY_STEPS = 8
+"""Of the auxiliary CNN's step function, from 0 to 6 (ours)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,19 @@ class Architecture:
     auxiliary_maps: int = 8
     """Feature maps of the auxiliary CNN (all but baseline; ours, the paper says smaller than the spiking module); 0:
     none."""
+    auxiliary_kernel: int = 3
+    """Side of its two layers' kernels, in pixels, odd."""
+    auxiliary_activation: AuxiliaryActivation = "relu6"
+    """relu6, or steps: 8 equal steps from 0 to 6, as small deviations vanish in."""
+    auxiliary_input: str = "none"
+    """What becomes of its images first, as --preprocess, which both paths see."""
+    auxiliary_drop: float = 0.0
+    """Share of training images whose auxiliary features are 0, so that the main CNN learns to do without them."""
+    variability: bool = False
+    """While training, add to each layer's spike counts deviations drawn from the simulated neurons' (safe)."""
+    downsample: int = 1
+    """Lower the main CNN's resolution so many times: the baseline's stem takes larger steps, the features of the others
+    are averaged over neighbouring places, but for the front end's own stride. 2 costs a quarter."""
     embedding: int | None = None
     """Units between two fully connected layers at the end; 0: torchvision's head with one layer; None: 128 for images
     below 96 pixels, else 0."""
@@ -55,8 +72,23 @@ class Architecture:
             f"--variant {self.variant}: unknown; choose from {', '.join(get_args(Variant))}",
         )
         check(self.auxiliary_maps >= 0, f"--auxiliary-maps {self.auxiliary_maps}: must be 0 or more")
+        check(
+            self.auxiliary_kernel >= 1 and self.auxiliary_kernel % 2 == 1,
+            f"--auxiliary-kernel {self.auxiliary_kernel}: expected an odd number",
+        )
+        check(
+            self.auxiliary_activation in get_args(AuxiliaryActivation),
+            f"--auxiliary-activation {self.auxiliary_activation}: unknown; choose relu6 or steps",
+        )
+        check(0 <= self.auxiliary_drop < 1, f"--auxiliary-drop {self.auxiliary_drop}: expected 0 to below 1")
+        check(
+            self.variant == "safe" or not self.variability,
+            f"--variability is of spiking neurons: it goes with --variant safe, not {self.variant}",
+        )
+        check(self.downsample >= 1, f"--downsample {self.downsample}: must be 1 or more")
         check(self.embedding is None or self.embedding >= 0, f"--embedding {self.embedding}: must be 0 or more")
         parse_preprocess(self.preprocess)
+        parse_preprocess(self.auxiliary_input, "--auxiliary-input")
 
 
 @dataclass(frozen=True)
@@ -118,7 +150,9 @@ class BaselineNetwork(nn.Module):
         a = spec.architecture
         self.preprocess = parse_preprocess(a.preprocess)
         self.normalise = Normalise(channels)
-        self.main = full_backbone(a.backbone, channels, len(spec.classes), height, a.width, a.embedding)
+        self.main = full_backbone(
+            a.backbone, channels, len(spec.classes), height, a.width, a.embedding, downsample=a.downsample
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.main(self.normalise(self.preprocess(images)))
@@ -163,10 +197,23 @@ class HybridNetwork(nn.Module):
             self.frontend = frontend if frontend is not None else SpikingFrontEnd.empty(spec.frontend)
         else:
             self.frontend = TrainableFrontEnd(spec.frontend, stepped=a.variant == "lambda")
+        if isinstance(self.frontend, SpikingFrontEnd):
+            self.frontend.variability = a.variability
         stride = spec.frontend.stride
-        self.auxiliary = auxiliary_cnn(channels, a.auxiliary_maps, stride) if a.auxiliary_maps else None
+        self.auxiliary_input, self.auxiliary_drop = parse_preprocess(a.auxiliary_input), a.auxiliary_drop
+        self.auxiliary = auxiliary_cnn(channels, a, stride) if a.auxiliary_maps else None
+        self.pool = nn.AvgPool2d(-(-a.downsample // stride), ceil_mode=True)
         features = spec.frontend.maps[-1] + a.auxiliary_maps
-        self.main = main_cnn(a.backbone, features, len(spec.classes), height, a.width, a.embedding, stride)
+        self.main = main_cnn(
+            a.backbone,
+            features,
+            len(spec.classes),
+            height,
+            a.width,
+            a.embedding,
+            stride * self.pool.kernel_size,
+            a.downsample,
+        )
 
     def forward(self, images: Tensor, paths: Paths = "both") -> Tensor:
         images = self.preprocess(images)
@@ -178,13 +225,17 @@ class HybridNetwork(nn.Module):
         else:
             features = self.frontend(normalised)
         if self.auxiliary is None:
-            return self.main(features)
-        auxiliary = self.auxiliary(normalised)
+            return self.main(self.pool(features))
+        auxiliary = self.auxiliary(self.normalise(self.auxiliary_input(images)))
         if paths == "spiking":
             auxiliary = torch.zeros_like(auxiliary)
         elif paths == "auxiliary":
             features = torch.zeros_like(features)
-        return self.main(torch.cat((features, auxiliary), dim=1))
+        elif self.training and self.auxiliary_drop:
+            # Whole images, and no scaling of the others: in evaluation features are as large as here.
+            kept = torch.rand(len(images), 1, 1, 1, device=images.device) >= self.auxiliary_drop
+            auxiliary = auxiliary * kept
+        return self.main(self.pool(torch.cat((features, auxiliary), dim=1)))
 
     @property
     def has_two_paths(self) -> bool:
@@ -192,17 +243,25 @@ class HybridNetwork(nn.Module):
         return self.auxiliary is not None
 
 
-def auxiliary_cnn(channels: int, maps: int, stride: int) -> nn.Sequential:
+def auxiliary_cnn(channels: int, a: Architecture, stride: int) -> nn.Sequential:
     """Two small convolutions whose output has the height and width of the front end's (ours; paper: "several")."""
+    maps, size = a.auxiliary_maps, a.auxiliary_kernel
 
     def block(c_in: int, step: int) -> list[nn.Module]:
-        conv = nn.Conv2d(c_in, maps, 3, step, padding=1, bias=False)
+        conv = nn.Conv2d(c_in, maps, size, step, padding=size // 2, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out")
-        return [conv, nn.BatchNorm2d(maps), nn.ReLU6()]
+        return [conv, nn.BatchNorm2d(maps), nn.ReLU6() if a.auxiliary_activation == "relu6" else even_steps()]
 
     # The stride is divided between the two where it can be: the first then works on four times fewer places.
     first = 2 if stride % 2 == 0 else stride
     return nn.Sequential(*block(channels, first), *block(maps, stride // first))
+
+
+def even_steps() -> SpecialActivationUnit:
+    """:data:`AUXILIARY_STEPS` steps along ReLU6, which it never leaves by more than half a step."""
+    height = 6 / AUXILIARY_STEPS
+    heights = height * torch.arange(AUXILIARY_STEPS + 1)
+    return SpecialActivationUnit(heights[1:] - height / 2, heights)
 
 
 def embed(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from torch import Tensor
+
 from hybrid.augment import Augmentation
 from hybrid.noise import DRAWN, parse_condition
+from snn.data import balanced_subset
 from snn.errors import check
 
 RecipeName = Literal["auto", "digits", "cifar10", "imagenet"]
@@ -45,6 +49,10 @@ class Recipe:
             parse_condition(self.train_noise, "--train-noise").drawn,
             f"--train-noise {self.train_noise}: expected one of {', '.join(DRAWN)}",
         )
+
+    def held_out(self, labels: Tensor, seed: int) -> np.ndarray:
+        """Rows of the training images that are kept for the validation curve, of the labels (N,) of all of them."""
+        return balanced_subset(labels.numpy(), max(1, round(self.holdout * len(labels))), seed)
 
 
 RECIPES: dict[str, Recipe] = {

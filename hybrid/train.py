@@ -25,7 +25,7 @@ from hybrid.figures import draw_training
 from hybrid.model import Architecture, ModelSpec, TrainedModel, build_model, load_model, save_model
 from hybrid.recipe import Recipe, RecipeName, choose_recipe
 from snn.command import RunOptions, beside, check_outputs, command_line, run_command, write_json
-from snn.data import DataSource, Images, balanced_subset, load_images
+from snn.data import DataSource, Images, load_images
 from snn.errors import UserError, check
 from snn.pretrained import resolve
 from snn.processes import first_process, group_size
@@ -111,7 +111,7 @@ def train(
     """
     recipe, device, size = recipe or Recipe(), torch.device(device), devices * num_nodes
     spec = ModelSpec(architecture, data.shape, data.classes, frontend.spec if frontend else None)
-    held_out = balanced_subset(data.labels.numpy(), max(1, round(recipe.holdout * len(data.labels))), seed)
+    held_out = recipe.held_out(data.labels, seed)
     kept = np.setdiff1d(np.arange(len(data.labels)), held_out)
     check(
         len(kept) >= recipe.batch_size,

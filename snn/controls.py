@@ -1,4 +1,4 @@
-"""Networks that have not learned, to set beside one that has: what do learned conductances contribute?"""
+"""Networks to set beside one that has learned: what do its conductances contribute, and what their mean?"""
 
 from dataclasses import replace
 from typing import Literal
@@ -12,7 +12,7 @@ from snn.encode import encode_for
 from snn.layer import feed_forward
 from snn.weights import SpikingNetwork
 
-Conductances = Literal["learned", "shuffled", "random"]
+Conductances = Literal["learned", "shuffled", "random", "balanced"]
 
 
 def control(network: SpikingNetwork, images: Tensor, kind: Conductances, seed: int = 0) -> SpikingNetwork:
@@ -21,8 +21,9 @@ def control(network: SpikingNetwork, images: Tensor, kind: Conductances, seed: i
     Args:
         network: learned.
         images: uint8 (N, C, H, W), on which rates are measured.
-        kind: learned (nothing changes), shuffled (values permuted within each map) or random (drawn uniformly between
-            g_min and g_max, each map's drive scaled by its total conductance).
+        kind: learned (nothing changes), shuffled (values permuted within each map), random (drawn uniformly between
+            g_min and g_max, each map's drive scaled by its total conductance) or balanced (learned less each kernel's
+            mean, as feed-forward inhibition by all inputs alike would have it: drives follow contrast, not light).
         seed: of all draws.
     """
     if kind == "learned":
@@ -37,6 +38,8 @@ def control(network: SpikingNetwork, images: Tensor, kind: Conductances, seed: i
             order = torch.rand((shape[0], old.conductance[0].numel()), generator=generator).argsort(1)
             values = old.conductance.flatten(1).gather(1, order.to(images.device)).reshape(shape)
             gain = old.gain
+        elif kind == "balanced":
+            values, gain = old.conductance - old.conductance.mean((1, 2, 3), keepdim=True), old.gain
         else:
             uniform = torch.rand(shape, generator=generator).to(old.conductance)
             values = p.stdp.g_min + (p.stdp.g_max - p.stdp.g_min) * uniform
