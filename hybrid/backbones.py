@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
-from torchvision.models import mobilenet_v2, resnet18, resnet101
+from torchvision.models import MobileNetV2, mobilenet_v2, resnet18, resnet101
 from torchvision.models.densenet import DenseNet, _DenseBlock, _Transition
 from torchvision.models.mobilenetv2 import InvertedResidual
 
@@ -60,6 +60,20 @@ class Adapter:
 
 def _build_mobilenet_v2(classes: int, width: float) -> nn.Module:
     return mobilenet_v2(weights=None, num_classes=classes, width_mult=width)
+
+
+SHALLOW = ((1, 16, 1, 1), (6, 24, 1, 2), (6, 32, 1, 1), (6, 64, 1, 2), (6, 96, 1, 1), (6, 160, 1, 2), (6, 320, 1, 1))
+"""Expansion, channels, blocks and stride of each stage of :func:`_build_mobilenet_v2_shallow`."""
+
+
+def _build_mobilenet_v2_shallow(classes: int, width: float) -> nn.Module:
+    # For experiments on a CPU: it learns in a tenth of the time. Without dropout, as it is trained for few passes.
+    return MobileNetV2(classes, width, inverted_residual_setting=[list(stage) for stage in SHALLOW], dropout=0.0)
+
+
+def _small_mobilenet_v2_shallow(network: nn.Module) -> None:
+    # Only the stem keeps the resolution.
+    network.features[0][0].stride = (1, 1)
 
 
 def _small_mobilenet_v2(network: nn.Module) -> None:
@@ -166,6 +180,15 @@ BACKBONES: dict[str, Adapter] = {
         drop_stem=_drop_mobilenet_v2,
         strides=(4, 1),
     ),
+    # One block in each stage of MobileNetV2.
+    "mobilenet_v2_shallow": Adapter(
+        build=_build_mobilenet_v2_shallow,
+        stem="features.0.0",
+        head="classifier.1",
+        use_small_strides=_small_mobilenet_v2_shallow,
+        drop_stem=_drop_mobilenet_v2,
+        strides=(4, 2),
+    ),
     "resnet101": Adapter(build=partial(_build_resnet, resnet101), **_RESNET),
     "densenet121": Adapter(
         build=_build_densenet121,
@@ -191,13 +214,7 @@ def check_backbone(name: str, width: float) -> None:
 
 
 def full_backbone(
-    name: str,
-    in_channels: int,
-    classes: int,
-    image_size: int,
-    width: float = 1.0,
-    embedding: int | None = None,
-    downsample: int = 1,
+    name: str, in_channels: int, classes: int, image_size: int, width: float = 1.0, embedding: int | None = None
 ) -> nn.Module:
     """The whole classifier: normalised images (B, in_channels, image_size, image_size) to logits (B, classes).
 
@@ -209,7 +226,6 @@ def full_backbone(
         width: multiplier of the backbone's channels.
         embedding: units between two fully connected layers; 0: torchvision's head with one; None: :data:`EMBEDDING`
             for small images, 0 for others.
-        downsample: multiplies the stem's stride.
 
     Raises:
         UserError: unknown name or width, or an image too small.
@@ -220,8 +236,6 @@ def full_backbone(
         new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
         nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
         network.set_submodule(adapter.stem, new)
-    stem = network.get_submodule(adapter.stem)
-    stem.stride = tuple(downsample * stride for stride in stem.stride)
     return network
 
 
@@ -233,7 +247,6 @@ def main_cnn(
     width: float = 1.0,
     embedding: int | None = None,
     front_stride: int = 1,
-    downsample: int = 1,
 ) -> nn.Module:
     """The classifier without stem and following block: features (B, depth, H, W) to logits (B, classes).
 
@@ -241,11 +254,10 @@ def main_cnn(
         depth: of the features.
         front_stride: of what makes the features. The first kept block takes what is left of the strides of all that is
             dropped, so that the blocks behind it work at their usual resolution.
-        downsample: how many times lower than usual that resolution is.
     """
     adapter, network = _classifier(name, classes, image_size, width, embedding)
     stride = adapter.strides[uses_small_strides(image_size)]
-    adapter.drop_stem(network, depth, max(1, stride * downsample // front_stride))
+    adapter.drop_stem(network, depth, max(1, stride // front_stride))
     return network
 
 

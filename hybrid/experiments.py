@@ -7,19 +7,35 @@ name. Where results are written, and on which device they are computed, is not p
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
 from hybrid.backbones import PAPER_BACKBONES
+from hybrid.corruptions import CORRUPTIONS
 from hybrid.model import SCHEMA
+from hybrid.networks import (
+    ABLATIONS,
+    AVERAGE_TRAINED,
+    BASELINE,
+    MU,
+    SAFE,
+    SEARCH,
+    TUNED,
+    Network,
+    noise_trained,
+)
 from hybrid.recipe import choose_recipe
 from snn.presets import PRESETS
 
+FRONTIER = ("clean", "awgn:20", "awgn:15", "awgn:12")
+"""Conditions of the search."""
 SNR = ("clean", "awgn:40", "awgn:30", "awgn:25", "awgn:20", "awgn:15", "awgn:12")
 SOURCE_SEED = 1000
 """Added to the seed of a baseline whose gradient is taken: another initialisation than the measured one's."""
 AVERAGE = "average:2"
+SEVERITIES = (1, 2, 3)
+"""Of common corruptions. ImageNet-C's: 4 and 5 leave little of images of 32 pixels."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,7 @@ class Run:
     """As in ``python -m``."""
     flags: tuple[str, ...]
     inputs: tuple[tuple[str, "Run"], ...] = ()
-    """Runs whose files it reads, each with its flag ("" for an argument without one)."""
+    """Runs whose files it reads, each with its flag ("" for arguments without one)."""
     suffix: str = ".h5"
     settings: str = ""
     """Defaults behind the flags, that another version may change."""
@@ -49,9 +65,9 @@ class Run:
 
     def arguments(self, folder: Path) -> list[str]:
         """Of the command."""
-        files = {flag: str(run.file(folder)) for flag, run in self.inputs}
-        positional = [files.pop("")] if "" in files else []
-        flagged = [word for pair in files.items() for word in pair]
+        files = [(flag, str(run.file(folder))) for flag, run in self.inputs]
+        positional = [file for flag, file in files if not flag]
+        flagged = [word for flag, file in files if flag for word in (flag, file)]
         return [*positional, *flagged, *self.flags, "--out", str(self.file(folder))]
 
 
@@ -65,6 +81,10 @@ class Cell:
     metric: str
     runs: tuple[Run, ...]
     """Evaluations, one for each training seed."""
+    networks: tuple[Run, ...]
+    """Whose accuracy it is, of those that these evaluations measure."""
+    factor: str = ""
+    """What the search tries it for."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +103,31 @@ class Scale:
     """Flags of hybrid.train."""
     width: tuple[str, ...]
     """Flags of those backbones that have a width."""
+    backbones: tuple[str, ...] = PAPER_BACKBONES
+    """Of the tables that have several."""
+    stand_ins: dict[str, str] = field(default_factory=dict)
+    """Cheaper backbones in place of the paper's."""
+    corrupted: tuple[str, ...] = ("--limit-test", "1000")
+    """Flags of hybrid.evaluate with corruptions, which are slow to compute."""
 
 
 SCALES = {
     # The paper's sizes; hybrid.train chooses the recipe.
     "full": Scale(3, (), (), ("--images", "256"), (), ()),
+    # What two CPU cores do in hours: a third of the images, shallow and narrow networks, few epochs.
+    "reduced": Scale(
+        seeds=3,
+        images=("--limit-train", "15000", "--limit-test", "5000"),
+        learning=("--limit-train", "4000"),
+        conversion=("--images", "256"),
+        training=(
+            *("--epochs", "8", "--batch-size", "32", "--learning-rate", "0.03"),
+            *("--holdout", "0.33333"),
+        ),
+        width=("--width", "0.25"),
+        backbones=PAPER_BACKBONES[:1],
+        stand_ins={"mobilenet_v2": "mobilenet_v2_shallow"},
+    ),
     # A slice with narrow networks, to see that everything works: its numbers mean nothing.
     "small": Scale(
         seeds=1,
@@ -110,52 +150,46 @@ class Experiments:
     preset: str = "cifar10"
     """Of snn.learn."""
 
-    def learn(self, rule: str = "fd") -> Run:
-        """The spiking layers."""
-        flags = (*self.data, *self.scale.images, "--preset", self.preset, *self.scale.learning, "--stdp.rule", rule)
-        return Run(f"snn-{rule}", "snn.learn", flags, settings=repr(PRESETS[self.preset]))
+    def learn(self, network: Network = SAFE) -> Run:
+        """Its spiking layers."""
+        flags = (*self.data, *self.scale.images, "--preset", self.preset, *self.scale.learning, *network.learning)
+        flags += ("--stdp.rule", network.rule)
+        return Run(f"snn-{network.rule}", "snn.learn", flags, settings=repr(PRESETS[self.preset]))
 
-    def convert(self, rule: str = "fd", conductances: str = "learned") -> Run:
-        """Their front end."""
-        name = rule if conductances == "learned" else conductances
-        flags = (*self.scale.conversion, "--conductances", conductances)
-        return Run(f"frontend-{name}", "bridge.convert", flags, (("", self.learn(rule)),))
+    def convert(self, network: Network = SAFE) -> Run:
+        """Its front end."""
+        name = network.rule if network.conductances == "learned" else network.conductances
+        flags = (*self.scale.conversion, "--conductances", network.conductances, *network.conversion)
+        return Run(f"frontend-{name}", "bridge.convert", flags, (("", self.learn(network)),))
 
-    def train(
-        self,
-        variant: str,
-        backbone: str = "mobilenet_v2",
-        seed: int = 0,
-        *,
-        frontend: Run | None = None,
-        noise: str = "clean",
-        preprocess: str = "none",
-        auxiliary: bool = True,
-    ) -> Run:
-        """One network; ``frontend`` is by default that of the FD rule."""
+    def train(self, network: Network, backbone: str = "mobilenet_v2", seed: int = 0) -> Run:
+        """One training of it."""
         flags = (*self.data, *self.scale.images, *self.scale.training, *self.scale.width)
-        flags += ("--variant", variant, "--backbone", backbone, "--seed", str(seed))
-        flags += ("--train-noise", noise) if noise != "clean" else ()
-        flags += ("--preprocess", preprocess) if preprocess != "none" else ()
-        flags += () if auxiliary else ("--auxiliary-maps", "0")
-        inputs = () if variant == "baseline" else (("--frontend", frontend or self.convert()),)
+        flags += ("--variant", network.variant, "--backbone", self.scale.stand_ins.get(backbone, backbone))
+        flags += ("--seed", str(seed), *network.training)
+        inputs = () if network.variant == "baseline" else (("--frontend", self.convert(network)),)
         words = dict(zip(self.data[::2], self.data[1::2], strict=True))
         size = words.get("--image-size")
         settings = repr((SCHEMA, choose_recipe("auto", words["--data"], int(size) if size else None)))
-        return Run(f"{variant}-{backbone}-seed{seed}", "hybrid.train", flags, inputs, settings=settings)
+        return Run(f"{network.variant}-{backbone}-seed{seed}", "hybrid.train", flags, inputs, settings=settings)
 
     def swap(self, seed: int, scale: str = "range") -> Run:
         """The lambda of a mu."""
-        inputs = (("", self.train("mu", seed=seed)), ("--frontend", self.convert()))
+        inputs = (("", self.train(MU, seed=seed)), ("--frontend", self.convert(MU)))
         return Run(f"lambda-{scale}-seed{seed}", "hybrid.swap", ("--scale", scale), inputs)
 
     def evaluate(
-        self, model: Run, conditions: tuple[str, ...], *, source: Run | None = None, preprocess: str = "none"
+        self,
+        models: tuple[Run, ...],
+        conditions: tuple[str, ...],
+        *,
+        source: Run | None = None,
+        flags: tuple[str, ...] = (),
     ) -> Run:
-        """Its accuracy under conditions."""
-        flags = ("--noise", *conditions, "--preprocess", preprocess)
-        inputs = (("", model),) + ((("--source", source),) if source else ())
-        return Run(f"results-{model.label}", "hybrid.evaluate", flags, inputs, ".csv")
+        """Their accuracy under conditions; ``flags`` are further ones of hybrid.evaluate."""
+        inputs = (*(("", model) for model in models), *((("--source", source),) if source else ()))
+        name = models[0].label if len(models) == 1 else f"{len(models)}-networks"
+        return Run(f"results-{name}", "hybrid.evaluate", ("--noise", *conditions, *flags), inputs, ".csv")
 
     @property
     def seeds(self) -> range:
@@ -164,82 +198,98 @@ class Experiments:
 
     def row(
         self,
-        model: str,
+        network: Network,
         conditions: tuple[str, ...],
-        backbone: str,
-        variant: str,
+        backbone: str = "mobilenet_v2",
         metric: str = "top1",
-        filtered: str = "none",
-        **training,
+        *,
+        name: str = "",
+        flags: tuple[str, ...] = (),
     ) -> list[Cell]:
-        """Cells of one network under all conditions; ``filtered``: preprocessing in evaluation alone."""
-        runs = tuple(
-            self.evaluate(self.train(variant, backbone, seed, **training), conditions, preprocess=filtered)
-            for seed in self.seeds
-        )
-        return [Cell(model, condition, metric, runs) for condition in conditions]
+        """Cells of one network under all conditions; ``name``: of the row, if not the network's and the backbone's."""
+        trained = tuple(self.train(network, backbone, seed) for seed in self.seeds)
+        return self.cells(name or f"{network.name} {backbone}", trained, conditions, metric, flags)
+
+    def cells(
+        self,
+        name: str,
+        models: tuple[Run, ...],
+        conditions: tuple[str, ...],
+        metric: str = "top1",
+        flags: tuple[str, ...] = (),
+    ) -> list[Cell]:
+        """A row of a table: models of one kind, one for each seed, under all conditions."""
+        runs = tuple(self.evaluate((model,), conditions, flags=flags) for model in models)
+        return [Cell(name, condition, metric, runs, models) for condition in conditions]
 
     def noise_table(
         self,
         conditions: tuple[str, ...],
         train_noise: dict[str, str],
-        backbones: tuple[str, ...] = PAPER_BACKBONES,
+        backbones: tuple[str, ...] | None = None,
         metric: str = "top1",
     ) -> list[Cell]:
-        """Baseline, noise-trained, average filter (in evaluation alone, and in training too) and SAFE.
+        """Baseline, noise-trained, average filter (in evaluation alone, and in training too), SAFE, and SAFE tuned.
 
         ``train_noise`` names, for each kind of noise, what the noise-trained network is trained with.
         """
-        cells = [c for b in backbones for c in self.row(f"baseline {b}", conditions, b, "baseline", metric)]
+        backbones = self.scale.backbones if backbones is None else backbones
+        cells = [c for b in backbones for c in self.row(BASELINE, conditions, b, metric)]
         for backbone in backbones:
             for level in dict.fromkeys(train_noise.values()):
                 wanted = tuple(c for c in conditions if train_noise[c.partition(":")[0]] == level)
-                cells += self.row(f"noise-trained {backbone}", wanted, backbone, "baseline", metric, noise=level)
+                name = f"noise-trained {backbone}"
+                cells += self.row(noise_trained(level), wanted, backbone, metric, name=name)
         for backbone in backbones:
-            cells += self.row(f"average-filter {backbone}", conditions, backbone, "baseline", metric, AVERAGE)
-        for backbone in backbones:
-            name = f"average-filter-trained {backbone}"
-            cells += self.row(name, conditions, backbone, "baseline", metric, preprocess=AVERAGE)
-        return cells + [c for b in backbones for c in self.row(f"safe {b}", conditions, b, "safe", metric)]
+            name, flags = f"average-filter {backbone}", ("--preprocess", AVERAGE)
+            cells += self.row(BASELINE, conditions, backbone, metric, name=name, flags=flags)
+        for network, backbone in product((AVERAGE_TRAINED, SAFE, TUNED), backbones):
+            cells += self.row(network, conditions, backbone, metric)
+        return cells
 
     def attack_table(self) -> list[Cell]:
         """Table 7: FGSM crafted on a conventional network of the same backbone, another initialisation."""
         conditions, cells = ("fgsm:3", "fgsm:8", "fgsm:16"), []
-        for variant, backbone in product(("baseline", "safe"), PAPER_BACKBONES):
+        for network, backbone in product((BASELINE, SAFE, noise_trained("awgn:30"), TUNED), self.scale.backbones):
+            models = tuple(self.train(network, backbone, seed) for seed in self.seeds)
+            sources = (self.train(BASELINE, backbone, SOURCE_SEED + seed) for seed in self.seeds)
             runs = tuple(
-                self.evaluate(
-                    self.train(variant, backbone, seed),
-                    conditions,
-                    source=self.train("baseline", backbone, SOURCE_SEED + seed),
-                )
-                for seed in self.seeds
+                self.evaluate((model,), conditions, source=source)
+                for model, source in zip(models, sources, strict=True)
             )
-            cells += [Cell(f"{variant} {backbone}", condition, "top1", runs) for condition in conditions]
+            cells += [Cell(f"{network.name} {backbone}", c, "top1", runs, models) for c in conditions]
         return cells
 
     def ablations(self) -> list[Cell]:
         """What each part contributes, with MobileNetV2."""
-        backbone = "mobilenet_v2"
-        cells = self.row(f"baseline {backbone}", SNR, backbone, "baseline")
-        cells += self.row("baseline, input quantised", SNR, backbone, "baseline", preprocess="quantise")
-        cells += self.row(f"safe {backbone}", SNR, backbone, "safe")
-        for name, frontend in (
-            ("safe, stochastic STDP", self.convert("stochastic")),
-            ("safe, deterministic STDP", self.convert("deterministic")),
-            ("safe, shuffled conductances", self.convert(conductances="shuffled")),
-            ("safe, random conductances", self.convert(conductances="random")),
-        ):
-            cells += self.row(name, SNR, backbone, "safe", frontend=frontend)
-        cells += self.row("safe, no auxiliary CNN", SNR, backbone, "safe", auxiliary=False)
-        cells += self.row("mu", SNR, backbone, "mu")
+        cells = [cell for network in ABLATIONS for cell in self.row(network, SNR, name=network.name)]
         for scale in ("range", "literal"):
-            runs = tuple(self.evaluate(self.swap(seed, scale), SNR) for seed in self.seeds)
-            cells += [Cell(f"lambda, {scale}", condition, "top1", runs) for condition in SNR]
+            models = tuple(self.swap(seed, scale) for seed in self.seeds)
+            cells += self.cells(f"lambda, {scale}", models, SNR)
         return cells
+
+    def search(self) -> list[Cell]:
+        """All networks that were tried, one seed each, on held-out training images."""
+        cells = []
+        for network in SEARCH:
+            found = self.cells(network.name, (self.train(network),), FRONTIER, flags=("--split", "held-out"))
+            cells += [replace(cell, factor=network.factor) for cell in found]
+        return cells
+
+    def corruption_table(self) -> list[Cell]:
+        """Common corruptions; the networks of a seed are measured together, on the same images."""
+        conditions = tuple(f"corruption:{name},{severity}" for name in CORRUPTIONS for severity in SEVERITIES)
+        networks = (BASELINE, noise_trained("awgn:30"), noise_trained("awgn:20"), SAFE, TUNED)
+        models = {network.name: tuple(self.train(network, seed=seed) for seed in self.seeds) for network in networks}
+        runs = tuple(
+            self.evaluate(together, conditions, flags=self.scale.corrupted)
+            for together in zip(*models.values(), strict=True)
+        )
+        return [Cell(name, c, "top1", runs, trained) for name, trained in models.items() for c in conditions]
 
 
 def table_cells(name: str, cifar: Experiments, traffic: Experiments) -> list[Cell]:
-    """Cells of a table (2 to 7) or of the ablations, in the order of the paper."""
+    """Cells of a table (2 to 7), of the ablations, corruptions or search, in the order of the paper."""
     kinds = ("wald", "poisson", "salt-pepper")
     first = {"wald": "wald:3,0.3", "poisson": "poisson:255", "salt-pepper": "salt-pepper:0.05"}
     if name == "table2":
@@ -258,7 +308,13 @@ def table_cells(name: str, cifar: Experiments, traffic: Experiments) -> list[Cel
         second = {"wald": "wald:25,1", "poisson": "poisson:45", "salt-pepper": "salt-pepper:0.30"}
         conditions = tuple(levels[kind] for kind in kinds for levels in (first, second))
         return traffic.noise_table(conditions, first, PAPER_BACKBONES[:1])
-    return cifar.attack_table() if name == "table7" else cifar.ablations()
+    others = {
+        "table7": cifar.attack_table,
+        "ablations": cifar.ablations,
+        "corruptions": cifar.corruption_table,
+        "frontier": cifar.search,
+    }
+    return others[name]()
 
 
 def in_order(runs: list[Run]) -> list[Run]:

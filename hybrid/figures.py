@@ -102,7 +102,7 @@ def draw_table(rows: list[dict], title: str, path: Path) -> None:
     """Ours (full lines) and the paper's numbers (dashed), a panel for each backbone.
 
     Args:
-        rows: as :func:`hybrid.reproduce.table_rows` makes them.
+        rows: as :func:`hybrid.tables.table_rows` makes them.
         title: of the figure.
         path: PNG to write.
     """
@@ -142,6 +142,38 @@ def draw_table(rows: list[dict], title: str, path: Path) -> None:
     columns = min(2 + len(panels), len(labels))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
+    save_figure(figure, path)
+
+
+def draw_frontier(rows: list[dict], path: Path) -> None:
+    """Clean accuracy against accuracy at 15 dB of all networks of the search, joined where none is better in both.
+
+    Args:
+        rows: as :func:`hybrid.tables.table_rows` makes them.
+        path: PNG to write.
+    """
+    factors = {row["model"]: row["factor"] for row in rows}
+    at = {name: {r["condition"]: r["ours_percent"] for r in rows if r["model"] == name} for name in factors}
+    points = {name: (found["awgn:15"], found["clean"]) for name, found in at.items()}
+    figure = Figure(figsize=(9.5, 7.5), layout="constrained")
+    axes = figure.subplots()
+    for number, factor in enumerate(dict.fromkeys(factors.values())):
+        mine = [points[name] for name in factors if factors[name] == factor]
+        axes.scatter(*zip(*mine, strict=True), marker="os^Dv<>Ph*"[number % 10], s=45, label=factor, zorder=3)
+    best = sorted(
+        p for p in points.values() if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points.values())
+    )
+    axes.plot(*zip(*best, strict=True), color="0.6", linewidth=1, zorder=1)
+    for name, point in points.items():
+        axes.annotate(name, point, xytext=(4, 3), textcoords="offset points", fontsize=6.5, color="0.25")
+    axes.axline((0, 0), slope=1, color="0.8", linestyle=":", zorder=0)
+    shown = np.array(list(points.values()))
+    axes.set_xlim(shown[:, 0].min() - 1.5, shown[:, 0].max() + 5)
+    axes.set_ylim(shown[:, 1].min() - 1.5, shown[:, 1].max() + 1.5)
+    axes.set_xlabel("top-1 accuracy at 15 dB (%)")
+    axes.set_ylabel("top-1 accuracy on clean images (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower left")
     save_figure(figure, path)
 
 

@@ -36,7 +36,8 @@ class Architecture:
     """Which network."""
 
     backbone: str = "mobilenet_v2"
-    """Main CNN from torchvision: mobilenet_v2, resnet101, densenet121 (paper) or resnet18."""
+    """Main CNN from torchvision: mobilenet_v2, resnet101, densenet121 (paper), resnet18, or mobilenet_v2_shallow, which
+    has one block in each stage."""
     variant: str = "safe"
     """safe: spiking front end and auxiliary CNN before the main CNN; baseline: the backbone as it is; mu: safe with
     trainable layers in the shape of the front end; lambda (made by hybrid.swap): mu with step functions."""
@@ -55,9 +56,6 @@ class Architecture:
     """Share of training images whose auxiliary features are 0, so that the main CNN learns to do without them."""
     variability: bool = False
     """While training, add to each layer's spike counts deviations drawn from the simulated neurons' (safe)."""
-    downsample: int = 1
-    """Lower the main CNN's resolution so many times: the baseline's stem takes larger steps, the features of the others
-    are averaged over neighbouring places, but for the front end's own stride. 2 costs a quarter."""
     embedding: int | None = None
     """Units between two fully connected layers at the end; 0: torchvision's head with one layer; None: 128 for images
     below 96 pixels, else 0."""
@@ -85,7 +83,6 @@ class Architecture:
             self.variant == "safe" or not self.variability,
             f"--variability is of spiking neurons: it goes with --variant safe, not {self.variant}",
         )
-        check(self.downsample >= 1, f"--downsample {self.downsample}: must be 1 or more")
         check(self.embedding is None or self.embedding >= 0, f"--embedding {self.embedding}: must be 0 or more")
         parse_preprocess(self.preprocess)
         parse_preprocess(self.auxiliary_input, "--auxiliary-input")
@@ -150,9 +147,7 @@ class BaselineNetwork(nn.Module):
         a = spec.architecture
         self.preprocess = parse_preprocess(a.preprocess)
         self.normalise = Normalise(channels)
-        self.main = full_backbone(
-            a.backbone, channels, len(spec.classes), height, a.width, a.embedding, downsample=a.downsample
-        )
+        self.main = full_backbone(a.backbone, channels, len(spec.classes), height, a.width, a.embedding)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.main(self.normalise(self.preprocess(images)))
@@ -202,18 +197,8 @@ class HybridNetwork(nn.Module):
         stride = spec.frontend.stride
         self.auxiliary_input, self.auxiliary_drop = parse_preprocess(a.auxiliary_input), a.auxiliary_drop
         self.auxiliary = auxiliary_cnn(channels, a, stride) if a.auxiliary_maps else None
-        self.pool = nn.AvgPool2d(-(-a.downsample // stride), ceil_mode=True)
         features = spec.frontend.maps[-1] + a.auxiliary_maps
-        self.main = main_cnn(
-            a.backbone,
-            features,
-            len(spec.classes),
-            height,
-            a.width,
-            a.embedding,
-            stride * self.pool.kernel_size,
-            a.downsample,
-        )
+        self.main = main_cnn(a.backbone, features, len(spec.classes), height, a.width, a.embedding, stride)
 
     def forward(self, images: Tensor, paths: Paths = "both") -> Tensor:
         images = self.preprocess(images)
@@ -225,7 +210,7 @@ class HybridNetwork(nn.Module):
         else:
             features = self.frontend(normalised)
         if self.auxiliary is None:
-            return self.main(self.pool(features))
+            return self.main(features)
         auxiliary = self.auxiliary(self.normalise(self.auxiliary_input(images)))
         if paths == "spiking":
             auxiliary = torch.zeros_like(auxiliary)
@@ -235,7 +220,7 @@ class HybridNetwork(nn.Module):
             # Whole images, and no scaling of the others: in evaluation features are as large as here.
             kept = torch.rand(len(images), 1, 1, 1, device=images.device) >= self.auxiliary_drop
             auxiliary = auxiliary * kept
-        return self.main(self.pool(torch.cat((features, auxiliary), dim=1)))
+        return self.main(torch.cat((features, auxiliary), dim=1))
 
     @property
     def has_two_paths(self) -> bool:

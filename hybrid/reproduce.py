@@ -4,36 +4,31 @@ Runs are kept in one folder under names that say what they are (:mod:`hybrid.exp
 again, and after an interruption the same command goes on.
 """
 
-import contextlib
-import csv
-import importlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Annotated, Literal
 
-import numpy as np
 import tyro
 
 from hybrid.complexity import complexity_rows, draw_complexity
 from hybrid.embedding import draw_embedding, embed_models, panel_rows
 from hybrid.evaluate import load_test_images
-from hybrid.experiments import SCALES, Cell, Experiments, Run, in_order, table_cells
-from hybrid.figures import draw_table, draw_training
+from hybrid.experiments import SCALES, Experiments, Run, in_order, table_cells
+from hybrid.figures import draw_frontier, draw_table, draw_training
+from hybrid.maker import Maker
 from hybrid.model import TrainedModel, history_rows, load_model
+from hybrid.networks import BASELINE, MU, SAFE
 from hybrid.noise import parse_condition
-from hybrid.paper import paper_value
+from hybrid.tables import category_rows, recovered_rows, table_lines, table_rows
 from snn.command import RunOptions, check_outputs, choose_device, run_command, write_atomically, write_csv
 from snn.errors import UserError, check
-from snn.weights import load_network
 
 Part = Literal[
-    "table1", "table2", "table3", "table4", "table5", "table6", "table7", "fig5", "fig6", "fig7", "ablations", "all"
+    *("table1", "table2", "table3", "table4", "table5", "table6", "table7", "fig5", "fig6", "fig7"),
+    *("ablations", "corruptions", "frontier", "all"),
 ]
 PARTS = Part.__args__[:-1]
-RESUMABLE = ("snn.learn", "hybrid.train")
 EMBEDDED = 1000
 """Test images in the panels of Figures 6 and 7, at most."""
 
@@ -43,13 +38,19 @@ class ReproduceConfig:
     """Make tables and figures of the paper beside its numbers."""
 
     parts: tyro.conf.Positional[tuple[Part, ...]]
-    """Which: table1 to table7, fig5 to fig7, ablations, or all."""
+    """Which: table1 to table7, fig5 to fig7, ablations, corruptions (common corruptions), frontier (all networks of the
+    search, on held-out training images), or all."""
     out: Path = Path("runs/reproduce")
     """Folder for Markdown, CSV and pictures; made if it is not there."""
     runs: Path = Path("runs/reproduce/runs")
     """Folder of all runs, kept and used again."""
-    scale: Literal["full", "small"] = "full"
-    """full: the paper's sizes; small: a slice with narrow networks, to check the machinery in minutes."""
+    scale: Literal["full", "reduced", "small"] = "full"
+    """full: the paper's sizes; reduced: fewer images, a shallow MobileNetV2 and few epochs, for two CPU cores; small: a
+    slice with narrow networks, to check the machinery in minutes."""
+    workers: int = 1
+    """Runs made at the same time, each by a share of the CPU's cores."""
+    backbones: tuple[str, ...] | None = None
+    """Of the tables that have several, in place of the scale's."""
     data: str = "cifar10"
     """Images of Tables 2, 5 and 7, Figures 5 to 7 and the ablations: cifar10, digits or folder:PATH."""
     traffic: str | None = None
@@ -60,7 +61,7 @@ class ReproduceConfig:
     root: Path | None = None
     """Folder that holds CIFAR-10."""
     seeds: int | None = None
-    """Trainings of every network; None: 3 at full scale, 1 at small."""
+    """Trainings of every network; None: 3, and 1 at small scale. The search always has one."""
     limit_train: int | None = None
     """At most this many training images, in place of the scale's."""
     limit_test: int | None = None
@@ -79,7 +80,7 @@ class ReproduceConfig:
             "--traffic and --traffic-size go together: settings for 32 or 224 pixels follow from the size",
         )
         check(bool(self.parts), f"name at least one of {', '.join((*PARTS, 'all'))}")
-        for name in ("seeds", "limit_train", "limit_test", "epochs"):
+        for name in ("seeds", "limit_train", "limit_test", "epochs", "workers"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: give 1 or more")
 
@@ -103,6 +104,7 @@ def experiments(config: ReproduceConfig) -> tuple[Experiments, Experiments]:
         images=tuple(word for pair in images.items() for word in pair),
         training=tuple(word for pair in training.items() for word in pair),
         width=("--width", str(config.width)) if config.width else scale.width,
+        backbones=config.backbones or scale.backbones,
     )
     cifar = Experiments(("--data", config.data), scale)
     if config.traffic is None:
@@ -112,114 +114,11 @@ def experiments(config: ReproduceConfig) -> tuple[Experiments, Experiments]:
     return cifar, Experiments(("--data", config.traffic, *size), scale, preset)
 
 
-class Maker:
-    """Makes runs, one after another, and tells how far it is."""
-
-    def __init__(self, config: ReproduceConfig) -> None:
-        self.config, self.folder, self.log = config, config.runs, config.runs / "log.txt"
-
-    def make(self, runs: list[Run]) -> None:
-        """Each run that is not there yet, after those it reads."""
-        missing = [run for run in in_order(runs) if not self.done(run)]
-        spent = 0.0
-        for number, run in enumerate(missing, 1):
-            left = f", about {spent / (number - 1) * (len(missing) - number + 1) / 60:.0f} min left" if spent else ""
-            print(f"[{number}/{len(missing)}{left}] {run.module}: {run.file(self.folder).name}", flush=True)
-            began = perf_counter()
-            self._make(run)
-            spent += perf_counter() - began
-
-    def done(self, run: Run) -> bool:
-        """Whether its file is there; an interrupted snn.learn leaves one, too."""
-        file = run.file(self.folder)
-        return file.exists() and (run.module != "snn.learn" or load_network(file)[0].complete)
-
-    def command(self, run: Run) -> list[str]:
-        """What follows ``python -m``."""
-        options = ["--no-figures", "--device", self.config.options.device]
-        options += ["--resume"] if run.module in RESUMABLE else []
-        reads_images = run.module in RESUMABLE or run.module in ("hybrid.evaluate", "hybrid.swap", "bridge.convert")
-        options += ["--root", str(self.config.root)] if self.config.root and reads_images else []
-        return [run.module, *run.arguments(self.folder), *options]
-
-    def _make(self, run: Run) -> None:
-        module, *arguments = self.command(run)
-        main: Callable[[list[str]], int] = importlib.import_module(module).main
-        # What the commands print is kept; what they are doing shows on stderr.
-        with open(self.log, "a") as log, contextlib.redirect_stdout(log):
-            print(f"\npython -m {module} {' '.join(arguments)}", flush=True)
-            status = main(arguments)
-        if status == 130:
-            raise KeyboardInterrupt
-        check(status == 0, f"python -m {module} {' '.join(arguments)} failed (see above); mend that and start again")
-
-
-def read_values(cell: Cell, folder: Path) -> list[dict]:
-    """The row of each of its runs, with both paths (the first noise seed)."""
-    found = []
-    for run in cell.runs:
-        with open(run.file(folder), newline="") as file:
-            found.append(
-                next(
-                    row
-                    for row in csv.DictReader(file)
-                    if (row["condition"], row["metric"], row["paths"]) == (cell.condition, cell.metric, "both")
-                )
-            )
-    return found
-
-
-def table_rows(name: str, cells: list[Cell], folder: Path) -> list[dict]:
-    """One row per cell: our mean and deviation over seeds, the paper's number, the difference."""
-    rows = []
-    for cell in cells:
-        found = read_values(cell, folder)
-        values = [float(row["value_percent"]) for row in found]
-        # The ablations share their first rows with Table 2.
-        paper = paper_value(2 if name == "ablations" else int(name[-1]), cell.model, cell.condition, cell.metric)
-        rows.append(
-            {
-                "table": name,
-                "model": cell.model,
-                "condition": cell.condition,
-                "metric": cell.metric,
-                "ours_percent": round(float(np.mean(values)), 3),
-                "deviation_percent": round(float(np.std(values, ddof=1)), 3) if len(values) > 1 else "",
-                "standard_error_percent": found[0]["standard_error_percent"],
-                "seeds": len(values),
-                "images": found[0]["images"],
-                "paper_percent": "" if paper is None else paper,
-                "difference_percent": "" if paper is None else round(float(np.mean(values)) - paper, 3),
-                "model_digests": " ".join(row["model_digest"] for row in found),
-            }
-        )
-    return rows
-
-
 def heading(part: str) -> str:
     """As people write it: "Table 2"."""
     words = {"table": "Table ", "fig": "Figure "}
-    return next((word + part[len(short) :] for short, word in words.items() if part.startswith(short)), "Ablations")
-
-
-def markdown(name: str, rows: list[dict], caption: str) -> str:
-    """The table: ours ± deviation, then the paper's number and the difference."""
-    conditions = list(dict.fromkeys(row["condition"] for row in rows))
-    found = {(row["model"], row["condition"]): row for row in rows}
-    lines = [f"# {heading(name)}", "", caption, "", "| model | " + " | ".join(f"`{c}`" for c in conditions) + " |"]
-    lines.append("|---" * (len(conditions) + 1) + "|")
-    for model in dict.fromkeys(row["model"] for row in rows):
-        cells = [_cell(found[model, c]) if (model, c) in found else "" for c in conditions]
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(row: dict) -> str:
-    ours = f"{row['ours_percent']:.1f}"
-    if row["deviation_percent"] != "":
-        ours += f" ± {row['deviation_percent']:.1f}"
-    return (
-        ours if row["paper_percent"] == "" else f"{ours} ({row['paper_percent']:.1f}, {row['difference_percent']:+.1f})"
+    return next(
+        (word + part[len(short) :] for short, word in words.items() if part.startswith(short)), part.capitalize()
     )
 
 
@@ -237,15 +136,15 @@ class Parts:
 
     def runs(self, part: str) -> list[Run]:
         """Of one part."""
-        cifar, safe = self.cifar, self.cifar.train("safe")
+        cifar, safe = self.cifar, self.cifar.train(SAFE)
         if part == "table1":
             return []
         if part == "fig5":
             return [safe]
         if part == "fig6":
-            return [safe, cifar.train("safe", frontend=cifar.convert("deterministic"))]
+            return [safe, cifar.train(replace(SAFE, name="safe, deterministic STDP", rule="deterministic"))]
         if part == "fig7":
-            return [cifar.train("baseline"), cifar.train("mu"), cifar.swap(0), safe]
+            return [cifar.train(BASELINE), cifar.train(MU), cifar.swap(0), safe]
         return [run for cell in table_cells(part, self.cifar, self.traffic) for run in cell.runs]
 
     def write(self, part: str) -> list[Path]:
@@ -262,8 +161,13 @@ class Parts:
         config = self.config
         limits = {"training images": config.limit_train, "test images": config.limit_test, "epochs": config.epochs}
         told = [f"{value} {name}" for name, value in limits.items() if value]
-        small = "a slice with narrow networks, to check the machinery: the numbers mean nothing"
-        return ", ".join([small if config.scale == "small" else "full scale", *told])
+        scales = {
+            "full": "full scale",
+            "reduced": "reduced scale: 10,000 training images of 15,000 drawn, 8 epochs, MobileNetV2 with one block in "
+            "each stage and a quarter of its width",
+            "small": "a slice with narrow networks, to check the machinery: the numbers mean nothing",
+        }
+        return ", ".join([scales[config.scale], *told])
 
     def _table(self, part: str, text: Path, table: Path, picture: Path) -> None:
         cells = table_cells(part, self.cifar, self.traffic)
@@ -272,14 +176,33 @@ class Parts:
         data = self.config.traffic or f"{self.config.data} (standing in for traffic images)"
         data = data if traffic else self.config.data
         metric, seeds = rows[0]["metric"], rows[0]["seeds"]
+        compared = any(row["paper_percent"] != "" for row in rows)
         caption = (
-            f"{metric} accuracy in %, {data}, {rows[0]['images']} test images; {self._made}. Ours"
+            f"{metric} accuracy in %, {data}, {rows[0]['images']} "
+            f"{'held-out training' if part == 'frontier' else 'test'} images; {self._made}. Ours"
             + (f" ± standard deviation over {seeds} training seeds" if seeds > 1 else " (one training seed)")
-            + "; in brackets the paper's number and the difference."
+            + ("; in brackets the paper's number and the difference." if compared else ".")
         )
+        lines = [f"# {heading(part)}", "", caption, "", *table_lines(rows)]
         write_csv(table, rows)
-        write_markdown(text, markdown(part, rows, caption))
-        draw_table(rows, f"{heading(part)}: {metric} accuracy on {data}", picture)
+        if part == "table2":
+            # What noise costs the baseline, and how much of that the others win back.
+            recovered = [r for b in self.cifar.scale.backbones for r in self._recovered(rows, b)]
+            if recovered:
+                write_csv(table.with_name("recovered.csv"), recovered)
+                lines += ["", "Share of the baseline's loss that is won back:", "", *table_lines(recovered)]
+        write_markdown(text, "\n".join(lines) + "\n")
+        if part == "frontier":
+            draw_frontier(rows, picture)
+        elif part == "corruptions":
+            draw_table(category_rows(rows), f"Common corruptions: mean accuracy on {data}", picture)
+        else:
+            draw_table(rows, f"{heading(part)}: {metric} accuracy on {data}", picture)
+
+    @staticmethod
+    def _recovered(rows: list[dict], backbone: str) -> list[dict]:
+        mine = [row for row in rows if row["model"].endswith(f" {backbone}")]
+        return recovered_rows(mine, f"baseline {backbone}")
 
     def _complexity(self, part: str, text: Path, table: Path, picture: Path) -> None:
         rows = complexity_rows()
@@ -342,7 +265,7 @@ def _number(value: object) -> str:
 def run(config: ReproduceConfig) -> None:
     """The command: make what is missing, then write."""
     choose_device(config.options.device)
-    parts, maker = Parts(config), Maker(config)
+    parts, maker = Parts(config), Maker(config.runs, config.options.device, config.root, config.workers)
     if config.dry_run:
         for run in in_order([run for part in config.wanted for run in parts.runs(part)]):
             print(("# done: " if maker.done(run) else "") + "python -m " + " ".join(maker.command(run)))

@@ -142,3 +142,21 @@ def test_a_model_file_needs_nothing_beside_it(pipeline, tmp_path, monkeypatch):
     with torch.no_grad():
         correct = (model.network(digits.images / 255).argmax(1) == digits.labels).sum().item()
     assert int(row["correct"]) == correct
+
+
+def test_held_out_images_are_those_of_the_validation_curve(pipeline, models, tmp_path, capsys):
+    out = tmp_path / "r.csv"
+    given = ["--split", "held-out", "--noise", "clean", "--no-figures", "--out", str(out)]
+    assert main([str(pipeline.safe), str(pipeline.baseline), *given]) == 0
+    with open(out) as file:
+        rows = [r for r in csv.DictReader(file) if (r["paths"], r["metric"]) == ("both", "top1")]
+    assert len(rows) == 2
+    for row in rows:
+        assert row["images"] == "30"
+        # What training measured after its last epoch.
+        assert float(row["value_percent"]) == pytest.approx(
+            100 * models[row["model"]].history["val_accuracy"][-1], abs=1e-3
+        )
+    capsys.readouterr()
+    assert main([str(pipeline.safe), *given, "--limit-test", "9"]) == 2
+    assert "leave out --data and --limit-test" in capsys.readouterr().err

@@ -191,3 +191,47 @@ def test_learning_rate_rises_for_a_fifth_then_falls_to_zero():
     assert rates[100] == pytest.approx(0)
     assert 0 < rates[0] < 0.06
     assert all(0 <= one_cycle(step, steps) <= 1 for steps in range(1, 8) for step in range(steps + 1))
+
+
+def test_the_auxiliary_cnn_has_other_forms(pipeline):
+    frontend, _, _ = load_frontend(pipeline.frontend)
+
+    def network(**changes):
+        spec = ModelSpec(Architecture(width=0.25, **changes), (1, 8, 8), tuple("0123456789"), frontend.spec)
+        torch.manual_seed(0)
+        return build_model(spec, copy.deepcopy(frontend)).eval()
+
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    wide = network(auxiliary_kernel=5)
+    assert [m.kernel_size for m in wide.auxiliary if isinstance(m, nn.Conv2d)] == [(5, 5), (5, 5)]
+    assert wide(images).shape == (6, 10)
+    # Steps: nine heights, within half a step of ReLU6.
+    stepped = network(auxiliary_activation="steps").auxiliary[-1]
+    x = torch.linspace(-2, 9, 1001)
+    assert stepped(x).unique().tolist() == [0.75 * n for n in range(9)]
+    assert (stepped(x) - nn.functional.relu6(x)).abs().max() <= 0.375 + 1e-6
+    # Only the auxiliary CNN sees its own preprocessing.
+    plain, averaged = network(), network(auxiliary_input="average:3")
+    with torch.no_grad():
+        assert torch.equal(averaged(images, "spiking"), plain(images, "spiking"))
+        expected = plain.auxiliary(plain.normalise(averaged.auxiliary_input(images)))
+        features = torch.cat((plain.frontend(images), expected), 1)
+        assert torch.equal(averaged(images), plain.main(features))
+    for wrong in ({"auxiliary_kernel": 4}, {"auxiliary_activation": "sigmoid"}, {"auxiliary_drop": 1.0}):
+        with pytest.raises(UserError, match="--auxiliary-"):
+            network(**wrong)
+
+
+def test_auxiliary_features_are_dropped_by_images_in_training_alone(pipeline):
+    frontend, _, _ = load_frontend(pipeline.frontend)
+    spec = ModelSpec(Architecture(width=0.25, auxiliary_drop=0.5), (1, 8, 8), tuple("0123456789"), frontend.spec)
+    network, seen = build_model(spec, frontend), []
+    network.main.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, -8:]))
+    images = torch.rand(400, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        network.eval()(images)
+        network.train()(images)
+    dropped = [(features == 0).all(dim=(1, 2, 3)) for features in seen]
+    assert not dropped[0].any()
+    assert 150 < dropped[1].sum() < 250

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 from hybrid.experiments import SCALES, Experiments, Run, in_order, table_cells
+from hybrid.maker import Maker
 from hybrid.model import load_model
+from hybrid.networks import ABLATIONS, BASELINE, MU, SAFE, SEARCH, noise_trained
 from hybrid.paper import paper_value
-from hybrid.reproduce import PARTS, main, markdown, table_rows
+from hybrid.reproduce import PARTS, main
+from hybrid.tables import table_lines, table_rows
+from snn.errors import UserError
 
 TINY = ["--scale", "small", "--data", "digits", "--limit-train", "90", "--limit-test", "40", "--epochs", "1",
         "--width", "0.1", "--device", "cpu"]  # fmt: skip
@@ -25,24 +29,28 @@ def digits():
 
 
 def test_runs_are_identified_by_all_that_decides_their_result(digits):
-    run = digits.train("safe")
-    assert run.identity == Experiments(("--data", "digits"), SCALES["small"]).train("safe").identity
+    run = digits.train(SAFE)
+    assert run.identity == Experiments(("--data", "digits"), SCALES["small"]).train(SAFE).identity
     others = [
-        digits.train("safe", seed=1),
-        digits.train("safe", "resnet101"),
-        digits.train("safe", frontend=digits.convert("deterministic")),
-        digits.train("safe", frontend=digits.convert(conductances="random")),
-        digits.train("safe", auxiliary=False),
-        digits.train("safe", noise="awgn:30"),
-        digits.train("mu"),
-        replace(digits, data=("--data", "cifar10")).train("safe"),
-        Experiments(("--data", "digits"), replace(SCALES["small"], learning=("--maps", "4"))).train("safe"),
+        digits.train(SAFE, seed=1),
+        digits.train(SAFE, "resnet101"),
+        digits.train(replace(SAFE, rule="deterministic")),
+        digits.train(replace(SAFE, conductances="random")),
+        digits.train(replace(SAFE, conversion=("--steps", "3"))),
+        digits.train(replace(SAFE, learning=("--stdp.beta-p", "1"))),
+        digits.train(replace(SAFE, training=("--auxiliary-maps", "0"))),
+        digits.train(noise_trained("awgn:30")),
+        digits.train(BASELINE),
+        digits.train(MU),
+        replace(digits, data=("--data", "cifar10")).train(SAFE),
+        Experiments(("--data", "digits"), replace(SCALES["small"], learning=("--maps", "4"))).train(SAFE),
     ]
     assert len({run.identity, *(other.identity for other in others)}) == 1 + len(others)
 
 
 def test_what_is_read_is_made_first_and_once(digits):
-    runs = in_order([digits.evaluate(digits.swap(0), ("clean",)), digits.evaluate(digits.train("safe"), ("clean",))])
+    models = digits.swap(0), digits.train(SAFE)
+    runs = in_order([digits.evaluate((model,), ("clean",)) for model in models])
     made = [run.module for run in runs]
     assert made == ["snn.learn", "bridge.convert", "hybrid.train", "hybrid.swap", "hybrid.evaluate", "hybrid.train",
                     "hybrid.evaluate"]  # fmt: skip
@@ -70,10 +78,14 @@ def test_rows_hold_mean_deviation_and_difference(tmp_path):
     for cell in cells:
         for number, run in enumerate(cell.runs):
             values.setdefault(cell.model, []).append(80.0 + number**2)
+            name = cell.networks[number].file(tmp_path).stem
             with open(run.file(tmp_path), "w") as file:
-                print("condition,metric,paths,value_percent,standard_error_percent,images,model_digest", file=file)
-                print("awgn:20,top5,both,99,0,40,abc\nawgn:20,top1,spiking,1,0,40,abc", file=file)
-                print(f"awgn:20,top1,both,{80 + number**2},0.5,40,abc", file=file)
+                print(
+                    "model,condition,metric,paths,value_percent,standard_error_percent,images,model_digest", file=file
+                )
+                print("other,awgn:20,top1,both,5,0,40,abc", file=file)
+                print(f"{name},awgn:20,top5,both,99,0,40,abc\n{name},awgn:20,top1,spiking,1,0,40,abc", file=file)
+                print(f"{name},awgn:20,top1,both,{80 + number**2},0.5,40,abc", file=file)
     rows = {row["model"]: row for row in table_rows("table2", cells, tmp_path)}
     row, paper = rows["safe resnet101"], paper_value(2, "safe resnet101", "awgn:20", "top1")
     mean = float(np.mean(values["safe resnet101"]))
@@ -81,12 +93,22 @@ def test_rows_hold_mean_deviation_and_difference(tmp_path):
     assert row["deviation_percent"] == round(float(np.std([80, 81, 84], ddof=1)), 3)
     assert row["difference_percent"] == pytest.approx(mean - paper, abs=1e-3)
     assert rows["average-filter-trained resnet101"]["paper_percent"] == ""
-    text = markdown("table2", list(rows.values()), "A caption.")
+    text = table_lines(list(rows.values()))
     assert f"| safe resnet101 | {mean:.1f} ± 2.1 ({paper:.1f}, {mean - paper:+.1f}) |" in text
 
 
 def test_an_interrupted_reproduction_goes_on(tmp_path):
-    arguments = ["fig5", "fig6", *TINY, "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    arguments = [
+        "fig5",
+        "fig6",
+        *TINY,
+        "--workers",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "hybrid.reproduce", *arguments],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -122,7 +144,7 @@ def test_dry_runs_list_commands_and_make_nothing(tmp_path, capsys):
     assert all(line.startswith("python -m ") for line in lines)
     assert len(lines) == len(set(lines)) > 60
     assert list(tmp_path.iterdir()) == []
-    assert len(PARTS) == 11
+    assert len(PARTS) == 13
 
 
 def test_failed_runs_are_told(tmp_path, capsys):
@@ -132,6 +154,31 @@ def test_failed_runs_are_told(tmp_path, capsys):
     assert "nowhere" in error
     assert "failed" in error
     assert main([*arguments, "--seeds", "0"]) == 2
+
+
+def test_workers_end_at_a_failure_and_keep_its_log(tmp_path):
+    runs = [Run("lost", "bridge.convert", (), (("", Run("no", "snn.learn", ("--data", "nowhere"))),)),
+            Run("also", "snn.learn", ("--data", "nothing"))]  # fmt: skip
+    with pytest.raises(UserError, match=r"snn\.learn .* failed"):
+        Maker(tmp_path, "cpu", workers=2).make(runs)
+    assert {path.name.split("-")[0] for path in (tmp_path / "logs").iterdir()} <= {"no", "also"}
+    assert any("unknown data set" in path.read_text() for path in (tmp_path / "logs").iterdir())
+    assert not list(tmp_path.glob("*.h5"))
+
+
+def test_networks_of_a_list_have_names_and_results_of_their_own(digits):
+    for networks in (SEARCH, ABLATIONS):
+        assert len({network.name for network in networks}) == len(networks)
+        assert len({digits.train(network).identity for network in networks}) == len(networks)
+
+
+def test_corruptions_of_a_seed_are_computed_once_for_all_networks():
+    cells = table_cells("corruptions", *[Experiments(("--data", "cifar10"), replace(SCALES["small"], seeds=2))] * 2)
+    evaluations = {run.identity for cell in cells for run in cell.runs}
+    assert len(evaluations) == 2
+    first = cells[0].runs[0]
+    assert [flag for flag, _ in first.inputs] == [""] * 5
+    assert all(cell.networks[0] in [run for _, run in first.inputs] for cell in cells)
 
 
 def test_arguments_put_files_where_the_command_expects_them(tmp_path):

@@ -1,0 +1,113 @@
+"""Makes the runs of :mod:`hybrid.experiments` that are not there yet, one after another or several at a time."""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from hybrid.experiments import Run, in_order
+from snn.errors import check
+from snn.weights import load_network
+
+RESUMABLE = ("snn.learn", "hybrid.train")
+READS_IMAGES = (*RESUMABLE, "hybrid.evaluate", "hybrid.swap", "bridge.convert")
+
+
+class Maker:
+    """Makes runs, each after those it reads, and tells how far it is.
+
+    Args:
+        folder: of all runs, their log and, with several workers, what each run told while it was made.
+        device: for ``--device``.
+        root: folder that holds CIFAR-10.
+        workers: processes that make runs at the same time.
+    """
+
+    def __init__(self, folder: Path, device: str = "auto", root: Path | None = None, workers: int = 1) -> None:
+        self.folder, self.device, self.root, self.workers = folder, device, root, workers
+
+    def done(self, run: Run) -> bool:
+        """Whether its file is there; an interrupted snn.learn leaves one, too."""
+        file = run.file(self.folder)
+        return file.exists() and (run.module != "snn.learn" or load_network(file)[0].complete)
+
+    def command(self, run: Run) -> list[str]:
+        """What follows ``python -m``."""
+        options = ["--no-figures", "--device", self.device]
+        options += ["--resume"] if run.module in RESUMABLE else []
+        options += ["--root", str(self.root)] if self.root and run.module in READS_IMAGES else []
+        return [run.module, *run.arguments(self.folder), *options]
+
+    def make(self, runs: list[Run]) -> None:
+        """Each run that is not there yet; the first failure is a :class:`snn.errors.UserError` and ends it."""
+        missing = [run for run in in_order(runs) if not self.done(run)]
+        if self.workers > 1 and len(missing) > 1:
+            self._make_several(missing)
+            return
+        began = perf_counter()
+        for number, run in enumerate(missing):
+            self._tell(run, number + 1, number, len(missing), perf_counter() - began)
+            _judge(self.command(run), make_run(self.command(run), self.folder / "log.txt"))
+
+    def _tell(self, run: Run, number: int, done: int, total: int, seconds: float) -> None:
+        left = f", about {seconds / done * (total - done) / 60:.0f} min left" if done else ""
+        print(f"[{number}/{total}{left}] {run.module}: {run.file(self.folder).name}", flush=True)
+
+    def _make_several(self, missing: list[Run]) -> None:
+        (self.folder / "logs").mkdir(exist_ok=True)
+        waiting, made = {run.identity: run for run in missing}, 0
+        running: dict[Future, Run] = {}
+        began = perf_counter()
+        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        # Started anew and not forked: numerical libraries do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.workers, context, initializer=_start_worker, initargs=(threads,)) as pool:
+            try:
+                while waiting or running:
+                    unmade = waiting.keys() | {run.identity for run in running.values()}
+                    ready = [r for r in waiting.values() if not unmade & {read.identity for _, read in r.inputs}]
+                    for run in ready[: self.workers - len(running)]:
+                        self._tell(run, made + len(running) + 1, made, len(missing), perf_counter() - began)
+                        log = self.folder / "logs" / f"{run.file(self.folder).stem}.txt"
+                        running[pool.submit(make_run, self.command(run), log, quiet=True)] = run
+                        del waiting[run.identity]
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        run = running.pop(future)
+                        _judge(self.command(run), future.result())
+                        made += 1
+            except BaseException:
+                # Training and learning end in a checkpoint, from which the next start goes on.
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+
+
+def make_run(command: list[str], log: Path, quiet: bool = False) -> int:
+    """Run a command of this project in this process, what it prints added to ``log``; return its exit status.
+
+    ``quiet``: also what it tells on stderr, where it shows progress.
+    """
+    module, *arguments = command
+    main: Callable[[list[str]], int] = importlib.import_module(module).main
+    with open(log, "a") as file, contextlib.redirect_stdout(file):
+        print(f"\npython -m {' '.join(command)}", flush=True)
+        with contextlib.redirect_stderr(file if quiet else sys.stderr):
+            return main(arguments)
+
+
+def _judge(command: list[str], status: int) -> None:
+    if status == 130:
+        raise KeyboardInterrupt
+    check(status == 0, f"python -m {' '.join(command)} failed (its log tells why); mend that and start again")

@@ -1,0 +1,151 @@
+"""Results of runs as rows (CSV) and as Markdown; the same functions write the tables and check those of a document."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from hybrid.experiments import Cell
+from hybrid.paper import paper_value
+
+CATEGORIES = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+}
+"""Of the common corruptions (Hendrycks and Dietterich, 2019)."""
+LEAST_LOSS = 2.0
+"""Points that the baseline must lose for a share of its loss to be told."""
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_values(cell: Cell, folder: Path) -> list[dict]:
+    """The row of each of its networks, with both paths (the first noise seed)."""
+    found = []
+    for run, network in zip(cell.runs, cell.networks, strict=True):
+        wanted = (network.file(folder).stem, cell.condition, cell.metric, "both")
+        rows = read_rows(run.file(folder))
+        found.append(next(r for r in rows if (r["model"], r["condition"], r["metric"], r["paths"]) == wanted))
+    return found
+
+
+def table_rows(name: str, cells: list[Cell], folder: Path) -> list[dict]:
+    """One row per cell: our mean and deviation over seeds, the paper's number, the difference."""
+    rows = []
+    for cell in cells:
+        found = read_values(cell, folder)
+        values = [float(row["value_percent"]) for row in found]
+        number = int(name[-1]) if name.startswith("table") else 0
+        paper = paper_value(number, cell.model, cell.condition, cell.metric)
+        rows.append(
+            {
+                "table": name,
+                "model": cell.model,
+                "factor": cell.factor,
+                "condition": cell.condition,
+                "metric": cell.metric,
+                **_mean("ours_percent", values),
+                "values_percent": " ".join(f"{value:.3f}" for value in values),
+                "standard_error_percent": found[0]["standard_error_percent"],
+                "seeds": len(values),
+                "images": found[0]["images"],
+                "paper_percent": "" if paper is None else paper,
+                "difference_percent": "" if paper is None else round(float(np.mean(values)) - paper, 3),
+                "model_digests": " ".join(row["model_digest"] for row in found),
+            }
+        )
+    return rows
+
+
+def _mean(name: str, values: list[float]) -> dict:
+    deviation = round(float(np.std(values, ddof=1)), 3) if len(values) > 1 else ""
+    return {name: round(float(np.mean(values)), 3), "deviation_percent": deviation}
+
+
+def recovered_rows(rows: list[dict], baseline: str) -> list[dict]:
+    """Which share of the baseline's loss under noise other networks win back: 100 (ours - its) / (its clean - its).
+
+    Args:
+        rows: of :func:`table_rows`, with a clean condition.
+        baseline: model to compare with, seed by seed.
+
+    Returns:
+        Rows of the networks under the conditions that cost the baseline :data:`LEAST_LOSS` points or more on average.
+    """
+    values = {(r["model"], r["condition"]): np.array(list(map(float, r["values_percent"].split()))) for r in rows}
+    clean, found = values[baseline, "clean"], []
+    for (model, condition), ours in values.items():
+        loss = clean - values[baseline, condition]
+        if model != baseline and loss.mean() >= LEAST_LOSS:
+            # One ratio of means: a seed whose baseline happens to lose little would have the say otherwise.
+            share = 100 * (ours - values[baseline, condition]).mean() / loss.mean()
+            each = 100 * (ours - values[baseline, condition]) / loss
+            deviation = round(float(each.std(ddof=1)), 3) if len(each) > 1 else ""
+            found.append(
+                {
+                    "table": "recovered",
+                    "model": model,
+                    "factor": "",
+                    "condition": condition,
+                    "ours_percent": round(float(share), 3),
+                    "deviation_percent": deviation,
+                    "paper_percent": "",
+                    "difference_percent": "",
+                    "baseline_loss_points": round(float(loss.mean()), 3),
+                }
+            )
+    return found
+
+
+def category_rows(rows: list[dict]) -> list[dict]:
+    """Rows of common corruptions taken together: the mean of each category, and of all, seed by seed."""
+    wanted = {"mean": tuple(name for names in CATEGORIES.values() for name in names), **CATEGORIES}
+    made = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for category, names in wanted.items():
+            mine = [r for r in rows if r["model"] == model and r["condition"][11:].partition(",")[0] in names]
+            seeds = np.mean([list(map(float, row["values_percent"].split())) for row in mine], axis=0)
+            nothing = {"paper_percent": "", "difference_percent": ""}
+            made.append(mine[0] | {"condition": category, **_mean("ours_percent", seeds.tolist()), **nothing})
+    return made
+
+
+def table_lines(rows: list[dict]) -> list[str]:
+    """A row per network and a column per condition: ours ± deviation, then the paper's number and the difference.
+
+    ``rows`` are those of one of the functions above, or what :func:`read_rows` finds in the file written of them.
+    """
+    if rows[0]["table"] == "corruptions":
+        rows = category_rows(rows)
+    conditions = list(dict.fromkeys(row["condition"] for row in rows))
+    found = {(row["model"], row["condition"]): row for row in rows}
+    factors = {row["model"]: row["factor"] for row in rows}
+    told = any(factors.values())
+    unit = " (%)" if rows[0]["table"] == "recovered" else ""
+    names = ["network", *(["tried for"] if told else []), *(f"`{c}`{unit}" for c in conditions)]
+    lines = [_line(names), "|---" * (2 if told else 1) + "|---:" * len(conditions) + "|"]
+    for model, factor in factors.items():
+        cells = [_cell(found[model, c]) if (model, c) in found else "" for c in conditions]
+        lines.append(_line([model, *([factor] if told else []), *cells]))
+    return lines
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(row: dict) -> str:
+    digits = 0 if row["table"] == "recovered" else 1
+    ours = f"{float(row['ours_percent']):.{digits}f}"
+    if row["deviation_percent"] != "":
+        ours += f" ± {float(row['deviation_percent']):.{digits}f}"
+    if row["paper_percent"] == "":
+        return ours
+    return f"{ours} ({float(row['paper_percent']):.1f}, {float(row['difference_percent']):+.1f})"

@@ -1,0 +1,87 @@
+"""Shares of a loss, means over corruptions, and the check that a document's tables equal their files."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from hybrid.corruptions import CORRUPTIONS
+from hybrid.tables import CATEGORIES, category_rows, read_rows, recovered_rows, table_lines
+from snn.command import write_csv
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("check_results", ROOT / "docs" / "check_results.py")
+check_results = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(check_results)
+
+
+def row(model, condition, *values, table="table2"):
+    return {
+        "table": table, "model": model, "factor": "", "condition": condition, "ours_percent": sum(values) / len(values),
+        "deviation_percent": 0.5, "values_percent": " ".join(map(str, values)), "paper_percent": "",
+        "difference_percent": "",
+    }  # fmt: skip
+
+
+ROWS = [
+    row("baseline b", "clean", 70.0, 74.0), row("baseline b", "awgn:40", 69.0, 73.0),
+    row("baseline b", "awgn:15", 50.0, 64.0), row("safe b", "clean", 69.0, 73.0),
+    row("safe b", "awgn:40", 69.0, 73.0), row("safe b", "awgn:15", 65.0, 70.0),
+]  # fmt: skip
+
+
+def test_shares_of_the_loss():
+    (found,) = recovered_rows(ROWS, "baseline b")
+    assert (found["model"], found["condition"], found["baseline_loss_points"]) == ("safe b", "awgn:15", 15.0)
+    # 15 of 20 points and 6 of 10: on average 10.5 of 15.
+    assert found["ours_percent"] == 70.0
+    assert found["deviation_percent"] == pytest.approx(10.607, abs=1e-3)
+    assert table_lines([found])[-1] == "| safe b | 70 ± 11 |"
+
+
+def test_categories_hold_all_corruptions_and_are_means_seed_by_seed():
+    assert [name for names in CATEGORIES.values() for name in names] == list(CORRUPTIONS)
+    rows = [
+        row("m", f"corruption:{name},{severity}", 10.0 * number + severity, 20.0 * number, table="corruptions")
+        for number, name in enumerate(CORRUPTIONS)
+        for severity in (1, 3)
+    ]
+    found = {r["condition"]: r for r in category_rows(rows)}
+    assert list(found) == ["mean", *CATEGORIES]
+    assert found["noise"]["ours_percent"] == (12 + 20) / 2
+    assert found["mean"]["ours_percent"] == (72 + 140) / 2
+    assert found["mean"]["deviation_percent"] == pytest.approx(68 / 2**0.5, abs=1e-3)
+
+
+@pytest.fixture
+def document(tmp_path):
+    (tmp_path / "results").mkdir()
+    write_csv(tmp_path / "results" / "table2.csv", ROWS)
+    file = tmp_path / "results.md"
+    file.write_text("# Results\n\nBefore.\n\n<!-- results/table2.csv -->\n\n\nAfter.\n")
+    return file
+
+
+def test_a_document_with_other_numbers_fails(document, capsys):
+    assert check_results.main([], document) == 1
+    assert check_results.main(["--write"], document) == 0
+    assert check_results.main([], document) == 0
+    text = document.read_text()
+    assert "| safe b | 71.0 ± 0.5 | 71.0 ± 0.5 | 67.5 ± 0.5 |\n\nAfter." in text
+    document.write_text(text.replace("67.5", "68.5"))
+    assert check_results.main([], document) == 1
+    assert "table2.csv: the document's table differs" in capsys.readouterr().out
+    document.write_text(text + "\n| a |\n|---|\n| 1 |\n")
+    assert check_results.main([], document) == 1
+    document.write_text(text)
+    write_csv(document.parent / "results" / "table9.csv", ROWS)
+    assert check_results.main([], document) == 1
+    assert "table9.csv: the document has no table" in capsys.readouterr().out
+
+
+def test_rows_read_again_make_the_same_table(document):
+    assert table_lines(read_rows(document.parent / "results" / "table2.csv")) == table_lines(ROWS)
+
+
+def test_the_published_tables_equal_their_files(capsys):
+    assert check_results.main([]) == 0, capsys.readouterr().out
