@@ -52,6 +52,8 @@ ONE_LAYER = Network(
 _ALONE = ("--auxiliary-maps", "0")
 _SPIKES = ("--preprocess", "spikes")
 """Of random phase, while the network is trained."""
+_SPIKES_600 = ("--preprocess", "spikes:10,30,600")
+"""Counted over twice the time: half the deviation."""
 _VARIABILITY = ("--variability",)
 _PLAIN = replace(ONE_LAYER, name="one layer alone", training=_ALONE)
 
@@ -71,6 +73,10 @@ def _auxiliary(name: str, *flags: str) -> Network:
     return replace(ONE_LAYER, name=f"one layer, auxiliary {name}", factor="auxiliary CNN", training=flags)
 
 
+def _joined(name: str, **changes: object) -> Network:
+    return replace(ONE_LAYER, name=f"one layer, all of random phase, 600 ms, {name}", factor="joined", **changes)
+
+
 def _conventional(name: str, *flags: str) -> Network:
     return replace(BASELINE, name=f"baseline, {name}", training=flags)
 
@@ -81,34 +87,36 @@ SEARCH = (
     ONE_LAYER,
     _PLAIN,
     replace(ONE_LAYER, name="one layer, all of random phase", factor="variability", training=_SPIKES),
-    _without_auxiliary("of random phase", "variability", training=_SPIKES),
-    _without_auxiliary("variability", "variability", training=_VARIABILITY),
+    replace(ONE_LAYER, name="one layer, all of random phase, 600 ms", factor="variability", training=_SPIKES_600),
+    _auxiliary("of 3x3 average", "--auxiliary-input", "average:3"),
     SAFE,
-    replace(SAFE, name="safe alone", training=_ALONE),
-    replace(SAFE, name="safe alone, one layer", training=_ALONE, conversion=("--layers", "1")),
+    _auxiliary("with steps", "--auxiliary-activation", "steps"),
+    _conventional("spikes of random phase, 600 ms", *_SPIKES_600),
+    _joined("auxiliary of 16 maps", training=(*_SPIKES_600, "--auxiliary-maps", "16")),
+    _joined("64 maps", training=_SPIKES_600, learning=_layers(maps=64)),
+    _without_auxiliary("64 maps", "front end", learning=_layers(maps=64)),
+    _without_auxiliary("kernels without mean", "conductances", conductances="balanced"),
+    _auxiliary("of random phase", "--auxiliary-input", "spikes"),
     _without_auxiliary("shuffled", "conductances", conductances="shuffled"),
     _without_auxiliary("random", "conductances", conductances="random"),
-    _without_auxiliary("kernels without mean", "conductances", conductances="balanced"),
     _without_auxiliary("no steps", "steps", conversion=("--steps", "256")),
-    _without_auxiliary("16 steps", "steps", conversion=("--steps", "16")),
-    _without_auxiliary("64 maps", "front end", learning=_layers(maps=64)),
+    replace(SAFE, name="safe alone", training=_ALONE),
+    _without_auxiliary("variability", "variability", training=_VARIABILITY),
+    _conventional("3x3 average", "--preprocess", "average:3"),
+    _conventional("input quantised", "--preprocess", "quantise"),
+    noise_trained("awgn:20"),
     _without_auxiliary("stride 2", "front end", learning=_layers(strides=2)),
     _without_auxiliary("beta 0.4", "front end", learning=_layers(stdp__beta_p=0.4, stdp__beta_d=0.4)),
-    _auxiliary("2 maps", "--auxiliary-maps", "2"),
-    _auxiliary("5x5", "--auxiliary-kernel", "5"),
-    _auxiliary("with steps", "--auxiliary-activation", "steps"),
-    _auxiliary("of 3x3 average", "--auxiliary-input", "average:3"),
     _auxiliary("dropped in half", "--auxiliary-drop", "0.5"),
-    _auxiliary("of random phase", "--auxiliary-input", "spikes"),
-    _conventional("input quantised", "--preprocess", "quantise"),
-    _conventional("3x3 average", "--preprocess", "average:3"),
-    noise_trained("awgn:20"),
+    _auxiliary("5x5", "--auxiliary-kernel", "5"),
+    _auxiliary("2 maps", "--auxiliary-maps", "2"),
+    _without_auxiliary("16 steps", "steps", conversion=("--steps", "16")),
 )
 
 # What came of it
 
-TUNED = replace(ONE_LAYER, name="tuned safe", factor="joined", training=_SPIKES)
-"""Goes beyond the paper."""
+TUNED = replace(ONE_LAYER, name="tuned safe", factor="joined", training=_SPIKES_600)
+"""Goes beyond the paper: one layer of larger kernels, trained with spike counts of random phase."""
 
 # The ablations
 
@@ -120,7 +128,15 @@ def _tuned(name: str, **changes: object) -> Network:
 ABLATIONS = (
     BASELINE,
     _conventional("input quantised", "--preprocess", "quantise"),
+    _conventional("random phase", *_SPIKES_600),
     SAFE,
     MU,
     TUNED,
+    _tuned("shuffled conductances", conductances="shuffled"),
+    _tuned("random conductances", conductances="random"),
+    _tuned("plain stochastic STDP", rule="stochastic"),
+    _tuned("deterministic STDP", rule="deterministic"),
+    _tuned("no steps", conversion=("--steps", "256")),
+    _tuned("no auxiliary CNN", training=(*_SPIKES_600, *_ALONE)),
+    _tuned("no random phase", training=()),
 )
