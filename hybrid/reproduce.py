@@ -158,16 +158,14 @@ class Parts:
 
     @property
     def _made(self) -> str:
-        config = self.config
+        config, scale = self.config, self.cifar.scale
+        if config.scale == "reduced":
+            shallow = [f"{used} for {name}" for name, used in scale.stand_ins.items()]
+            return f"reduced scale ({', '.join(shallow)}; {' '.join((*scale.images, *scale.training, *scale.width))})"
         limits = {"training images": config.limit_train, "test images": config.limit_test, "epochs": config.epochs}
         told = [f"{value} {name}" for name, value in limits.items() if value]
-        scales = {
-            "full": "full scale",
-            "reduced": "reduced scale: 10,000 training images of 15,000 drawn, 8 epochs, MobileNetV2 with one block in "
-            "each stage and a quarter of its width",
-            "small": "a slice with narrow networks, to check the machinery: the numbers mean nothing",
-        }
-        return ", ".join([scales[config.scale], *told])
+        small = "a slice with narrow networks, to check the machinery: the numbers mean nothing"
+        return ", ".join([small if config.scale == "small" else "full scale", *told])
 
     def _table(self, part: str, text: Path, table: Path, picture: Path) -> None:
         cells = table_cells(part, self.cifar, self.traffic)
