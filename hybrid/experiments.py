@@ -34,6 +34,10 @@ SNR = ("clean", "awgn:40", "awgn:30", "awgn:25", "awgn:20", "awgn:15", "awgn:12"
 SOURCE_SEED = 1000
 """Added to the seed of a baseline whose gradient is taken: another initialisation than the measured one's."""
 AVERAGE = "average:2"
+UNSEEN = ("wald:3,0.3", "wald:13,1", "poisson:255", "poisson:75", "salt-pepper:0.05", "salt-pepper:0.20")
+"""Noises that no network is trained on, but for the noise-trained ones of Table 5."""
+UNSEEING = (BASELINE, noise_trained("awgn:30"), SAFE, TUNED)
+"""Networks to set beside each other at noises that none of them has seen."""
 SEVERITIES = (1, 2, 3)
 """Of common corruptions. ImageNet-C's: 4 and 5 leave little of images of 32 pixels."""
 
@@ -250,7 +254,7 @@ class Experiments:
     def attack_table(self) -> list[Cell]:
         """Table 7: FGSM crafted on a conventional network of the same backbone, another initialisation."""
         conditions, cells = ("fgsm:3", "fgsm:8", "fgsm:16"), []
-        for network, backbone in product((BASELINE, SAFE, noise_trained("awgn:30"), TUNED), self.scale.backbones):
+        for network, backbone in product(UNSEEING, self.scale.backbones):
             models = tuple(self.train(network, backbone, seed) for seed in self.seeds)
             sources = (self.train(BASELINE, backbone, SOURCE_SEED + seed) for seed in self.seeds)
             runs = tuple(
@@ -276,11 +280,14 @@ class Experiments:
             cells += [replace(cell, factor=network.factor) for cell in found]
         return cells
 
+    def unseen_table(self) -> list[Cell]:
+        """Table 5's noises, which none of these networks has seen."""
+        return [cell for network in UNSEEING for cell in self.row(network, UNSEEN, name=network.name)]
+
     def corruption_table(self) -> list[Cell]:
         """Common corruptions; the networks of a seed are measured together, on the same images."""
         conditions = tuple(f"corruption:{name},{severity}" for name in CORRUPTIONS for severity in SEVERITIES)
-        networks = (BASELINE, noise_trained("awgn:30"), noise_trained("awgn:20"), SAFE, TUNED)
-        models = {network.name: tuple(self.train(network, seed=seed) for seed in self.seeds) for network in networks}
+        models = {network.name: tuple(self.train(network, seed=seed) for seed in self.seeds) for network in UNSEEING}
         runs = tuple(
             self.evaluate(together, conditions, flags=self.scale.corrupted)
             for together in zip(*models.values(), strict=True)
@@ -311,6 +318,7 @@ def table_cells(name: str, cifar: Experiments, traffic: Experiments) -> list[Cel
     others = {
         "table7": cifar.attack_table,
         "ablations": cifar.ablations,
+        "unseen": cifar.unseen_table,
         "corruptions": cifar.corruption_table,
         "frontier": cifar.search,
     }

@@ -91,7 +91,6 @@ SEARCH = (
     *ABLATIONS,
     _conventional("random phase, 300 ms", "variability", *_SPIKES),
     noise_trained("awgn:30"),
-    noise_trained("awgn:20"),
     AVERAGE_TRAINED,
     _one_layer("no auxiliary CNN", "auxiliary CNN", *_ALONE),
     _one_layer("auxiliary of 3x3 average", "auxiliary CNN", "--auxiliary-input", "average:3"),

@@ -26,7 +26,7 @@ from snn.errors import UserError, check
 
 Part = Literal[
     *("table1", "table2", "table3", "table4", "table5", "table6", "table7", "fig5", "fig6", "fig7"),
-    *("ablations", "corruptions", "frontier", "all"),
+    *("ablations", "unseen", "corruptions", "frontier", "all"),
 ]
 PARTS = Part.__args__[:-1]
 EMBEDDED = 1000
@@ -38,7 +38,8 @@ class ReproduceConfig:
     """Make tables and figures of the paper beside its numbers."""
 
     parts: tyro.conf.Positional[tuple[Part, ...]]
-    """Which: table1 to table7, fig5 to fig7, ablations, corruptions (common corruptions), frontier (all networks of the
+    """Which: table1 to table7, fig5 to fig7, ablations, unseen (Table 5's noises, trained on none), corruptions
+    (the common ones), frontier (all networks of the
     search, on held-out training images), or all."""
     out: Path = Path("runs/reproduce")
     """Folder for Markdown, CSV and pictures; made if it is not there."""
@@ -181,6 +182,8 @@ class Parts:
             + (f" ± standard deviation over {seeds} training seeds" if seeds > 1 else " (one training seed)")
             + ("; in brackets the paper's number and the difference." if compared else ".")
         )
+        # Where a folder of images lies is of no interest in a picture.
+        shown = Path(data).name if data.startswith("folder:") else data
         lines = [f"# {heading(part)}", "", caption, "", *table_lines(rows)]
         write_csv(table, rows)
         if part == "table2":
@@ -193,9 +196,9 @@ class Parts:
         if part == "frontier":
             draw_frontier(rows, picture)
         elif part == "corruptions":
-            draw_table(category_rows(rows), f"Common corruptions: mean accuracy on {data}", picture)
+            draw_table(category_rows(rows), f"Common corruptions: mean accuracy on {shown}", picture)
         else:
-            draw_table(rows, f"{heading(part)}: {metric} accuracy on {data}", picture)
+            draw_table(rows, f"{heading(part)}: {metric} accuracy on {shown}", picture)
 
     @staticmethod
     def _recovered(rows: list[dict], backbone: str) -> list[dict]:

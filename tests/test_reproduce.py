@@ -144,7 +144,7 @@ def test_dry_runs_list_commands_and_make_nothing(tmp_path, capsys):
     assert all(line.startswith("python -m ") for line in lines)
     assert len(lines) == len(set(lines)) > 60
     assert list(tmp_path.iterdir()) == []
-    assert len(PARTS) == 13
+    assert len(PARTS) == 14
 
 
 def test_failed_runs_are_told(tmp_path, capsys):
@@ -177,7 +177,7 @@ def test_corruptions_of_a_seed_are_computed_once_for_all_networks():
     evaluations = {run.identity for cell in cells for run in cell.runs}
     assert len(evaluations) == 2
     first = cells[0].runs[0]
-    assert [flag for flag, _ in first.inputs] == [""] * 5
+    assert [flag for flag, _ in first.inputs] == [""] * 4
     assert all(cell.networks[0] in [run for _, run in first.inputs] for cell in cells)
 
 
