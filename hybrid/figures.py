@@ -155,25 +155,26 @@ def draw_frontier(rows: list[dict], path: Path) -> None:
     factors = {row["model"]: row["factor"] for row in rows}
     at = {name: {r["condition"]: r["ours_percent"] for r in rows if r["model"] == name} for name in factors}
     points = {name: (found["awgn:15"], found["clean"]) for name, found in at.items()}
-    figure = Figure(figsize=(9.5, 7.5), layout="constrained")
+    figure = Figure(figsize=(10.5, 6), layout="constrained")
     axes = figure.subplots()
-    for number, factor in enumerate(dict.fromkeys(factors.values())):
-        mine = [points[name] for name in factors if factors[name] == factor]
-        axes.scatter(*zip(*mine, strict=True), marker="os^Dv<>Ph*"[number % 10], s=45, label=factor, zorder=3)
+    kinds = list(dict.fromkeys(factors.values()))
+    for number, (name, point) in enumerate(points.items(), 1):
+        kind = kinds.index(factors[name])
+        style = {"marker": "os^Dv<>Ph*"[kind % 10], "color": COLOURS[kind % len(COLOURS)]}
+        axes.scatter(*point, s=40, label=f"{number} {name}", zorder=3, **style)
+        axes.annotate(str(number), point, xytext=(4, 4), textcoords="offset points", fontsize=8)
     best = sorted(
         p for p in points.values() if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points.values())
     )
     axes.plot(*zip(*best, strict=True), color="0.6", linewidth=1, zorder=1)
-    for name, point in points.items():
-        axes.annotate(name, point, xytext=(4, 3), textcoords="offset points", fontsize=6.5, color="0.25")
     axes.axline((0, 0), slope=1, color="0.8", linestyle=":", zorder=0)
     shown = np.array(list(points.values()))
-    axes.set_xlim(shown[:, 0].min() - 1.5, shown[:, 0].max() + 5)
+    axes.set_xlim(shown[:, 0].min() - 1.5, shown[:, 0].max() + 1.5)
     axes.set_ylim(shown[:, 1].min() - 1.5, shown[:, 1].max() + 1.5)
     axes.set_xlabel("top-1 accuracy at 15 dB (%)")
     axes.set_ylabel("top-1 accuracy on clean images (%)")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower left")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
