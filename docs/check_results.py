@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hybrid.tables import read_rows, table_lines
 
 DOCUMENT = Path(__file__).with_name("results.md")
-TABLE = re.compile(r"^<!-- (results/[\w-]+\.csv) -->\n\n((?:\|.*\n)*)", re.MULTILINE)
+TABLE = re.compile(r"^<!-- (results/[\w-]+\.csv) -->\n\n((?:\|.*\n)*)\n*", re.MULTILINE)
 
 
 def with_tables(text: str, folder: Path) -> str:
@@ -24,7 +24,8 @@ def with_tables(text: str, folder: Path) -> str:
 
     def table(match: re.Match) -> str:
         lines = table_lines(read_rows(folder / match[1]))
-        return f"<!-- {match[1]} -->\n\n" + "".join(f"{line}\n" for line in lines)
+        # Without an empty line what follows would be a row of the table.
+        return f"<!-- {match[1]} -->\n\n" + "".join(f"{line}\n" for line in lines) + "\n"
 
     return TABLE.sub(table, text)
 

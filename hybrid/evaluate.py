@@ -125,7 +125,7 @@ def evaluate(
     condition: what each path contributes. See :class:`EvaluateConfig` for the arguments.
     """
     rows = []
-    filtered = parse_preprocess(preprocess).to(device)
+    filtered = parse_preprocess(preprocess).eval().to(device)
     ablated = next((condition for condition in conditions if condition.kind == "clean"), conditions[0])
     seeds = {condition: _seeds(condition, seed, repeats) for condition in conditions}
     with progress(None, "evaluating", "run", total=len(models) * sum(map(len, seeds.values()))) as bar:

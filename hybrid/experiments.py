@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
+from math import prod
 from pathlib import Path
 
 from hybrid.backbones import PAPER_BACKBONES
@@ -157,6 +158,9 @@ class Experiments:
     def learn(self, network: Network = SAFE) -> Run:
         """Its spiking layers."""
         flags = (*self.data, *self.scale.images, "--preset", self.preset, *self.scale.learning, *network.learning)
+        if network.learning and self.preset == "imagenet":
+            # One layer takes the whole stride of the preset's three.
+            flags += ("--strides", str(prod(PRESETS[self.preset].strides)))
         flags += ("--stdp.rule", network.rule)
         return Run(f"snn-{network.rule}", "snn.learn", flags, settings=repr(PRESETS[self.preset]))
 

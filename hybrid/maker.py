@@ -5,15 +5,17 @@ import importlib
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from time import perf_counter
 
 import torch
 
 from hybrid.experiments import Run, in_order
-from snn.errors import check
+from snn.errors import UserError, check
 from snn.weights import load_network
 
 RESUMABLE = ("snn.learn", "hybrid.train")
@@ -80,10 +82,17 @@ class Maker:
                         del waiting[run.identity]
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         run = running.pop(future)
-                        _judge(self.command(run), future.result())
+                        try:
+                            status = future.result()
+                        except BrokenProcessPool as error:
+                            raise UserError(
+                                f"a worker ended while it made {run.file(self.folder).name} (out of memory?); start "
+                                "again with fewer --workers"
+                            ) from error
+                        _judge(self.command(run), status)
                         made += 1
             except BaseException:
-                # Training and learning end in a checkpoint, from which the next start goes on.
+                # Training and learning go on from their last checkpoint when they are started again.
                 for process in multiprocessing.active_children():
                     process.terminate()
                 pool.shutdown(cancel_futures=True)
@@ -92,6 +101,13 @@ class Maker:
 
 def _start_worker(threads: int) -> None:
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed tells nobody, and its next start would make the same run beside this one."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def make_run(command: list[str], log: Path, quiet: bool = False) -> int:
