@@ -171,23 +171,18 @@ _RESNET = {
     "strides": (4, 1),
 }
 
+_MOBILENET_V2 = {"stem": "features.0.0", "head": "classifier.1", "drop_stem": _drop_mobilenet_v2}
+
 BACKBONES: dict[str, Adapter] = {
     "mobilenet_v2": Adapter(
-        build=_build_mobilenet_v2,
-        stem="features.0.0",
-        head="classifier.1",
-        use_small_strides=_small_mobilenet_v2,
-        drop_stem=_drop_mobilenet_v2,
-        strides=(4, 1),
+        build=_build_mobilenet_v2, use_small_strides=_small_mobilenet_v2, strides=(4, 1), **_MOBILENET_V2
     ),
     # One block in each stage of MobileNetV2.
     "mobilenet_v2_shallow": Adapter(
         build=_build_mobilenet_v2_shallow,
-        stem="features.0.0",
-        head="classifier.1",
         use_small_strides=_small_mobilenet_v2_shallow,
-        drop_stem=_drop_mobilenet_v2,
         strides=(4, 2),
+        **_MOBILENET_V2,
     ),
     "resnet101": Adapter(build=partial(_build_resnet, resnet101), **_RESNET),
     "densenet121": Adapter(

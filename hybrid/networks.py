@@ -48,11 +48,13 @@ _SPIKES = ("--preprocess", "spikes")
 _SPIKES_600 = ("--preprocess", "spikes:10,30,600")
 """Counted over twice the time: half the deviation."""
 
-ONE_LAYER = Network(
-    "one layer",
-    "front end",
-    learning=("--maps", "32", "--kernel-sizes", "5", "--stdp.beta-p", "1", "--stdp.beta-d", "1"),
-)
+
+def _large_kernels(maps: int) -> tuple[str, ...]:
+    """Flags of snn.learn for one layer."""
+    return ("--maps", str(maps), "--kernel-sizes", "5", "--stdp.beta-p", "1", "--stdp.beta-d", "1")
+
+
+ONE_LAYER = Network("one layer", "front end", learning=_large_kernels(32))
 """Oriented edges and colours: 32 kernels of 5 x 5 pixels."""
 TUNED = replace(ONE_LAYER, name="tuned safe", factor="variability", training=_SPIKES_600)
 """What came of the search; goes beyond the paper: one layer of larger kernels, trained with spike counts of random
@@ -97,9 +99,5 @@ SEARCH = (
     _one_layer("auxiliary with steps", "auxiliary CNN", "--auxiliary-activation", "steps"),
     _one_layer("random phase, 300 ms", "variability", *_SPIKES),
     _tuned("auxiliary of 16 maps", "auxiliary CNN", training=(*_SPIKES_600, "--auxiliary-maps", "16")),
-    _tuned(
-        "64 maps",
-        "front end",
-        learning=("--maps", "64", "--kernel-sizes", "5", "--stdp.beta-p", "1", "--stdp.beta-d", "1"),
-    ),
+    _tuned("64 maps", "front end", learning=_large_kernels(64)),
 )

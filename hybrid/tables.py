@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hybrid.experiments import Cell
+from hybrid.noise import parse_condition
 from hybrid.paper import paper_value
 
 CATEGORIES = {
@@ -110,7 +111,7 @@ def category_rows(rows: list[dict]) -> list[dict]:
     made = []
     for model in dict.fromkeys(row["model"] for row in rows):
         for category, names in wanted.items():
-            mine = [r for r in rows if r["model"] == model and r["condition"][11:].partition(",")[0] in names]
+            mine = [r for r in rows if r["model"] == model and parse_condition(r["condition"]).corruption in names]
             seeds = np.mean([list(map(float, row["values_percent"].split())) for row in mine], axis=0)
             nothing = {"paper_percent": "", "difference_percent": ""}
             made.append(mine[0] | {"condition": category, **_mean("ours_percent", seeds.tolist()), **nothing})

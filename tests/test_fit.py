@@ -199,4 +199,6 @@ def test_equal_steps_of_channels_keep_each_channels_range():
     made = with_even_steps(Fit(own, "change points of channels", {}, 0.0), 4, neurons).steps
     assert made.edges.shape == (2, 4)
     assert made.heights[:, -1].tolist() == [1.0, 2.0]
-    assert with_even_steps(Fit(own, "", {}, 0.0), 4, neurons).residual >= 0
+    told = with_even_steps(Fit(own, "", {}, 0.0), 4, neurons).residual
+    found = [h[(e <= x).sum()].item() for e, h, x in zip(made.edges, made.heights, (1.5, 3.0), strict=True)]
+    assert told == pytest.approx((abs(found[0] - 1) + abs(found[1] - 1)) / 2)
