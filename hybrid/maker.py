@@ -19,6 +19,10 @@ from snn.errors import UserError, check
 from snn.weights import load_network
 
 RESUMABLE = ("snn.learn", "hybrid.train")
+INTERRUPTED = 130
+"""Exit status of a command that was interrupted."""
+PATIENCE = 30.0
+"""Seconds that a worker has to end in."""
 READS_IMAGES = (*RESUMABLE, "hybrid.evaluate", "hybrid.swap", "bridge.convert")
 
 
@@ -78,7 +82,7 @@ class Maker:
                     for run in ready[: self.workers - len(running)]:
                         self._tell(run, made + len(running) + 1, made, len(missing), perf_counter() - began)
                         log = self.folder / "logs" / f"{run.file(self.folder).stem}.txt"
-                        running[pool.submit(make_run, self.command(run), log, quiet=True)] = run
+                        running[pool.submit(_make_in_worker, self.command(run), log)] = run
                         del waiting[run.identity]
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         run = running.pop(future)
@@ -93,9 +97,7 @@ class Maker:
                         made += 1
             except BaseException:
                 # Training and learning go on from their last checkpoint when they are started again.
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                pool.shutdown(cancel_futures=True)
+                _end(multiprocessing.active_children())
                 raise
 
 
@@ -108,6 +110,29 @@ def _end_with_parent() -> None:
     """A parent that was killed tells nobody, and its next start would make the same run beside this one."""
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+def _make_in_worker(command: list[str], log: Path) -> int:
+    """:func:`make_run`. A command takes SIGTERM as Ctrl-C and returns; its worker must then end, and not wait for more
+    to do."""
+    status = INTERRUPTED
+    with contextlib.suppress(KeyboardInterrupt):
+        status = make_run(command, log, quiet=True)
+    if status == INTERRUPTED:
+        os._exit(INTERRUPTED)
+    return status
+
+
+def _end(workers: list[multiprocessing.Process]) -> None:
+    """End all before the pool shuts down: one that ends inside a queue keeps its lock, for which another would wait
+    for ever, and the pool for that one."""
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(PATIENCE)
+        # It ends at once, or has nothing left to lose: files are whole or not there.
+        worker.kill()
+        worker.join()
 
 
 def make_run(command: list[str], log: Path, quiet: bool = False) -> int:
@@ -124,6 +149,6 @@ def make_run(command: list[str], log: Path, quiet: bool = False) -> int:
 
 
 def _judge(command: list[str], status: int) -> None:
-    if status == 130:
+    if status == INTERRUPTED:
         raise KeyboardInterrupt
     check(status == 0, f"python -m {' '.join(command)} failed (its log tells why); mend that and start again")

@@ -49,9 +49,10 @@ _SPIKES_600 = ("--preprocess", "spikes:10,30,600")
 """Counted over twice the time: half the deviation."""
 
 
-def _large_kernels(maps: int) -> tuple[str, ...]:
-    """Flags of snn.learn for one layer."""
-    return ("--maps", str(maps), "--kernel-sizes", "5", "--stdp.beta-p", "1", "--stdp.beta-d", "1")
+def _large_kernels(*maps: int, size: int = 5) -> tuple[str, ...]:
+    """Flags of snn.learn for layers of so many maps."""
+    sizes = ("--kernel-sizes", *(str(size) for _ in maps))
+    return ("--maps", *map(str, maps), *sizes, "--stdp.beta-p", "1", "--stdp.beta-d", "1")
 
 
 ONE_LAYER = Network("one layer", "front end", learning=_large_kernels(32))
@@ -100,4 +101,17 @@ SEARCH = (
     _one_layer("random phase, 300 ms", "variability", *_SPIKES),
     _tuned("auxiliary of 16 maps", "auxiliary CNN", training=(*_SPIKES_600, "--auxiliary-maps", "16")),
     _tuned("64 maps", "front end", learning=_large_kernels(64)),
+    _tuned("3x3 kernels", "front end", learning=_large_kernels(32, size=3)),
+    _tuned("7x7 kernels", "front end", learning=_large_kernels(32, size=7)),
+    _tuned("two layers", "front end", learning=_large_kernels(32, 40)),
+    _tuned("stride 2", "front end", learning=(*_large_kernels(32), "--strides", "2")),
+    _tuned("rates up to 60 Hz", "encoding", learning=(*_large_kernels(32), "--encoding.f-max", "60")),
+    _tuned("4 steps", "steps", conversion=("--steps", "4")),
+    _tuned("balanced kernels", "conductances", conductances="balanced"),
+    _tuned("auxiliary dropped in 1 of 4", "auxiliary CNN", training=(*_SPIKES_600, "--auxiliary-drop", "0.25")),
+    _tuned("auxiliary of 5x5 kernels", "auxiliary CNN", training=(*_SPIKES_600, "--auxiliary-kernel", "5")),
+    _tuned("auxiliary of 2x2 average", "auxiliary CNN", training=(*_SPIKES_600, "--auxiliary-input", "average:2")),
+    _one_layer("neurons' variability", "variability", "--variability"),
+    replace(SAFE, name="safe, random phase", factor="variability", training=_SPIKES_600),
+    replace(MU, name="mu, random phase", factor="variability", training=_SPIKES_600),
 )

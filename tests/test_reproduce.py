@@ -168,6 +168,57 @@ def test_workers_end_at_a_failure_and_keep_its_log(tmp_path):
     assert not list(tmp_path.glob("*.h5"))
 
 
+WAITING = """
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from hybrid.experiments import Run
+from hybrid.maker import Maker
+from snn.command import RunOptions, run_command
+from snn.errors import check
+
+
+@dataclass(frozen=True)
+class Config:
+    out: Path
+    fails: bool = False
+    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+
+
+def wait(config):
+    started = config.out.with_name("started")
+    if not config.fails:
+        started.touch()
+        time.sleep(300)
+    while not started.exists():
+        time.sleep(0.01)
+    check(False, "fails")
+
+
+def main(argv):
+    return run_command(Config, wait, argv)
+
+
+if __name__ == "__main__":
+    Maker(Path(sys.argv[1]), "cpu", workers=2).make([Run("waits", "waiting", ()), Run("fails", "waiting", ("--fails",))])
+"""
+
+
+def test_a_failure_ends_workers_that_are_amid_a_run(tmp_path):
+    """A worker takes SIGTERM as an interrupt of its command; the idle one dies with the lock of the queue."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    command = [sys.executable, str(tmp_path / "waiting.py"), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "UserError: python -m waiting --fails" in result.stderr.replace("snn.errors.", "")
+    (log,) = tmp_path.glob("logs/waits-*.txt")
+    assert "interrupted" in log.read_text()
+
+
 def test_networks_of_a_list_have_names_and_results_of_their_own(digits):
     for networks in (SEARCH, ABLATIONS):
         assert len({network.name for network in networks}) == len(networks)
