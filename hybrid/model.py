@@ -61,7 +61,8 @@ class Architecture:
     below 96 pixels, else 0."""
     preprocess: str = "none"
     """What becomes of images first, in training and ever after: average:N (mean of N x N pixels), quantise (to the
-    levels that the encoder tells apart) or quantise:F_MIN,F_MAX,T (Hz, ms)."""
+    levels that the encoder tells apart) or quantise:F_MIN,F_MAX,T (Hz, ms), spikes or spikes:F_MIN,F_MAX,T (the same
+    at random phase, while training alone); several joined by +."""
 
     def __post_init__(self) -> None:
         check_backbone(self.backbone, self.width)

@@ -106,6 +106,8 @@ def experiments(config: ReproduceConfig) -> tuple[Experiments, Experiments]:
         scale,
         seeds=config.seeds or scale.seeds,
         images=tuple(word for pair in images.items() for word in pair),
+        learning=_at_most(scale.learning, "--limit-train", config.limit_train),
+        corrupted=_at_most(scale.corrupted, "--limit-test", config.limit_test),
         training=tuple(word for pair in training.items() for word in pair),
         width=("--width", str(config.width)) if config.width else scale.width,
         backbones=config.backbones or scale.backbones,
@@ -116,6 +118,14 @@ def experiments(config: ReproduceConfig) -> tuple[Experiments, Experiments]:
     size = ("--image-size", str(config.traffic_size)) if config.traffic_size else ()
     preset = "imagenet" if config.traffic_size and config.traffic_size >= 96 else "cifar10"
     return cifar, Experiments(("--data", config.traffic, *size), scale, preset)
+
+
+def _at_most(flags: tuple[str, ...], flag: str, limit: int | None) -> tuple[str, ...]:
+    """``flags`` with the number behind ``flag``, where they have it, no larger than ``limit``."""
+    if limit is None or flag not in flags:
+        return flags
+    place = flags.index(flag) + 1
+    return (*flags[:place], str(min(limit, int(flags[place]))), *flags[place + 1 :])
 
 
 def heading(part: str) -> str:
@@ -165,8 +175,14 @@ class Parts:
         config, scale = self.config, self.cifar.scale
         if config.scale == "reduced":
             shallow = [f"{used} for {name}" for name, used in scale.stand_ins.items()]
-            return f"reduced scale ({', '.join(shallow)}; {' '.join((*scale.images, *scale.training, *scale.width))})"
-        limits = {"training images": config.limit_train, "test images": config.limit_test, "epochs": config.epochs}
+            # How many test images there are is told with each table.
+            images = scale.images[: scale.images.index("--limit-test")]
+            return f"reduced scale ({', '.join(shallow)}; {' '.join((*images, *scale.training, *scale.width))})"
+        limits = {
+            "training images": config.limit_train,
+            "epochs": config.epochs,
+            "of the backbones' width": config.width,
+        }
         told = [f"{value} {name}" for name, value in limits.items() if value]
         small = "a slice with narrow networks, to check the machinery: the numbers mean nothing"
         return ", ".join([small if config.scale == "small" else "full scale", *told])

@@ -1,7 +1,8 @@
 """Results of runs as rows (CSV) and as Markdown; the same functions write the tables and check those of a document."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def read_values(cell: Cell, folder: Path) -> list[dict]:
+def _read_values(cell: Cell, folder: Path, read: Callable[[Path], list[dict]]) -> list[dict]:
     """The row of each of its networks, with both paths (the first noise seed)."""
     found = []
     for run, network in zip(cell.runs, cell.networks, strict=True):
         wanted = (network.file(folder).stem, cell.condition, cell.metric, "both")
-        rows = read_rows(run.file(folder))
+        rows = read(run.file(folder))
         found.append(next(r for r in rows if (r["model"], r["condition"], r["metric"], r["paths"]) == wanted))
     return found
 
@@ -40,8 +41,10 @@ def read_values(cell: Cell, folder: Path) -> list[dict]:
 def table_rows(name: str, cells: list[Cell], folder: Path) -> list[dict]:
     """One row per cell: our mean and deviation over seeds, the paper's number, the difference."""
     rows = []
+    # A file holds many cells, and is read once.
+    read = cache(read_rows)
     for cell in cells:
-        found = read_values(cell, folder)
+        found = _read_values(cell, folder, read)
         values = [float(row["value_percent"]) for row in found]
         number = int(name[-1]) if name.startswith("table") else 0
         paper = paper_value(number, cell.model, cell.condition, cell.metric)
@@ -86,16 +89,18 @@ def recovered_rows(rows: list[dict], baseline: str) -> list[dict]:
         loss = clean - values[baseline, condition]
         if model != baseline and loss.mean() >= LEAST_LOSS:
             # One ratio of means: a seed whose baseline happens to lose little would have the say otherwise.
-            share = 100 * (ours - values[baseline, condition]).mean() / loss.mean()
-            each = 100 * (ours - values[baseline, condition]) / loss
-            deviation = round(float(each.std(ddof=1)), 3) if len(each) > 1 else ""
+            gain = ours - values[baseline, condition]
+            share = gain.mean() / loss.mean()
+            # To first order, how much each seed moves that ratio.
+            each = (gain - share * loss) / loss.mean()
+            deviation = round(100 * float(each.std(ddof=1)), 3) if len(each) > 1 else ""
             found.append(
                 {
                     "table": "recovered",
                     "model": model,
                     "factor": "",
                     "condition": condition,
-                    "ours_percent": round(float(share), 3),
+                    "ours_percent": round(100 * float(share), 3),
                     "deviation_percent": deviation,
                     "paper_percent": "",
                     "difference_percent": "",

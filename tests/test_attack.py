@@ -1,6 +1,7 @@
 """FGSM as a transfer attack, and evaluation with it, with repeats and with filters."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from hybrid.attack import fgsm
 from hybrid.conditions import perturb
 from hybrid.evaluate import correct_in, evaluate, main, summarise
-from hybrid.model import load_model
+from hybrid.model import load_model, save_model
 from hybrid.noise import parse_condition
 from snn.data import DataSource, load_images
 
@@ -160,3 +161,18 @@ def test_held_out_images_are_those_of_the_validation_curve(pipeline, models, tmp
     capsys.readouterr()
     assert main([str(pipeline.safe), *given, "--limit-test", "9"]) == 2
     assert "leave out --data and --limit-test" in capsys.readouterr().err
+
+
+def test_held_out_images_must_be_those_of_all_networks_but_of_a_source(pipeline, models, tmp_path, capsys):
+    moved, other = tmp_path / "moved.h5", tmp_path / "other.h5"
+    safe = models["safe"]
+    for path, model in (
+        (moved, replace(safe, source=replace(safe.source, root=tmp_path))),
+        (other, replace(models["baseline"], seed=7)),
+    ):
+        save_model(path, model, "test", safe.source_digest)
+    given = ["--split", "held-out", "--no-figures", "--out", str(tmp_path / "r.csv")]
+    assert main([str(pipeline.safe), str(moved), *given, "--noise", "clean"]) == 0
+    assert main([str(pipeline.safe), "--source", str(other), *given, "--noise", "fgsm:8"]) == 0
+    assert main([str(pipeline.safe), str(other), *given, "--noise", "clean"]) == 2
+    assert "held out different images" in capsys.readouterr().err

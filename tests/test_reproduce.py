@@ -15,7 +15,7 @@ from hybrid.maker import Maker
 from hybrid.model import load_model
 from hybrid.networks import ABLATIONS, BASELINE, MU, SAFE, SEARCH, noise_trained
 from hybrid.paper import paper_value
-from hybrid.reproduce import PARTS, main
+from hybrid.reproduce import PARTS, ReproduceConfig, experiments, main
 from hybrid.tables import table_lines, table_rows
 from snn.errors import UserError
 
@@ -149,6 +149,22 @@ def test_dry_runs_list_commands_and_make_nothing(tmp_path, capsys):
     assert len(PARTS) == 14
 
 
+@pytest.mark.parametrize(("limit", "learned", "corrupted"), [(None, "4000", "1000"), (300, "300", "300"),
+                                                            (9000, "4000", "1000")])  # fmt: skip
+def test_a_limit_of_images_holds_for_every_run(limit, learned, corrupted):
+    limits = dict(limit_train=limit, limit_test=limit)
+    cifar, _ = experiments(ReproduceConfig(("table2",), scale="reduced", data="folder:images", **limits))
+    learn, (evaluate, *_) = cifar.learn(SAFE), cifar.corruption_table()[0].runs
+
+    def last(run, flag):
+        flags = dict(zip(run.flags, run.flags[1:], strict=False))
+        return flags[flag]
+
+    assert last(learn, "--limit-train") == learned
+    assert last(evaluate, "--limit-test") == corrupted
+    assert last(cifar.train(SAFE), "--limit-train") == str(limit or 15000)
+
+
 def test_failed_runs_are_told(tmp_path, capsys):
     arguments = ["fig5", "--data", "folder:nowhere", "--out", str(tmp_path / "o"), "--runs", str(tmp_path / "r")]
     assert main(arguments) == 2
@@ -205,7 +221,8 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    Maker(Path(sys.argv[1]), "cpu", workers=2).make([Run("waits", "waiting", ()), Run("fails", "waiting", ("--fails",))])
+    runs = [Run("waits", "waiting", ()), Run("fails", "waiting", ("--fails",))]
+    Maker(Path(sys.argv[1]), "cpu", workers=2).make(runs)
 """
 
 
