@@ -236,8 +236,9 @@ class Experiments:
         train_noise: dict[str, str],
         backbones: tuple[str, ...] | None = None,
         metric: str = "top1",
+        networks: tuple[Network, ...] = (AVERAGE_TRAINED, SAFE, TUNED),
     ) -> list[Cell]:
-        """Baseline, noise-trained, average filter (in evaluation alone, and in training too), SAFE, and SAFE tuned.
+        """Baseline, noise-trained, average filter (in evaluation alone), then ``networks``.
 
         ``train_noise`` names, for each kind of noise, what the noise-trained network is trained with.
         """
@@ -251,7 +252,7 @@ class Experiments:
         for backbone in backbones:
             name, flags = f"average-filter {backbone}", ("--preprocess", AVERAGE)
             cells += self.row(BASELINE, conditions, backbone, metric, name=name, flags=flags)
-        for network, backbone in product((AVERAGE_TRAINED, SAFE, TUNED), backbones):
+        for network, backbone in product(networks, backbones):
             cells += self.row(network, conditions, backbone, metric)
         return cells
 
@@ -304,7 +305,8 @@ def table_cells(name: str, cifar: Experiments, traffic: Experiments) -> list[Cel
     kinds = ("wald", "poisson", "salt-pepper")
     first = {"wald": "wald:3,0.3", "poisson": "poisson:255", "salt-pepper": "salt-pepper:0.05"}
     if name == "table2":
-        return cifar.noise_table(SNR, dict.fromkeys(("clean", "awgn"), "awgn:30"))
+        noise = dict.fromkeys(("clean", "awgn"), "awgn:30")
+        return cifar.noise_table(SNR, noise, networks=(AVERAGE_TRAINED, SAFE, MU, TUNED))
     if name == "table3":
         conditions = ("clean", "awgn:25", "awgn:15", "awgn:10", "awgn:5")
         return traffic.noise_table(conditions, dict.fromkeys(("clean", "awgn"), "awgn:25"))
