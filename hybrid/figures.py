@@ -162,7 +162,7 @@ def draw_frontier(rows: list[dict], path: Path) -> None:
         kind = kinds.index(factors[name])
         style = {"marker": "os^Dv<>Ph*"[kind % 10], "color": COLOURS[kind % len(COLOURS)]}
         axes.scatter(*point, s=40, label=f"{number} {name}", zorder=3, **style)
-        axes.annotate(str(number), point, xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(str(number), point, xytext=(4, 4), textcoords="offset points", fontsize=8, zorder=4)
     best = sorted(
         p for p in points.values() if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points.values())
     )

@@ -56,6 +56,9 @@ class Architecture:
     """Share of training images whose auxiliary features are 0, so that the main CNN learns to do without them."""
     variability: bool = False
     """While training, add to each layer's spike counts deviations drawn from the simulated neurons' (safe)."""
+    feature_norm: bool = False
+    """Normalise the front end's features over batches where they join the auxiliary CNN's, as those are (all but
+    baseline; the paper normalises before activations alone)."""
     embedding: int | None = None
     """Units between two fully connected layers at the end; 0: torchvision's head with one layer; None: 128 for images
     below 96 pixels, else 0."""
@@ -83,6 +86,10 @@ class Architecture:
         check(
             self.variant == "safe" or not self.variability,
             f"--variability is of spiking neurons: it goes with --variant safe, not {self.variant}",
+        )
+        check(
+            self.variant != "baseline" or not self.feature_norm,
+            "--feature-norm is of a front end's features, which --variant baseline does not have",
         )
         check(self.embedding is None or self.embedding >= 0, f"--embedding {self.embedding}: must be 0 or more")
         parse_preprocess(self.preprocess)
@@ -196,6 +203,7 @@ class HybridNetwork(nn.Module):
         if isinstance(self.frontend, SpikingFrontEnd):
             self.frontend.variability = a.variability
         stride = spec.frontend.stride
+        self.feature_norm = nn.BatchNorm2d(spec.frontend.maps[-1]) if a.feature_norm else nn.Identity()
         self.auxiliary_input, self.auxiliary_drop = parse_preprocess(a.auxiliary_input), a.auxiliary_drop
         self.auxiliary = auxiliary_cnn(channels, a, stride) if a.auxiliary_maps else None
         features = spec.frontend.maps[-1] + a.auxiliary_maps
@@ -210,6 +218,7 @@ class HybridNetwork(nn.Module):
                 features = self.frontend(images)
         else:
             features = self.frontend(normalised)
+        features = self.feature_norm(features)
         if self.auxiliary is None:
             return self.main(features)
         auxiliary = self.auxiliary(self.normalise(self.auxiliary_input(images)))

@@ -111,6 +111,8 @@ SEARCH = (
     _tuned("auxiliary dropped in 1 of 4", "auxiliary CNN", training=(*_SPIKES_600, "--auxiliary-drop", "0.25")),
     _tuned("auxiliary of 5x5 kernels", "auxiliary CNN", training=(*_SPIKES_600, "--auxiliary-kernel", "5")),
     _tuned("auxiliary of 2x2 average", "auxiliary CNN", training=(*_SPIKES_600, "--auxiliary-input", "average:2")),
+    _one_layer("features normalised", "normalisation", "--feature-norm"),
+    _tuned("features normalised", "normalisation", training=(*_SPIKES_600, "--feature-norm")),
     _one_layer("neurons' variability", "variability", "--variability"),
     replace(SAFE, name="safe, random phase", factor="variability", training=_SPIKES_600),
     replace(MU, name="mu, random phase", factor="variability", training=_SPIKES_600),

@@ -235,3 +235,22 @@ def test_auxiliary_features_are_dropped_by_images_in_training_alone(pipeline):
     dropped = [(features == 0).all(dim=(1, 2, 3)) for features in seen]
     assert not dropped[0].any()
     assert 150 < dropped[1].sum() < 250
+
+
+def test_features_of_the_front_end_are_normalised_where_they_join(pipeline):
+    frontend, _, _ = load_frontend(pipeline.frontend)
+    spec = ModelSpec(Architecture(width=0.25, feature_norm=True), (1, 8, 8), tuple("0123456789"), frontend.spec)
+    network = build_model(spec, frontend)
+    joined = []
+    network.main.register_forward_pre_hook(lambda _, inputs: joined.append(inputs[0]))
+    images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    network.train()(images)
+    features = frontend(images)
+    mean, variance = features.mean((0, 2, 3), keepdim=True), features.var((0, 2, 3), correction=0, keepdim=True)
+    maps = features.shape[1]
+    torch.testing.assert_close(joined[0][:, :maps], (features - mean) / (variance + 1e-5).sqrt(), rtol=1e-4, atol=1e-4)
+    # A path that is silenced is silent behind the normalisation too.
+    network.eval()(images, "auxiliary")
+    assert not joined[1][:, :maps].any()
+    with pytest.raises(UserError, match="--feature-norm"):
+        Architecture(variant="baseline", feature_norm=True)
