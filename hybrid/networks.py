@@ -90,6 +90,21 @@ ABLATIONS = (
     # As it was when the search began.
     ONE_LAYER,
 )
+CONTRIBUTIONS = (
+    ("learned conductances, not shuffled ones", "tuned safe", "tuned safe, shuffled conductances"),
+    ("learned conductances, not random ones", "tuned safe", "tuned safe, random conductances"),
+    ("FD, not plain stochastic STDP", "tuned safe", "tuned safe, plain stochastic STDP"),
+    ("FD, not deterministic STDP", "tuned safe", "tuned safe, deterministic STDP"),
+    ("steps, not a ReLU that saturates", "tuned safe", "tuned safe, no steps"),
+    ("auxiliary CNN, not none", "tuned safe", "tuned safe, no auxiliary CNN"),
+    ("random phase, not means", "tuned safe", "one layer"),
+    ("spiking layer, not random phase alone", "tuned safe", "baseline, random phase"),
+    ("input quantised, of the baseline", "baseline, input quantised", "baseline"),
+    ("architecture without spikes (mu), not the baseline", "mu", "baseline"),
+    ("spiking layers, not trainable ones (mu)", "safe", "mu"),
+    ("step functions in a trained mu (lambda)", "lambda, range", "mu"),
+)
+"""What is told of the ablations: a name, then the networks that have it and that have not."""
 SEARCH = (
     *ABLATIONS,
     _conventional("random phase, 300 ms", "variability", *_SPIKES),

@@ -14,13 +14,13 @@ import tyro
 from hybrid.complexity import complexity_rows, draw_complexity
 from hybrid.embedding import draw_embedding, embed_models, panel_rows
 from hybrid.evaluate import load_test_images
-from hybrid.experiments import SCALES, Experiments, Run, in_order, table_cells
+from hybrid.experiments import FRONTIER, SCALES, Experiments, Run, in_order, table_cells
 from hybrid.figures import draw_frontier, draw_table, draw_training
 from hybrid.maker import Maker
 from hybrid.model import TrainedModel, history_rows, load_model
-from hybrid.networks import BASELINE, MU, SAFE
+from hybrid.networks import BASELINE, CONTRIBUTIONS, MU, SAFE
 from hybrid.noise import parse_condition
-from hybrid.tables import category_rows, recovered_rows, table_lines, table_rows
+from hybrid.tables import category_rows, difference_rows, recovered_rows, table_lines, table_rows
 from snn.command import RunOptions, check_outputs, choose_device, run_command, write_atomically, write_csv
 from snn.errors import UserError, check
 
@@ -211,6 +211,10 @@ class Parts:
             if recovered:
                 write_csv(table.with_name("recovered.csv"), recovered)
                 lines += ["", "Share of the baseline's loss that is won back:", "", *table_lines(recovered)]
+        if part == "ablations":
+            differences = difference_rows(rows, CONTRIBUTIONS, FRONTIER)
+            write_csv(table.with_name("contributions.csv"), differences)
+            lines += ["", "Points that each part adds, seed by seed:", "", *table_lines(differences)]
         write_markdown(text, "\n".join(lines) + "\n")
         if part == "frontier":
             draw_frontier(rows, picture)

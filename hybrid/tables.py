@@ -110,6 +110,31 @@ def recovered_rows(rows: list[dict], baseline: str) -> list[dict]:
     return found
 
 
+def difference_rows(rows: list[dict], pairs: Iterable[tuple[str, str, str]], conditions: Iterable[str]) -> list[dict]:
+    """How many points networks have more than others, seed by seed: what a part contributes.
+
+    Args:
+        rows: of :func:`table_rows`.
+        pairs: name of the difference, model, model that is taken away.
+        conditions: wanted.
+    """
+    values = {(r["model"], r["condition"]): np.array(list(map(float, r["values_percent"].split()))) for r in rows}
+    return [
+        {
+            "table": "contributions",
+            "model": name,
+            "factor": "",
+            "condition": condition,
+            **_mean("ours_percent", (values[model, condition] - values[other, condition]).tolist()),
+            "paper_percent": "",
+            "difference_percent": "",
+            "compared": f"{model} less {other}",
+        }
+        for name, model, other in pairs
+        for condition in conditions
+    ]
+
+
 def category_rows(rows: list[dict]) -> list[dict]:
     """Rows of common corruptions taken together: the mean of each category, and of all, seed by seed."""
     wanted = {"mean": tuple(name for names in CATEGORIES.values() for name in names), **CATEGORIES}
@@ -135,7 +160,8 @@ def table_lines(rows: list[dict]) -> list[str]:
     factors = {row["model"]: row["factor"] for row in rows}
     told = any(factors.values())
     unit = " (%)" if rows[0]["table"] == "recovered" else ""
-    names = ["network", *(["tried for"] if told else []), *(f"`{c}`{unit}" for c in conditions)]
+    first = "contribution" if rows[0]["table"] == "contributions" else "network"
+    names = [first, *(["tried for"] if told else []), *(f"`{c}`{unit}" for c in conditions)]
     lines = [_line(names), "|---" * (2 if told else 1) + "|---:" * len(conditions) + "|"]
     for model, factor in factors.items():
         cells = [_cell(found[model, c]) if (model, c) in found else "" for c in conditions]
@@ -148,10 +174,11 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cell(row: dict) -> str:
-    digits = 0 if row["table"] == "recovered" else 1
-    ours = f"{float(row['ours_percent']):.{digits}f}"
+    # Differences have a sign, shares of a small loss no decimals.
+    kind = {"recovered": ".0f", "contributions": "+.1f"}.get(row["table"], ".1f")
+    ours = format(float(row["ours_percent"]), kind)
     if row["deviation_percent"] != "":
-        ours += f" ± {float(row['deviation_percent']):.{digits}f}"
+        ours += " ± " + format(float(row["deviation_percent"]), kind.lstrip("+"))
     if row["paper_percent"] == "":
         return ours
     return f"{ours} ({float(row['paper_percent']):.1f}, {float(row['difference_percent']):+.1f})"

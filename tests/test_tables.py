@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from hybrid.corruptions import CORRUPTIONS
-from hybrid.tables import CATEGORIES, category_rows, read_rows, recovered_rows, table_lines
+from hybrid.experiments import SCALES, Experiments
+from hybrid.networks import CONTRIBUTIONS
+from hybrid.tables import CATEGORIES, category_rows, difference_rows, read_rows, recovered_rows, table_lines
 from snn.command import write_csv
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +39,21 @@ def test_shares_of_the_loss():
     assert found["ours_percent"] == 70.0
     assert found["deviation_percent"] == pytest.approx(100 * 2**0.5 / 15, abs=1e-3)
     assert table_lines([found])[-1] == "| safe b | 70 ± 9 |"
+
+
+def test_contributions_are_differences_seed_by_seed():
+    (found,) = difference_rows(ROWS, [("safety", "safe b", "baseline b")], ["awgn:15"])
+    assert (found["ours_percent"], found["compared"]) == (10.5, "safe b less baseline b")
+    # +15 and +6.
+    assert table_lines([found])[0] == "| contribution | `awgn:15` |"
+    assert table_lines([found])[-1] == "| safety | +10.5 ± 6.4 |"
+    (found,) = difference_rows(ROWS, [("safety", "safe b", "baseline b")], ["clean"])
+    assert table_lines([found])[-1] == "| safety | -1.0 ± 0.0 |"
+
+
+def test_contributions_are_of_the_ablations():
+    names = {cell.model for cell in Experiments(("--data", "digits"), SCALES["small"]).ablations()}
+    assert {name for _, *pair in CONTRIBUTIONS for name in pair} <= names
 
 
 def test_categories_hold_all_corruptions_and_are_means_seed_by_seed():
