@@ -37,7 +37,7 @@ SOURCE_SEED = 1000
 AVERAGE = "average:2"
 UNSEEN = ("wald:3,0.3", "wald:13,1", "poisson:255", "poisson:75", "salt-pepper:0.05", "salt-pepper:0.20")
 """Noises that no network is trained on, but for the noise-trained ones of Table 5."""
-UNSEEING = (BASELINE, noise_trained("awgn:30"), SAFE, TUNED)
+UNSEEING = (BASELINE, noise_trained("awgn:30"), SAFE, MU, TUNED)
 """Networks to set beside each other at noises that none of them has seen."""
 SEVERITIES = (1, 2, 3)
 """Of common corruptions. ImageNet-C's: 4 and 5 leave little of images of 32 pixels."""

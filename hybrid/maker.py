@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
+from tqdm import tqdm
 
 from hybrid.experiments import Run, in_order
 from snn.errors import UserError, check
@@ -103,6 +104,8 @@ class Maker:
 
 def _start_worker(threads: int) -> None:
     torch.set_num_threads(threads)
+    # Its own lock is one of all processes, which a worker that is terminated would leave behind.
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
