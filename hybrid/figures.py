@@ -155,7 +155,8 @@ def draw_frontier(rows: list[dict], path: Path) -> None:
     factors = {row["model"]: row["factor"] for row in rows}
     at = {name: {r["condition"]: r["ours_percent"] for r in rows if r["model"] == name} for name in factors}
     points = {name: (found["awgn:15"], found["clean"]) for name, found in at.items()}
-    figure = Figure(figsize=(10.5, 6), layout="constrained")
+    # The legend has a line for each network, 0.17 inches high.
+    figure = Figure(figsize=(10.5, max(6, 0.175 * len(points) + 0.2)), layout="constrained")
     axes = figure.subplots()
     kinds = list(dict.fromkeys(factors.values()))
     for number, (name, point) in enumerate(points.items(), 1):
