@@ -16,15 +16,14 @@ import torch
 from tqdm import tqdm
 
 from hybrid.experiments import Run, in_order
+from snn.command import INTERRUPTED
 from snn.errors import UserError, check
 from snn.weights import load_network
 
 RESUMABLE = ("snn.learn", "hybrid.train")
-INTERRUPTED = 130
-"""Exit status of a command that was interrupted."""
+READS_IMAGES = (*RESUMABLE, "hybrid.evaluate", "hybrid.swap", "bridge.convert")
 PATIENCE = 30.0
 """Seconds that a worker has to end in."""
-READS_IMAGES = (*RESUMABLE, "hybrid.evaluate", "hybrid.swap", "bridge.convert")
 
 
 class Maker:

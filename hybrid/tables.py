@@ -55,7 +55,7 @@ def table_rows(name: str, cells: list[Cell], folder: Path) -> list[dict]:
                 "factor": cell.factor,
                 "condition": cell.condition,
                 "metric": cell.metric,
-                **_mean("ours_percent", values),
+                **_mean(values),
                 "values_percent": " ".join(f"{value:.3f}" for value in values),
                 "standard_error_percent": found[0]["standard_error_percent"],
                 "seeds": len(values),
@@ -68,9 +68,20 @@ def table_rows(name: str, cells: list[Cell], folder: Path) -> list[dict]:
     return rows
 
 
-def _mean(name: str, values: list[float]) -> dict:
+def _mean(values: list[float]) -> dict:
     deviation = round(float(np.std(values, ddof=1)), 3) if len(values) > 1 else ""
-    return {name: round(float(np.mean(values)), 3), "deviation_percent": deviation}
+    return {"ours_percent": round(float(np.mean(values)), 3), "deviation_percent": deviation}
+
+
+def _by_seed(rows: list[dict]) -> dict[tuple[str, str], np.ndarray]:
+    """Values of each model under each condition, one for each seed."""
+    return {(r["model"], r["condition"]): np.array(list(map(float, r["values_percent"].split()))) for r in rows}
+
+
+def _derived(table: str, model: str, condition: str, seeds: np.ndarray) -> dict:
+    """A row of what is computed of other rows, which the paper does not have."""
+    row = {"table": table, "model": model, "factor": "", "condition": condition}
+    return row | _mean(seeds.tolist()) | {"paper_percent": "", "difference_percent": ""}
 
 
 def recovered_rows(rows: list[dict], baseline: str) -> list[dict]:
@@ -83,7 +94,7 @@ def recovered_rows(rows: list[dict], baseline: str) -> list[dict]:
     Returns:
         Rows of the networks under the conditions that cost the baseline :data:`LEAST_LOSS` points or more on average.
     """
-    values = {(r["model"], r["condition"]): np.array(list(map(float, r["values_percent"].split()))) for r in rows}
+    values = _by_seed(rows)
     clean, found = values[baseline, "clean"], []
     for (model, condition), ours in values.items():
         loss = clean - values[baseline, condition]
@@ -93,20 +104,8 @@ def recovered_rows(rows: list[dict], baseline: str) -> list[dict]:
             share = gain.mean() / loss.mean()
             # To first order, how much each seed moves that ratio.
             each = (gain - share * loss) / loss.mean()
-            deviation = round(100 * float(each.std(ddof=1)), 3) if len(each) > 1 else ""
-            found.append(
-                {
-                    "table": "recovered",
-                    "model": model,
-                    "factor": "",
-                    "condition": condition,
-                    "ours_percent": round(100 * float(share), 3),
-                    "deviation_percent": deviation,
-                    "paper_percent": "",
-                    "difference_percent": "",
-                    "baseline_loss_points": round(float(loss.mean()), 3),
-                }
-            )
+            row = _derived("recovered", model, condition, 100 * (share + each))
+            found.append(row | {"baseline_loss_points": round(float(loss.mean()), 3)})
     return found
 
 
@@ -118,18 +117,10 @@ def difference_rows(rows: list[dict], pairs: Iterable[tuple[str, str, str]], con
         pairs: name of the difference, model, model that is taken away.
         conditions: wanted.
     """
-    values = {(r["model"], r["condition"]): np.array(list(map(float, r["values_percent"].split()))) for r in rows}
+    values = _by_seed(rows)
     return [
-        {
-            "table": "contributions",
-            "model": name,
-            "factor": "",
-            "condition": condition,
-            **_mean("ours_percent", (values[model, condition] - values[other, condition]).tolist()),
-            "paper_percent": "",
-            "difference_percent": "",
-            "compared": f"{model} less {other}",
-        }
+        _derived("contributions", name, condition, values[model, condition] - values[other, condition])
+        | {"compared": f"{model} less {other}"}
         for name, model, other in pairs
         for condition in conditions
     ]
@@ -138,13 +129,12 @@ def difference_rows(rows: list[dict], pairs: Iterable[tuple[str, str, str]], con
 def category_rows(rows: list[dict]) -> list[dict]:
     """Rows of common corruptions taken together: the mean of each category, and of all, seed by seed."""
     wanted = {"mean": tuple(name for names in CATEGORIES.values() for name in names), **CATEGORIES}
+    values = _by_seed(rows)
     made = []
     for model in dict.fromkeys(row["model"] for row in rows):
         for category, names in wanted.items():
-            mine = [r for r in rows if r["model"] == model and parse_condition(r["condition"]).corruption in names]
-            seeds = np.mean([list(map(float, row["values_percent"].split())) for row in mine], axis=0)
-            nothing = {"paper_percent": "", "difference_percent": ""}
-            made.append(mine[0] | {"condition": category, **_mean("ours_percent", seeds.tolist()), **nothing})
+            mine = [seeds for (m, c), seeds in values.items() if m == model and parse_condition(c).corruption in names]
+            made.append(_derived("corruptions", model, category, np.mean(mine, axis=0)))
     return made
 
 

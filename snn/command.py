@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 Item = TypeVar("Item")
 DeviceName = Literal["auto", "cpu", "cuda"]
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C or SIGTERM ended."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def run_command(
         if not _interrupted(error):
             raise
         print(f"{program}: interrupted; every file left is whole", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _interrupted(error: BaseException | None) -> bool:
