@@ -29,20 +29,23 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from bridge.convert import convert
+from bridge.conversion import convert
 from bridge.frontend import SpikingFrontEnd
-from hybrid.noise import parse_condition
-from snn.calibrate import hand_over, sample_drive
-from snn.command import check_outputs, progress, run_command, write_csv
-from snn.data import DataSource, load_images
-from snn.draws import draw_seeds, stream
-from snn.encode import encode_sparse
-from snn.errors import check
-from snn.events import SpikeEvents, spike_counts
+from hybrid.conditions.drawn import parse_condition
+from snn.calibration import hand_over, sample_drive
+from snn.data import load_images
+from snn.data_source import DataSource
+from snn.encoding import encode_sparse
 from snn.layer import SpikingConv2d, feed_forward
 from snn.learner import learn
-from snn.settings import Learning
-from snn.weights import LearnedLayer, SpikingNetwork
+from snn.learning import Learning
+from snn.network import LearnedLayer, SpikingNetwork
+from snn.runtime.cli import run_command
+from snn.runtime.errors import check
+from snn.runtime.outputs import check_outputs, write_csv
+from snn.runtime.progress import progress
+from snn.runtime.random import draw_seeds, stream
+from snn.spikes import SpikeEvents, spike_counts
 
 Rule = Literal["fd", "stochastic", "deterministic"]
 GRID = 4

@@ -34,18 +34,20 @@ from norse.torch.functional.lif_box import LIFBoxFeedForwardState
 from norse.torch.module.lif_box import LIFBoxCell
 from torch import Tensor, nn
 
-from bridge.convert import convert
+from bridge.conversion import convert
 from bridge.frontend import SpikingFrontEnd
-from snn.command import check_outputs, run_command, write_csv
-from snn.data import DataSource, load_images
-from snn.draws import draw_seeds
-from snn.encode import encode, encode_for
-from snn.errors import check
-from snn.events import spike_counts
+from snn.data import load_images
+from snn.data_source import DataSource
+from snn.encoding import encode, encode_for
 from snn.layer import SpikingConv2d
 from snn.neuron import norse_parameters
-from snn.pretrained import resolve
-from snn.weights import SHIPPED_NETWORKS, load_network
+from snn.runtime.cli import run_command
+from snn.runtime.errors import check
+from snn.runtime.outputs import check_outputs, write_csv
+from snn.runtime.pretrained import resolve
+from snn.runtime.random import draw_seeds
+from snn.spikes import spike_counts
+from snn.storage import SHIPPED_NETWORKS, load_network
 
 
 @dataclass(frozen=True)

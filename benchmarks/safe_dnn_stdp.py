@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.protocol import Adapter, Workload, main
-from snn.calibrate import calibrate_gain, normalised_rates, sample_drive
-from snn.draws import draw_seeds
-from snn.events import SpikeEvents
-from snn.layer import LayerParameters, SpikingConv2d
+from snn.calibration import calibrate_gain, normalised_rates, sample_drive
+from snn.layer import SpikingConv2d
 from snn.learner import learn_batch
-from snn.neuron import LIFParameters
-from snn.settings import Learning
-from snn.stdp import STDPParameters, count_events, update
+from snn.learning import Learning
+from snn.parameters import LayerParameters, LIFParameters, STDPParameters
+from snn.plasticity import count_events, update
+from snn.runtime.random import draw_seeds
+from snn.spikes import SpikeEvents
 
 
 def make_layer(weight: Tensor, gain: float, padding: int, dt: float) -> SpikingConv2d:

@@ -22,11 +22,13 @@ if __name__ == "__main__" and __spec__ is None:
 
 import torch
 
-from snn.command import check_outputs, progress, run_command, write_csv
-from snn.encode import Encoding
 from snn.learner import learn
+from snn.learning import Learning
 from snn.monitor import peak_memory
-from snn.settings import Learning
+from snn.parameters import Encoding
+from snn.runtime.cli import run_command
+from snn.runtime.outputs import check_outputs, write_csv
+from snn.runtime.progress import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 

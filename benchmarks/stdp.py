@@ -35,8 +35,10 @@ import torch
 
 from benchmarks.peers.protocol import Workload, save
 from benchmarks.safe_dnn_stdp import layer_spikes, starting_gain
-from snn.command import check_outputs, progress, run_command, write_csv
-from snn.errors import check
+from snn.runtime.cli import run_command
+from snn.runtime.errors import check
+from snn.runtime.outputs import check_outputs, write_csv
+from snn.runtime.progress import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "safe_dnn"

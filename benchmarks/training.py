@@ -27,14 +27,18 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
-from bridge.frontend import SHIPPED_FRONTENDS, load_frontend
+from bridge.storage import SHIPPED_FRONTENDS, load_frontend
+from hybrid.architecture import Architecture, ModelSpec
 from hybrid.augment import augment
-from hybrid.backbones import PAPER_BACKBONES
-from hybrid.model import Architecture, ModelSpec, build_model
+from hybrid.backbones.torchvision import PAPER_BACKBONES
+from hybrid.network import build_model
 from hybrid.recipe import Recipe
-from hybrid.train import train
-from snn.command import RunOptions, check_outputs, choose_device, run_command, write_csv
-from snn.data import DataSource, Images
+from hybrid.training import train
+from snn.data import Images
+from snn.data_source import DataSource
+from snn.runtime.cli import RunOptions, run_command
+from snn.runtime.device import choose_device
+from snn.runtime.outputs import check_outputs, write_csv
 
 CLASSES = tuple("0123456789")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bridge.frontend import SpikingFrontEnd
-from snn.command import progress
+from snn.runtime.progress import progress
 
 LEVEL_SHARE = 0.05
 """A level counts as used when it holds this share of the neurons."""

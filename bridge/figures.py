@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from bridge.fidelity import Fidelity
 from bridge.frontend import Response, SpikingFrontEnd
-from snn.command import save_figure
-from snn.weights import SpikingNetwork
+from snn.network import SpikingNetwork
+from snn.runtime.outputs import save_figure
 
 
 def draw_responses(frontend: SpikingFrontEnd, responses: list[Response], network: SpikingNetwork, path: Path) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.activation import step_line
-from snn.encode import Encoding
-from snn.errors import check
+from bridge.sau import step_line
 from snn.layer import SpikingConv2d
+from snn.parameters import Encoding
+from snn.runtime.errors import check
 
 WORTHWHILE = 0.05
 """Share of the layer's residual that staircases of channels must save (ours: they are many more numbers)."""

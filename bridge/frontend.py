@@ -14,8 +14,7 @@ bit would be one of a whole step. (On GPUs PyTorch convolves in TF32 unless ``to
 which rounds weights further.)
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,21 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d
 
-from bridge.activation import SpecialActivationUnit
-from snn.data import DataSource
-from snn.encode import Encoding
-from snn.h5file import Tree, from_tree, input_tree, read_file, read_input, write_file
+from bridge.sau import SpecialActivationUnit
+from snn.parameters import Encoding
 
-SCHEMA = "frontend/2"
-REMEDY = "python -m bridge.convert snn.h5 --out FILE"
 INTENSITY_STEPS = 4 * 255
 """Steps of intensity from 0 to 1 in the input of the first layer: 8-bit images lose nothing."""
+
+
 FLOOR_MARGIN = 1e-5
 """Spikes that F T may fall short of a whole number and still count as it."""
+
+
 DRAWS = 1024
 """Deviations of a spike count from its step that are told apart by their chance."""
-SHIPPED_FRONTENDS = Path(__file__).parent / "shipped"
-"""Front ends that ship with the package (:func:`snn.pretrained.resolve`)."""
 
 
 class Response(NamedTuple):
@@ -246,70 +243,3 @@ class SpikingFrontEnd(nn.Module):
         for layer in layers:
             x = layer(x)
         return last(x, last.activation.heights.amax())
-
-
-def save_frontend(
-    path: Path,
-    frontend: SpikingFrontEnd,
-    responses: list[Response],
-    reports: list[Tree],
-    source: DataSource,
-    *,
-    seed: int,
-    command: str,
-    source_digest: str,
-) -> str:
-    """Write ``frontend.h5``; return its digest.
-
-    Args:
-        path: of the file.
-        frontend: to be written.
-        responses: to which each layer's SAU was fitted.
-        reports: further groups of each layer: the spiking layer itself, how its SAU was fitted, how well it answers.
-        source: data on which responses were simulated.
-        seed: of the conversion.
-        command: that made the file.
-        source_digest: of ``snn.h5``.
-    """
-    layers, fine = {}, not frontend.spec.quantise_input
-    for number, (layer, response, report) in enumerate(zip(frontend.layers, responses, reports, strict=True), 1):
-        layers[f"conv{number}"] = {
-            "state": {key: value.cpu().numpy() for key, value in layer.state_dict().items()},
-            "weight_unit": "current per "
-            + ("step of intensity" if fine and number == 1 else "spike in a presentation"),
-            "edges_unit": "current",
-            "heights_unit": "spikes in a presentation",
-            "response": {**response._asdict(), "drive_unit": "current", "count_unit": "spikes in a presentation"},
-            **report,
-        }
-    spec = asdict(frontend.spec)
-    tree = {
-        "input": input_tree(source, spec.pop("input_shape")),
-        "spec": spec,
-        "layers": layers,
-    }
-    return write_file(path, SCHEMA, tree, seed=seed, command=command, source_digest=source_digest)
-
-
-def load_frontend(path: Path) -> tuple[SpikingFrontEnd, DataSource, str]:
-    """Read ``frontend.h5``: the front end on the CPU, the data it was fitted on, and the file's digest.
-
-    Raises :class:`snn.errors.UserError` for missing, truncated, foreign or altered files.
-    """
-    return read_file(path, SCHEMA, REMEDY, _frontend_from_tree)
-
-
-def _frontend_from_tree(tree: Tree) -> tuple[SpikingFrontEnd, DataSource, str]:
-    source, shape = read_input(tree["input"])
-    frontend = SpikingFrontEnd.empty(spec_from_tree(tree["spec"], shape))
-    for number, layer in enumerate(frontend.layers, 1):
-        state = tree["layers"][f"conv{number}"]["state"]
-        layer.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
-        told = tree["layers"][f"conv{number}"]["response"]
-        layer.deviations = deviations(layer.activation, Response(*(told[name] for name in Response._fields)))
-    return frontend, source, tree["digest"]
-
-
-def spec_from_tree(tree: Tree, input_shape: tuple[int, int, int]) -> FrontEndSpec:
-    """The :class:`FrontEndSpec` stored in a file."""
-    return from_tree(FrontEndSpec, tree, encoding=from_tree(Encoding, tree["encoding"]), input_shape=input_shape)

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from bridge.activation import SpecialActivationUnit
 from bridge.frontend import FLOOR_MARGIN, ConvertedLayer, input_spikes
-from snn.encode import Encoding
+from bridge.sau import SpecialActivationUnit
+from snn.parameters import Encoding
 
 
 def pixel_margin(images: Tensor, p: Encoding) -> Tensor:

@@ -21,11 +21,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bridge.frontend import FrontEndSpec, SpikingFrontEnd
-from hybrid.backbones import PAPER_BACKBONES
-from hybrid.model import Architecture, ModelSpec, build_model
-from hybrid.paper import paper_value
-from snn.command import RunOptions, beside, check_outputs, run_command, save_figure, write_csv, write_json
-from snn.presets import PRESETS, PresetName
+from hybrid.architecture import Architecture, ModelSpec
+from hybrid.backbones.torchvision import PAPER_BACKBONES
+from hybrid.network import build_model
+from hybrid.paper.numbers import paper_value
+from snn.learning import PRESETS, PresetName
+from snn.runtime.cli import RunOptions, run_command
+from snn.runtime.outputs import beside, check_outputs, save_figure, write_csv, write_json
 
 SIZES = {224: 1000, 32: 10}
 """Side of the images in pixels, and classes."""

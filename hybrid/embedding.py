@@ -28,23 +28,17 @@ from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from hybrid.conditions import NOISE_CHUNK, noisy_batches
-from hybrid.evaluate import check_same_data, load_test_images
-from hybrid.model import TrainedModel, embed, load_model
-from hybrid.noise import Condition, parse_condition
-from snn.command import (
-    RunOptions,
-    beside,
-    check_outputs,
-    choose_device,
-    progress,
-    run_command,
-    save_figure,
-    write_csv,
-    write_json,
-)
+from hybrid.conditions.drawn import Condition, parse_condition
+from hybrid.conditions.perturb import NOISE_CHUNK, noisy_batches
+from hybrid.evaluation import check_same_data, load_test_images
+from hybrid.network import embed
+from hybrid.storage import TrainedModel, load_model
 from snn.data import Images
-from snn.errors import check
+from snn.runtime.cli import RunOptions, run_command
+from snn.runtime.device import choose_device
+from snn.runtime.errors import check
+from snn.runtime.outputs import beside, check_outputs, save_figure, write_csv, write_json
+from snn.runtime.progress import progress
 
 PERPLEXITY = 30.0
 """Of t-SNE (scikit-learn's default; the paper states none); less for fewer than 91 images."""

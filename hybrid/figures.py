@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hybrid.backbones import PAPER_BACKBONES
-from hybrid.model import TrainedModel
-from snn.command import save_figure
+from hybrid.backbones.torchvision import PAPER_BACKBONES
+from hybrid.storage import TrainedModel
+from snn.runtime.outputs import save_figure
 
 COLOURS = [*(f"C{number}" for number in range(10)), "black"]
 
@@ -37,7 +37,7 @@ def draw_noise(rows: list[dict], path: Path) -> None:
     """Accuracy against SNR with the clean accuracy beside it, and bars for all other noises.
 
     Args:
-        rows: one for each model and condition, of :func:`hybrid.evaluate.summarise`.
+        rows: one for each model and condition, of :func:`hybrid.evaluation.summarise`.
         path: PNG to write.
     """
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -102,7 +102,7 @@ def draw_table(rows: list[dict], title: str, path: Path) -> None:
     """Ours (full lines) and the paper's numbers (dashed), a panel for each backbone.
 
     Args:
-        rows: as :func:`hybrid.tables.table_rows` makes them.
+        rows: as :func:`hybrid.paper.tables.table_rows` makes them.
         title: of the figure.
         path: PNG to write.
     """
@@ -149,7 +149,7 @@ def draw_frontier(rows: list[dict], path: Path) -> None:
     """Clean accuracy against accuracy at 15 dB of all networks of the search, joined where none is better in both.
 
     Args:
-        rows: as :func:`hybrid.tables.table_rows` makes them.
+        rows: as :func:`hybrid.paper.tables.table_rows` makes them.
         path: PNG to write.
     """
     factors = {row["model"]: row["factor"] for row in rows}

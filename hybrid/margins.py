@@ -16,24 +16,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bridge.frontend import SHIPPED_FRONTENDS, SpikingFrontEnd, load_frontend, whole_spikes
+from bridge.frontend import SpikingFrontEnd, whole_spikes
 from bridge.margins import drive_margin, pixel_margin, summed_change
-from hybrid.conditions import NOISE_CHUNK, noisy_batches
+from bridge.storage import SHIPPED_FRONTENDS, load_frontend
+from hybrid.conditions.drawn import awgn_sigma, parse_condition
+from hybrid.conditions.perturb import NOISE_CHUNK, noisy_batches
 from hybrid.figures import draw_margins
-from hybrid.noise import awgn_sigma, parse_condition
-from snn.command import (
-    RunOptions,
-    beside,
-    check_outputs,
-    choose_device,
-    progress,
-    run_command,
-    write_csv,
-    write_json,
-)
 from snn.data import load_images
-from snn.errors import check
-from snn.pretrained import resolve
+from snn.runtime.cli import RunOptions, run_command
+from snn.runtime.device import choose_device
+from snn.runtime.errors import check
+from snn.runtime.outputs import beside, check_outputs, write_csv, write_json
+from snn.runtime.pretrained import resolve
+from snn.runtime.progress import progress
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 - ``average:N``: each pixel becomes the mean of an N x N window (paper, 5.1: 2x2); the image keeps its size.
 - ``quantise`` or ``quantise:F_MIN,F_MAX,T``: intensities are rounded down to those that the encoder tells apart,
   floor(F T) spikes in a presentation of T ms at rates from F_MIN to F_MAX in Hz (default 10,30,300, as in
-  :class:`snn.encode.Encoding`).
+  :class:`snn.parameters.Encoding`).
 - ``spikes`` or ``spikes:F_MIN,F_MAX,T``: while a network is trained, intensities become those of the spikes counted in
   a window that opens at a random phase of each pixel's regular train, floor(F T + u) with u uniform in [0, 1); their
   mean is F T, which is what evaluation takes.
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from bridge.frontend import input_spikes, whole_spikes
-from snn.encode import Encoding
-from snn.errors import UserError, check
+from snn.parameters import Encoding
+from snn.runtime.errors import UserError, check
 
 EXPECTED = (
     "none, average:N with a window of 1 to 16 pixels, quantise or spikes, also followed by :F_MIN,F_MAX,T in Hz and "

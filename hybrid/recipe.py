@@ -8,9 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from hybrid.augment import Augmentation
-from hybrid.noise import DRAWN, parse_condition
+from hybrid.conditions.drawn import DRAWN, parse_condition
 from snn.data import balanced_subset
-from snn.errors import check
+from snn.runtime.errors import check
 
 RecipeName = Literal["auto", "digits", "cifar10", "imagenet"]
 

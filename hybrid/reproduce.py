@@ -1,7 +1,7 @@
 """Make the paper's tables and figures: every run they need, then Markdown, CSV and picture with the paper's numbers.
 
-Runs are kept in one folder under names that say what they are (:mod:`hybrid.experiments`): what is there is not made
-again, and after an interruption the same command goes on.
+Runs are kept in one folder under names that say what they are (:mod:`hybrid.paper.experiments`): what is there is not
+made again, and after an interruption the same command goes on.
 """
 
 import sys
@@ -12,17 +12,19 @@ from typing import Annotated, Literal
 import tyro
 
 from hybrid.complexity import complexity_rows, draw_complexity
+from hybrid.conditions.drawn import parse_condition
 from hybrid.embedding import draw_embedding, embed_models, panel_rows
-from hybrid.evaluate import load_test_images
-from hybrid.experiments import FRONTIER, SCALES, Experiments, Run, in_order, table_cells
+from hybrid.evaluation import load_test_images
 from hybrid.figures import draw_frontier, draw_table, draw_training
-from hybrid.maker import Maker
-from hybrid.model import TrainedModel, history_rows, load_model
-from hybrid.networks import BASELINE, CONTRIBUTIONS, MU, SAFE
-from hybrid.noise import parse_condition
-from hybrid.tables import category_rows, difference_rows, recovered_rows, table_lines, table_rows
-from snn.command import RunOptions, check_outputs, choose_device, run_command, write_atomically, write_csv
-from snn.errors import UserError, check
+from hybrid.paper.experiments import FRONTIER, SCALES, Experiments, Run, in_order, table_cells
+from hybrid.paper.maker import Maker
+from hybrid.paper.networks import BASELINE, CONTRIBUTIONS, MU, SAFE
+from hybrid.paper.tables import category_rows, difference_rows, recovered_rows, table_lines, table_rows
+from hybrid.storage import TrainedModel, history_rows, load_model
+from snn.runtime.cli import RunOptions, run_command
+from snn.runtime.device import choose_device
+from snn.runtime.errors import UserError, check
+from snn.runtime.outputs import check_outputs, write_atomically, write_csv
 
 Part = Literal[
     *("table1", "table2", "table3", "table4", "table5", "table6", "table7", "fig5", "fig6", "fig7"),

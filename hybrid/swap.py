@@ -14,12 +14,15 @@ import torch
 import tyro
 from torch import Tensor
 
-from bridge.frontend import SHIPPED_FRONTENDS, SpikingFrontEnd, load_frontend
-from hybrid.model import TrainedModel, build_model, load_model, save_model
-from snn.command import RunOptions, check_outputs, command_line, run_command, write_json
+from bridge.frontend import SpikingFrontEnd
+from bridge.storage import SHIPPED_FRONTENDS, load_frontend
+from hybrid.network import build_model
+from hybrid.storage import TrainedModel, load_model, save_model
 from snn.data import balanced_subset, load_images
-from snn.errors import check
-from snn.pretrained import resolve
+from snn.runtime.cli import RunOptions, command_line, run_command
+from snn.runtime.errors import check
+from snn.runtime.outputs import check_outputs, write_json
+from snn.runtime.pretrained import resolve
 
 Scale = Literal["range", "literal"]
 QUANTILE = 0.999

@@ -6,11 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from snn.calibrate import hand_over, sample_drive
-from snn.draws import draw_seeds, stream
-from snn.encode import encode_for
+from snn.calibration import hand_over, sample_drive
+from snn.encoding import encode_for
 from snn.layer import feed_forward
-from snn.weights import SpikingNetwork
+from snn.network import SpikingNetwork
+from snn.runtime.random import draw_seeds, stream
 
 Conductances = Literal["learned", "shuffled", "random", "balanced"]
 

@@ -4,9 +4,8 @@ Images are uint8 tensors (N, C, H, W), labels int64 tensors (N,); intensity x = 
 """
 
 import warnings
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,38 +14,11 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from snn.command import progress
-from snn.errors import UserError, check
+from snn.data_source import DataSource, Split
+from snn.runtime.errors import UserError, check
+from snn.runtime.progress import progress
 
-Split = Literal["train", "test"]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """Which images a stage works on."""
-
-    data: str = "digits"
-    """digits (bundled with scikit-learn, 8x8, grey), cifar10 (torchvision's), or folder:PATH with train/CLASS and
-    test/CLASS folders of images."""
-    root: Path = Path("data")
-    """Folder that holds, or with --download receives, CIFAR-10."""
-    download: bool = False
-    """Fetch CIFAR-10 into --root if it is not there."""
-    image_size: int | None = None
-    """Resize images to this height and width, in pixels; None keeps their own size."""
-    limit_train: int | None = None
-    """Take at most this many training images, balanced over classes and drawn with --seed; None takes all."""
-    limit_test: int | None = None
-    """The same for test images; the stages before hybrid.evaluate only record it, as its default."""
-
-    def limit(self, split: Split) -> int | None:
-        """The limit on one split."""
-        return self.limit_train if split == "train" else self.limit_test
-
-    def override(self, **given: object) -> "DataSource":
-        """A copy with those fields replaced that are not None."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
 class Images(NamedTuple):

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from snn.command import save_figure
-from snn.weights import SpikingNetwork
+from snn.network import SpikingNetwork
+from snn.runtime.outputs import save_figure
 
 
 def draw_kernels(network: SpikingNetwork, path: Path) -> None:

@@ -1,11 +1,11 @@
-"""Homeostasis of a layer between two updates (ours; :class:`snn.settings.Homeostasis` says what each part is for)."""
+"""Homeostasis of a layer between two updates (ours; :class:`snn.learning.Homeostasis` says what each part is for)."""
 
 import torch
 from torch import Tensor
 
-from snn.calibrate import LOWEST_ABOVE_REST
+from snn.calibration import LOWEST_ABOVE_REST
 from snn.layer import SpikingConv2d
-from snn.settings import Homeostasis
+from snn.learning import Homeostasis
 
 LARGEST_LTD_FACTOR = 20.0
 """By which the LTD magnitude of a map is raised, or lowered, at most (ours)."""

@@ -17,47 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import unfold
 
-from snn.draws import TIES, draw_bits, event_key, image_key
-from snn.encode import whole_steps
-from snn.errors import check
-from snn.events import SpikeEvents, Spikes, simulate_events
-from snn.neuron import LIFBoxParameters, LIFParameters, integrate, norse_parameters
+from snn.engines.events import simulate_events
+from snn.neuron import LIFBoxParameters, integrate, norse_parameters
+from snn.parameters import LayerParameters, LIFParameters
+from snn.runtime.random import TIES, draw_bits, event_key, image_key
+from snn.spikes import SpikeEvents, Spikes
 
 DRIVE_CHUNK = 2**19
 """Elements of drive computed at once: few enough to stay in a CPU's cache, which is six times faster than all."""
-
-
-@dataclass(frozen=True)
-class LayerParameters:
-    """Geometry and synapses of a spiking convolution."""
-
-    maps: int
-    """Feature maps C_out."""
-    kernel_size: int = 3
-    """Side of the square kernel, in pixels (paper 4.2)."""
-    stride: int = 1
-    """Step of the kernel, in pixels."""
-    padding: int = 1
-    """Silent border, in pixels."""
-    pulse_width: float = 15.0
-    """Time w that a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
-    inhibition_time: float = 10.0
-    """Time for which maps that lost ignore their input, in ms (ours)."""
-
-    def __post_init__(self) -> None:
-        for name in ("maps", "kernel_size", "stride"):
-            check(getattr(self, name) >= 1, f"layer {name} = {getattr(self, name)}: must be 1 or more")
-        check(
-            0 <= self.padding < self.kernel_size,
-            f"layer padding {self.padding}: expected 0 to kernel_size - 1",
-        )
-
-    def steps(self, dt: float) -> tuple[int, int]:
-        """(pulse, inhibition) in steps of ``dt`` ms."""
-        pulse, inhibition = whole_steps(self.pulse_width, dt), whole_steps(self.inhibition_time, dt)
-        check(pulse >= 1, f"pulse_width {self.pulse_width} ms: expected a positive multiple of dt = {dt} ms")
-        check(inhibition >= 0, f"inhibition_time {self.inhibition_time} ms: expected a multiple of dt = {dt} ms")
-        return pulse, inhibition
 
 
 class SheetState(NamedTuple):
@@ -111,7 +78,7 @@ class SpikingConv2d:
     def convolve(self, pre_spikes: Tensor) -> Iterator[Tensor]:
         """``sum_j G_cj s_j`` of each step in turn, before the gain: (B, C_out, H_out, W_out).
 
-        All steps share one buffer: copy what is to be kept, as :func:`snn.calibrate.sample_drive` does.
+        All steps share one buffer: copy what is to be kept, as :func:`snn.calibration.sample_drive` does.
         """
         pulse, _ = self.geometry.steps(self.dt)
         p = self.geometry
@@ -218,7 +185,7 @@ def inhibited_step(
     step: int,
 ) -> tuple[Tensor, SheetState]:
     """One step with cross-depth inhibition: at most one map fires at a place. ``depolarisation`` in mV; ``key`` of
-    each image (:func:`snn.draws.image_key`)."""
+    each image (:func:`snn.runtime.random.image_key`)."""
     crossed, v = integrate(depolarisation.masked_fill(state.blocked > 0, 0.0), state.v, p, dt)
     blocked = (state.blocked - 1).clamp(min=0)
     place = crossed.any(dim=1, keepdim=True)

@@ -13,23 +13,18 @@ from typing import Annotated
 
 import tyro
 
-from snn.command import (
-    RunOptions,
-    beside,
-    check_outputs,
-    command_line,
-    run_command,
-    write_json,
-)
-from snn.data import DataSource, load_images
-from snn.errors import UserError, check
+from snn.data import load_images
+from snn.data_source import DataSource
 from snn.figures import draw_kernels
 from snn.learner import learn
+from snn.learning import PRESETS, Learning, PresetName
 from snn.monitor import peak_memory
-from snn.presets import PRESETS, PresetName
-from snn.processes import Processes, start_processes
-from snn.settings import Learning
-from snn.weights import SpikingNetwork, images_digest, load_network, save_network
+from snn.network import SpikingNetwork
+from snn.runtime.cli import RunOptions, command_line, run_command
+from snn.runtime.errors import UserError, check
+from snn.runtime.outputs import beside, check_outputs, write_json
+from snn.runtime.processes import Processes, start_processes
+from snn.storage import images_digest, load_network, save_network
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ def summary(network: SpikingNetwork) -> dict:
 
 
 def unfinished(config: LearnConfig, fresh: SpikingNetwork) -> SpikingNetwork | None:
-    """What is to be gone on from, or None to start; a :class:`snn.errors.UserError` if it is of another run."""
+    """What is to be gone on from, or None to start; a :class:`snn.runtime.errors.UserError` if it is of another run."""
     if not config.out.exists():
         return None
     try:

@@ -2,7 +2,7 @@
 
 Each layer learns on all images while the layers below it are frozen, without inhibition and with lowered thresholds
 (paper, 4.2). Conductances are held while a mini-batch is presented. Nothing carries over from one update to the next
-but the values in :class:`snn.weights.UnfinishedLayer`: order of images, phases and draws of an update are functions of
+but the values in :class:`snn.network.UnfinishedLayer`: order of images, phases and draws of an update are functions of
 seed, layer and update, so learning can stop and go on anywhere, and any number of processes can share a mini-batch.
 """
 
@@ -13,17 +13,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from snn.calibrate import calibrate_gain, hand_over, mean_count, normalised_rates, rate_range, sample_drive
-from snn.draws import draw_seeds, stream
-from snn.encode import encode_for
-from snn.events import Spikes, spike_counts
+from snn.calibration import calibrate_gain, hand_over, mean_count, normalised_rates, rate_range, sample_drive
+from snn.encoding import encode_for
 from snn.homeostasis import balance, balance_ltd
 from snn.layer import SpikingConv2d, feed_forward
+from snn.learning import Learning
 from snn.monitor import Monitor
-from snn.processes import Processes
-from snn.settings import Learning
-from snn.stdp import EventCounts, STDPParameters, count_events, saturated_share, update
-from snn.weights import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
+from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
+from snn.parameters import STDPParameters
+from snn.plasticity import EventCounts, count_events, saturated_share, update
+from snn.runtime.processes import Processes
+from snn.runtime.random import draw_seeds, stream
+from snn.spikes import Spikes, spike_counts
 
 WINDOW = 100
 """Updates over which conductances are averaged to judge convergence."""
@@ -223,7 +224,7 @@ def learn_batch(
         rate_limits: f_min and f_max of Eq. 5, in Hz.
         p: the rule.
         seeds: of the images, for draws between maps with equal potential and the trials of Eq. 5.
-        ltd_factor: multiplies dG_d (:func:`snn.stdp.update`).
+        ltd_factor: multiplies dG_d (:func:`snn.plasticity.update`).
 
     Returns:
         Postsynaptic spikes bool (T, B, C_out, H_out, W_out), or events if ``pre`` is; and the new conductances

@@ -8,10 +8,10 @@ from time import perf_counter
 import torch
 from tqdm import tqdm
 
-from snn.command import progress
-from snn.processes import Processes
-from snn.settings import Learning
-from snn.weights import LayerHistory
+from snn.learning import Learning
+from snn.network import LayerHistory
+from snn.runtime.processes import Processes
+from snn.runtime.progress import progress
 
 PATIENCE = 20
 """Updates without a spike or without a change after which a warning is due."""

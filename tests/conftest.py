@@ -10,9 +10,10 @@ from sklearn.datasets import load_digits
 
 from bridge.convert import main as convert
 from hybrid.evaluate import main as evaluate
-from hybrid.model import TrainedModel, load_model
+from hybrid.storage import TrainedModel, load_model
 from hybrid.train import main as train
-from snn.data import DataSource, Images, load_images
+from snn.data import Images, load_images
+from snn.data_source import DataSource
 from snn.learn import main as learn
 
 LEARN = ["--data", "digits", "--limit-train", "200", "--maps", "6", "8", "--min-updates", "13"]

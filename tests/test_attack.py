@@ -9,12 +9,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from hybrid.attack import fgsm
-from hybrid.conditions import perturb
-from hybrid.evaluate import correct_in, evaluate, main, summarise
-from hybrid.model import load_model, save_model
-from hybrid.noise import parse_condition
-from snn.data import DataSource, load_images
+from hybrid.conditions.attack import fgsm
+from hybrid.conditions.drawn import parse_condition
+from hybrid.conditions.perturb import perturb
+from hybrid.evaluate import main
+from hybrid.evaluation import correct_in, evaluate, summarise
+from hybrid.storage import load_model, save_model
+from snn.data import load_images
+from snn.data_source import DataSource
 
 
 def test_the_step_has_the_stated_size_and_the_gradients_direction():

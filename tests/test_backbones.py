@@ -7,16 +7,19 @@ import torch
 from torch import nn
 from torchvision.models import densenet121, efficientnet_b0, resnet18, resnet101
 
-from bridge.frontend import FrontEndSpec, load_frontend
-from hybrid.backbones import BACKBONES, EMBEDDING, Adapter, full_backbone, last_linear, main_cnn
-from hybrid.model import Architecture, ModelSpec, build_model, embed
+from bridge.frontend import FrontEndSpec
+from bridge.storage import load_frontend
+from hybrid.architecture import Architecture, ModelSpec
+from hybrid.backbones.torchvision import BACKBONES, EMBEDDING, Adapter, full_backbone, last_linear, main_cnn
+from hybrid.network import build_model, embed
 from hybrid.preprocess import parse_preprocess
 from hybrid.recipe import Recipe
 from hybrid.swap import percentile, swap
-from hybrid.train import train
-from snn.data import DataSource, load_images
-from snn.encode import Encoding
-from snn.errors import UserError
+from hybrid.training import train
+from snn.data import load_images
+from snn.data_source import DataSource
+from snn.parameters import Encoding
+from snn.runtime.errors import UserError
 
 PAPER_PARAMETERS = {"mobilenet_v2": 3.50, "resnet101": 44.55, "densenet121": 7.98}
 

@@ -5,22 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from bridge.convert import convert, convert_weights
+from bridge.conversion import convert, convert_weights
 from bridge.fidelity import measure_fidelity
-from bridge.frontend import (
-    FrozenStatisticsBatchNorm,
-    fine_steps,
-    input_spikes,
-    load_frontend,
-    spikes_per_step,
-    whole_spikes,
-)
-from bridge.response import simulate_counts
+from bridge.frontend import FrozenStatisticsBatchNorm, fine_steps, input_spikes, spikes_per_step, whole_spikes
+from bridge.responses import simulate_counts
+from bridge.storage import load_frontend
 from snn.data import load_images
-from snn.encode import Encoding, encode
-from snn.layer import LayerParameters, SpikingConv2d, hold
-from snn.neuron import LIFParameters
-from snn.weights import load_network
+from snn.encoding import encode
+from snn.layer import SpikingConv2d, hold
+from snn.parameters import Encoding, LayerParameters, LIFParameters
+from snn.storage import load_network
 
 
 def test_normalisation_starts_as_identity_keeps_its_statistics_and_trains_its_affine_part():

@@ -17,14 +17,15 @@ import torch
 from conftest import CONDITIONS, LEARN, TRAIN, run_pipeline
 
 from bridge.convert import main as convert
-from bridge.frontend import load_frontend
+from bridge.storage import load_frontend
 from hybrid.evaluate import main as evaluate
 from hybrid.train import main as train
-from snn.command import run_command
-from snn.data import DataSource, load_images
-from snn.errors import UserError
+from snn.data import load_images
+from snn.data_source import DataSource
 from snn.learn import main as learn
-from snn.weights import load_network, save_network
+from snn.runtime.cli import run_command
+from snn.runtime.errors import UserError
+from snn.storage import load_network, save_network
 
 
 def arrays(path: Path) -> dict[str, bytes]:

@@ -1,11 +1,11 @@
 import torch
 
-from snn.calibrate import mean_count, sample_drive
+from snn.calibration import mean_count, sample_drive
 from snn.controls import control
 from snn.data import load_images
-from snn.draws import draw_seeds, stream
-from snn.encode import encode_for
-from snn.weights import load_network
+from snn.encoding import encode_for
+from snn.runtime.random import draw_seeds, stream
+from snn.storage import load_network
 
 
 def test_kernels_without_mean_fire_as_often(pipeline):

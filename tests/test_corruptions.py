@@ -14,9 +14,9 @@ from PIL import Image
 from scipy.stats import binom
 from sklearn.datasets import load_sample_images
 
-from hybrid import corruptions
-from hybrid.corruptions import CORRUPTIONS, corrupt, load_corrupted
-from snn.errors import UserError
+from hybrid.conditions import corruptions
+from hybrid.conditions.corruptions import CORRUPTIONS, corrupt, load_corrupted
+from snn.runtime.errors import UserError
 
 PER_SEVERITY = 40
 DRAW_NOTHING = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"}

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from snn.data import DataSource, balanced_subset, load_images
-from snn.errors import UserError
+from snn.data import balanced_subset, load_images
+from snn.data_source import DataSource
+from snn.runtime.errors import UserError
 
 
 def test_digits_are_the_bundled_images_split_once():

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 import hybrid.embedding
-from hybrid.backbones import last_linear
-from hybrid.conditions import noisy_batches
+from hybrid.backbones.torchvision import last_linear
+from hybrid.conditions.drawn import parse_condition
+from hybrid.conditions.perturb import noisy_batches
 from hybrid.embedding import Panel, draw_embedding, embed_models, embeddings, lay_out, main
-from hybrid.evaluate import predict
-from hybrid.model import load_model
-from hybrid.noise import parse_condition
+from hybrid.evaluation import predict
+from hybrid.storage import load_model
 from snn.data import Images
-from snn.errors import UserError
+from snn.runtime.errors import UserError
 
 
 def naive_silhouette(points: np.ndarray, labels: np.ndarray) -> float:

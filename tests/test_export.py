@@ -10,18 +10,20 @@ import torch
 from norse.torch import LIFBoxCell, LIFBoxParameters
 from norse.torch.functional.lif_box import LIFBoxFeedForwardState
 
-from bridge.convert import convert
-from bridge.export import load_spiking_layers, main
-from bridge.frontend import load_frontend
-from bridge.nir_model import run_in_norse, spiking_graph, write_nir
-from bridge.onnx_model import FoldedFrontEnd, reach, run_in_onnxruntime, write_onnx
-from snn.data import DataSource, load_images
-from snn.draws import draw_seeds
-from snn.encode import Encoding, encode
+from bridge.conversion import convert
+from bridge.export.__main__ import load_spiking_layers, main
+from bridge.export.nir import run_in_norse, spiking_graph, write_nir
+from bridge.export.onnx import FoldedFrontEnd, reach, run_in_onnxruntime, write_onnx
+from bridge.storage import load_frontend
+from snn.data import load_images
+from snn.data_source import DataSource
+from snn.encoding import encode
 from snn.layer import feed_forward
 from snn.learner import learn
-from snn.settings import Learning
-from snn.weights import load_network
+from snn.learning import Learning
+from snn.parameters import Encoding
+from snn.runtime.random import draw_seeds
+from snn.storage import load_network
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +196,7 @@ def test_export_command_writes_what_it_says(pipeline, tmp_path, capsys, monkeypa
 def test_a_file_that_answers_otherwise_is_not_left_behind(pipeline, tmp_path, capsys, monkeypatch, name):
     out = tmp_path / f"model.{name}"
     out.write_text("of old")
-    runner = {"onnx": "onnx_model.run_in_onnxruntime", "nir": "nir_model.run_in_norse"}[name]
+    runner = {"onnx": "onnx.run_in_onnxruntime", "nir": "nir.run_in_norse"}[name]
     real = {"onnx": run_in_onnxruntime, "nir": run_in_norse}[name]
 
     def wrong(path, given):
@@ -202,7 +204,7 @@ def test_a_file_that_answers_otherwise_is_not_left_behind(pipeline, tmp_path, ca
         result[0, 0, 0, 0] = ~result[0, 0, 0, 0] if result.dtype == torch.bool else result[0, 0, 0, 0] + 1e-4
         return result
 
-    monkeypatch.setattr(f"bridge.{runner}", wrong)
+    monkeypatch.setattr(f"bridge.export.{runner}", wrong)
     assert main([str(pipeline.frontend), "--format", name, "--out", str(out)]) == 2
     assert "nothing was written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [out.name]

@@ -4,13 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.activation import SpecialActivationUnit
 from bridge.fit import Fit, Neurons, StepFit, change_points, closed_form, fit_response, per_channel, with_even_steps
-from bridge.response import neuron_response
-from snn.encode import Encoding
-from snn.errors import UserError
-from snn.layer import LayerParameters, SpikingConv2d
-from snn.neuron import LIFParameters
+from bridge.responses import neuron_response
+from bridge.sau import SpecialActivationUnit
+from snn.layer import SpikingConv2d
+from snn.parameters import Encoding, LayerParameters, LIFParameters
+from snn.runtime.errors import UserError
 
 ENCODING = Encoding(quiet=30.0)
 

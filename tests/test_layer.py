@@ -3,10 +3,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from snn.calibrate import calibrate_gain, hand_over, mean_count, sample_drive
-from snn.draws import TIES, draw_seeds, image_key
-from snn.layer import LayerParameters, SpikingConv2d, pick_winner
-from snn.neuron import LIFParameters
+from snn.calibration import calibrate_gain, hand_over, mean_count, sample_drive
+from snn.layer import SpikingConv2d, pick_winner
+from snn.parameters import LayerParameters, LIFParameters
+from snn.runtime.random import TIES, draw_seeds, image_key
 
 
 def make_layer(maps=3, c_in=2, kernel=3, stride=1, padding=1, seed=0, gain=6.0, dtype=torch.float64):

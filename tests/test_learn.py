@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from snn.errors import UserError
-from snn.layer import LayerParameters
 from snn.learn import main
 from snn.learner import learn
-from snn.presets import PRESETS
-from snn.settings import Homeostasis, Learning
-from snn.stdp import STDPParameters
-from snn.weights import images_digest, load_network
+from snn.learning import PRESETS, Homeostasis, Learning
+from snn.parameters import LayerParameters, STDPParameters
+from snn.runtime.errors import UserError
+from snn.storage import images_digest, load_network
 
 DATA = ["--data", "digits", "--limit-train", "60", "--maps", "4", "5", "--batch-size", "7", "--no-figures"]
 LONG = [*DATA, "--min-updates", "60"]

@@ -5,14 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.activation import SpecialActivationUnit
-from bridge.convert import convert
-from bridge.frontend import load_frontend, whole_spikes
+from bridge.conversion import convert
+from bridge.frontend import whole_spikes
 from bridge.margins import drive_margin, pixel_margin, summed_change
+from bridge.sau import SpecialActivationUnit
+from bridge.storage import load_frontend
 from hybrid.margins import main, measure_margins
 from snn.data import load_images
-from snn.encode import Encoding
-from snn.weights import load_network
+from snn.parameters import Encoding
+from snn.storage import load_network
 
 SEEDS = st.integers(0, 2**31)
 ENCODINGS = st.sampled_from([Encoding(), Encoding(f_min=1, f_max=22, presentation=400), Encoding(f_min=0)])

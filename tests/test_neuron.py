@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from snn.errors import UserError
-from snn.neuron import LIFParameters, integrate, norse_parameters
+from snn.neuron import integrate, norse_parameters
+from snn.parameters import LIFParameters
+from snn.runtime.errors import UserError
 from validation.brian2_neuron import lif_spikes
 from validation.neuron_comparison import constant_current_spikes
 

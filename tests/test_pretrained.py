@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from bridge.convert import main as convert
-from bridge.frontend import SHIPPED_FRONTENDS, load_frontend
+from bridge.storage import SHIPPED_FRONTENDS, load_frontend
 from hybrid.train import main as train
-from snn.errors import UserError
-from snn.presets import PRESETS
-from snn.pretrained import resolve
-from snn.weights import SHIPPED_NETWORKS, load_network
+from snn.learning import PRESETS
+from snn.runtime.errors import UserError
+from snn.runtime.pretrained import resolve
+from snn.storage import SHIPPED_NETWORKS, load_network
 
 NAME = Path("pretrained:cifar10-fd")
 

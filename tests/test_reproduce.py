@@ -10,15 +10,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hybrid.experiments import SCALES, UNSEEING, Experiments, Run, in_order, table_cells
-from hybrid.maker import Maker
-from hybrid.model import load_model
-from hybrid.networks import ABLATIONS, BASELINE, MU, SAFE, SEARCH, noise_trained
-from hybrid.paper import paper_value
+from hybrid.paper.experiments import SCALES, UNSEEING, Experiments, Run, in_order, table_cells
+from hybrid.paper.maker import Maker
+from hybrid.paper.networks import ABLATIONS, BASELINE, MU, SAFE, SEARCH, noise_trained
+from hybrid.paper.numbers import paper_value
+from hybrid.paper.tables import table_lines, table_rows
 from hybrid.reproduce import PARTS, ReproduceConfig, experiments, main
-from hybrid.tables import table_lines, table_rows
-from snn.errors import UserError
-from snn.weights import load_network
+from hybrid.storage import load_model
+from snn.runtime.errors import UserError
+from snn.storage import load_network
 
 TINY = ["--scale", "small", "--data", "digits", "--limit-train", "90", "--limit-test", "40", "--epochs", "1",
         "--width", "0.1", "--device", "cpu"]  # fmt: skip
@@ -61,7 +61,7 @@ def test_what_is_read_is_made_first_and_once(digits):
 
 @pytest.mark.parametrize("table", [2, 3, 4, 5, 6, 7])
 def test_tables_hold_every_number_of_the_paper(digits, table):
-    from hybrid.paper import _values
+    from hybrid.paper.numbers import _values
 
     cells = {(cell.model, cell.condition, cell.metric) for cell in table_cells(f"table{table}", digits, digits)}
     wanted = {key[1:] for key in _values() if key[0] == table}
@@ -199,10 +199,10 @@ from typing import Annotated
 
 import tyro
 
-from hybrid.experiments import Run
-from hybrid.maker import Maker
-from snn.command import RunOptions, run_command
-from snn.errors import check
+from hybrid.paper.experiments import Run
+from hybrid.paper.maker import Maker
+from snn.runtime.cli import RunOptions, run_command
+from snn.runtime.errors import check
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def test_a_failure_ends_workers_that_are_amid_a_run(tmp_path):
     (tmp_path / "waiting.py").write_text(WAITING)
     command = [sys.executable, str(tmp_path / "waiting.py"), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert "UserError: python -m waiting --fails" in result.stderr.replace("snn.errors.", "")
+    assert "UserError: python -m waiting --fails" in result.stderr.replace("snn.runtime.errors.", "")
     (log,) = tmp_path.glob("logs/waits-*.txt")
     assert "interrupted" in log.read_text()
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.corruptions import CORRUPTIONS
-from hybrid.experiments import SCALES, Experiments
-from hybrid.networks import CONTRIBUTIONS
-from hybrid.tables import CATEGORIES, category_rows, difference_rows, read_rows, recovered_rows, table_lines
-from snn.command import write_csv
+from hybrid.conditions.corruptions import CORRUPTIONS
+from hybrid.paper.experiments import SCALES, Experiments
+from hybrid.paper.networks import CONTRIBUTIONS
+from hybrid.paper.tables import CATEGORIES, category_rows, difference_rows, read_rows, recovered_rows, table_lines
+from snn.runtime.outputs import write_csv
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("check_results", ROOT / "docs" / "check_results.py")

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid.classifier import Batches
-from hybrid.model import load_model
+from hybrid.lightning_module import Batches
 from hybrid.recipe import RECIPES, Recipe, choose_recipe
-from hybrid.train import PROGRESS, main
-from snn.errors import UserError
+from hybrid.storage import load_model
+from hybrid.train import main
+from hybrid.training import PROGRESS
+from snn.runtime.errors import UserError
 
 SMALL = ["--data", "digits", "--limit-train", "140", "--width", "0.1", "--epochs", "3", "--batch-size", "16",
          "--variant", "baseline", "--no-figures"]  # fmt: skip
@@ -102,7 +103,7 @@ def test_two_processes_share_every_batch_and_hold_the_same_weights(tmp_path):
     script.write_text(
         textwrap.dedent("""
         import os, sys, torch
-        from hybrid.model import Architecture
+        from hybrid.architecture import Architecture
         from hybrid.recipe import Recipe
         from hybrid.train import train
         from snn.data import DataSource, load_images

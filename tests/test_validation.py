@@ -13,10 +13,10 @@ import torch
 from scipy import stats
 
 import snn.layer
-import snn.stdp
-from snn.events import Raster, SpikeEvents
-from snn.layer import LayerParameters, SheetState
-from snn.stdp import STDPParameters
+import snn.plasticity
+from snn.layer import SheetState
+from snn.parameters import LayerParameters, STDPParameters
+from snn.spikes import Raster, SpikeEvents
 from validation.brian2_network import connections, most_waiting
 from validation.equations import euler_interval, magnitudes, probabilities
 from validation.freq_response import flat_regions
@@ -58,7 +58,7 @@ def without_phi(function):
     return lambda dt, fn, p: function(dt, fn, replace(p, phi_p=0.0, phi_d=0.0))
 
 
-def swapped_magnitudes(conductance, p, magnitude=snn.stdp.magnitude):
+def swapped_magnitudes(conductance, p, magnitude=snn.plasticity.magnitude):
     return magnitude(conductance, replace(p, alpha_p=p.alpha_d, alpha_d=p.alpha_p))
 
 
@@ -90,25 +90,25 @@ def leaking_inhibition(depolarisation, state, p, *rest, step=snn.layer.inhibited
     return fired, SheetState(v, after.blocked)
 
 
-def weights_one_column_off(shape, pre, *rest, count_pairs=snn.stdp.count_event_pairs):
+def weights_one_column_off(shape, pre, *rest, count_pairs=snn.plasticity.count_event_pairs):
     """Synapses learn what their neighbours to the left should."""
     return np.roll(count_pairs(shape, pre, *rest), 1, -1)
 
 
-def rates_of_other_pixels(pre, post, rates, *rest, count_events=snn.stdp.count_events):
+def rates_of_other_pixels(pre, post, rates, *rest, count_events=snn.plasticity.count_events):
     return count_events(pre, post, rates._replace(level=rates.level.flip(-1)), *rest)
 
 
 FAULTS = {
     "rates of other pixels": [("snn.learner.count_events", rates_of_other_pixels)],
     "sign of dt swapped": [
-        ("snn.stdp.ltp_probability", swapped_time(snn.stdp.ltp_probability)),
-        ("snn.stdp.ltd_probability", swapped_time(snn.stdp.ltd_probability)),
+        ("snn.rules.ltp_probability", swapped_time(snn.rules.ltp_probability)),
+        ("snn.rules.ltd_probability", swapped_time(snn.rules.ltd_probability)),
     ],
-    "alpha_p and alpha_d swapped": [("snn.stdp.magnitude", swapped_magnitudes)],
+    "alpha_p and alpha_d swapped": [("snn.plasticity.magnitude", swapped_magnitudes)],
     "phi ignored": [
-        ("snn.stdp.ltp_probability", without_phi(snn.stdp.ltp_probability)),
-        ("snn.stdp.ltd_probability", without_phi(snn.stdp.ltd_probability)),
+        ("snn.rules.ltp_probability", without_phi(snn.rules.ltp_probability)),
+        ("snn.rules.ltd_probability", without_phi(snn.rules.ltd_probability)),
     ],
     "reset off by 1 mV": [("snn.layer.norse_parameters", reset_too_high)],
     # The engine's loops are compiled: the leak is put into norse's in its place.
@@ -119,7 +119,7 @@ FAULTS = {
     "spike used one step late": [("snn.layer.simulate_events", one_step_late)],
     "fires at v = v_threshold": [("snn.layer.simulate_events", fires_at_threshold)],
     "norse fires at v = v_threshold": [("snn.layer.integrate", norse_fires_at_threshold)],
-    "synapses one column off": [("snn.stdp.count_event_pairs", weights_one_column_off)],
+    "synapses one column off": [("snn.plasticity.count_event_pairs", weights_one_column_off)],
 }
 SPIKES = [network, "--networks", "2", "--deterministic", "0", "--stochastic", "0"]
 LEARNING = [network, "--networks", "0", "--deterministic", "4", "--batches", "1", "--stochastic", "0"]
@@ -331,7 +331,7 @@ def test_documentation_lists_every_constant_with_its_default():
         [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")
     ]
     listed = {row[0]: row[1] for row in rows}
-    for kind in (snn.layer.LIFParameters, STDPParameters, LayerParameters, snn.encode.Encoding):
+    for kind in (snn.layer.LIFParameters, STDPParameters, LayerParameters, snn.parameters.Encoding):
         for name, field in kind.__dataclass_fields__.items():
             if name != "maps":
                 assert listed[name] == str(field.default), name

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from bridge.activation import SpecialActivationUnit
-from bridge.frontend import DRAWS, Response, deviations, load_frontend
-from hybrid.model import Architecture, ModelSpec, build_model
+from bridge.frontend import DRAWS, Response, deviations
+from bridge.sau import SpecialActivationUnit
+from bridge.storage import load_frontend
+from hybrid.architecture import Architecture, ModelSpec
+from hybrid.network import build_model
 from hybrid.preprocess import parse_preprocess
-from snn.errors import UserError
+from snn.runtime.errors import UserError
 
 
 def response(drives, counts, channels=None):

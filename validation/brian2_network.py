@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from snn.draws import TIES, image_key
-from snn.errors import check
-from snn.layer import LayerParameters, SpikingConv2d, tickets
-from snn.stdp import STDPParameters
+from snn.layer import SpikingConv2d, tickets
+from snn.parameters import LayerParameters, STDPParameters
+from snn.runtime.errors import check
+from snn.runtime.random import TIES, image_key
 from validation.brian2_neuron import LIF_EQUATION, LONG_AGO, PULSE, lif_namespace, load_brian2, spike_array
 from validation.brian2_stdp import forget, mini_batch_update, plastic_synapses
 from validation.equations import normalised_rate

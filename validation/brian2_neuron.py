@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from snn.errors import UserError
-from snn.neuron import LIFParameters
+from snn.parameters import LIFParameters
+from snn.runtime.errors import UserError
 
 LIF_EQUATION = "dv/dt = time_scale*(a + b*v + c*I) : volt"
 """Eq. 1; the model that uses it defines the current I, dimensionless as in the paper."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from snn.stdp import STDPParameters
+from snn.parameters import STDPParameters
 from validation.brian2_neuron import LONG_AGO, load_brian2
 
 PLASTICITY = """

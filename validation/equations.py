@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from snn.neuron import LIFParameters
-from snn.stdp import STDPParameters
+from snn.parameters import LIFParameters, STDPParameters
 
 
 def euler_interval(current: np.ndarray, v_threshold: np.ndarray, p: LIFParameters, dt: float) -> np.ndarray:

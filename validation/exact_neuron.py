@@ -1,6 +1,6 @@
 """A neuron whose potentials are exact binary fractions, so that one can meet its threshold exactly."""
 
-from snn.neuron import LIFParameters
+from snn.parameters import LIFParameters
 
 POTENTIAL_UNIT = 125 / 64
 """Step of the potentials in mV: 2^-9 volt, exact in both units."""

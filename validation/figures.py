@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
-from snn.command import save_figure
+from snn.runtime.outputs import save_figure
 from validation.equations import magnitudes
 from validation.significance import binomial_band, standardised
 

@@ -16,12 +16,15 @@ import numpy as np
 import torch
 import tyro
 
-from snn.command import RunOptions, beside, check_outputs, choose_device, command_line, progress, run_command
-from snn.encode import Encoding, regular_trains, whole_steps
-from snn.errors import check
-from snn.h5file import write_file
-from snn.layer import LayerParameters
-from snn.neuron import LIFParameters
+from snn.encoding import regular_trains
+from snn.parameters import Encoding, LayerParameters, LIFParameters
+from snn.runtime.cli import RunOptions, command_line, run_command
+from snn.runtime.device import choose_device
+from snn.runtime.errors import check
+from snn.runtime.h5 import write_file
+from snn.runtime.outputs import beside, check_outputs
+from snn.runtime.progress import progress
+from snn.timegrid import whole_steps
 from validation.brian2_neuron import train_response_spikes
 from validation.equations import euler_interval, interval
 from validation.figures import draw_response

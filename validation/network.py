@@ -12,9 +12,11 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from snn.command import RunOptions, beside, check_outputs, choose_device, command_line, run_command
-from snn.errors import check
-from snn.h5file import write_file
+from snn.runtime.cli import RunOptions, command_line, run_command
+from snn.runtime.device import choose_device
+from snn.runtime.errors import check
+from snn.runtime.h5 import write_file
+from snn.runtime.outputs import beside, check_outputs
 from validation.figures import draw_networks
 from validation.network_learning import LEARNERS, compare_distributions, compare_learning
 from validation.network_spikes import KINDS, Trial, compare_networks

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from snn.command import progress
-from snn.draws import draw_seeds
 from snn.layer import feed_forward
 from snn.learner import learn_batch
-from snn.stdp import STDPParameters
+from snn.parameters import STDPParameters
+from snn.runtime.progress import progress
+from snn.runtime.random import draw_seeds
 from validation.brian2_network import ReferenceNetwork, connections, most_waiting
 from validation.brian2_neuron import load_brian2
 from validation.network_spikes import MOST_DRAWS

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from snn.command import progress
-from snn.draws import draw_seeds
 from snn.layer import feed_forward
+from snn.runtime.progress import progress
+from snn.runtime.random import draw_seeds
 from validation.brian2_network import ReferenceNetwork
 from validation.random_networks import PRESENTATION, Kind, RandomNetwork, draw_network
 from validation.report import Report

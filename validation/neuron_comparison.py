@@ -6,11 +6,11 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from snn.command import progress
-from snn.draws import draw_seeds
-from snn.encode import Encoding, encode
-from snn.layer import LayerParameters, SpikingConv2d
-from snn.neuron import LIFParameters
+from snn.encoding import encode
+from snn.layer import SpikingConv2d
+from snn.parameters import Encoding, LayerParameters, LIFParameters
+from snn.runtime.progress import progress
+from snn.runtime.random import draw_seeds
 from validation.brian2_neuron import lif_spikes
 from validation.equations import interval
 from validation.exact_neuron import EXACT_DT, EXACT_NEURON, POTENTIAL_UNIT

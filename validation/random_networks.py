@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn.draws import draw_seeds
-from snn.encode import Encoding, encode
-from snn.layer import LayerParameters, SpikingConv2d
-from snn.neuron import LIFParameters
-from snn.stdp import STDPParameters
+from snn.encoding import encode
+from snn.layer import SpikingConv2d
+from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
+from snn.runtime.random import draw_seeds
 from validation.exact_neuron import EXACT_DT, EXACT_NEURON, POTENTIAL_UNIT
 
 PRESENTATION = 300.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from snn.command import write_json
+from snn.runtime.outputs import write_json
 
 FALSE_ALARM = 1e-3
 """Probability that a command reports a difference although both sides agree, over all its statistical tests."""

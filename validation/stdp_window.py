@@ -16,13 +16,17 @@ import torch
 import tyro
 from scipy import stats
 
-from snn.calibrate import normalised_rates
-from snn.command import RunOptions, beside, check_outputs, choose_device, command_line, progress, run_command
-from snn.draws import draw_seeds
-from snn.encode import Encoding, whole_steps
-from snn.errors import check
-from snn.h5file import write_file
-from snn.stdp import STDPParameters, count_events, update
+from snn.calibration import normalised_rates
+from snn.parameters import Encoding, STDPParameters
+from snn.plasticity import count_events, update
+from snn.runtime.cli import RunOptions, command_line, run_command
+from snn.runtime.device import choose_device
+from snn.runtime.errors import check
+from snn.runtime.h5 import write_file
+from snn.runtime.outputs import beside, check_outputs
+from snn.runtime.progress import progress
+from snn.runtime.random import draw_seeds
+from snn.timegrid import whole_steps
 from validation.brian2_neuron import load_brian2
 from validation.brian2_stdp import mini_batch_update, plastic_synapses
 from validation.equations import magnitudes, normalised_rate, probabilities

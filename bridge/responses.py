@@ -1,0 +1,53 @@
+"""How simulated neurons answer their drive: the data to which a Special Activation Unit is fitted.
+
+Simulated with the learner's own neuron, encoder and presentation time, thresholds as after learning, inhibition off.
+"""
+
+import torch
+from torch import Tensor
+
+from snn.encoding import encode_for
+from snn.layer import SpikingConv2d
+from snn.network import SpikingNetwork
+from snn.parameters import Encoding
+from snn.runtime.progress import progress
+from snn.runtime.random import draw_seeds
+from snn.spikes import spike_counts
+
+
+def simulate_counts(
+    network: SpikingNetwork, images: Tensor, generator: torch.Generator, batch_size: int = 16
+) -> list[Tensor]:
+    """Spikes in a presentation of every neuron: of the encoder, then of every layer.
+
+    Args:
+        network: learned layers.
+        images: uint8 (N, C, H, W), on the network's device.
+        generator: draws the seeds of the images.
+        batch_size: images simulated together.
+
+    Returns:
+        int16 (N, C, H, W) of the encoder, and one such tensor (N, C_out, H, W) per layer, on the CPU.
+    """
+    parts: list[list[Tensor]] = [[] for _ in range(len(network.layers) + 1)]
+    for batch in progress(images.split(batch_size), "simulating responses", "batch"):
+        seeds = draw_seeds(len(batch), generator).to(batch.device)
+        spikes = encode_for(batch, network.learning.encoding, seeds)
+        for part, layer_spikes in zip(parts, [spikes, *network.simulate(spikes)], strict=True):
+            part.append(spike_counts(layer_spikes).cpu())
+    return [torch.cat(part) for part in parts]
+
+
+def neuron_response(layer: SpikingConv2d, currents: Tensor, encoding: Encoding) -> Tensor:
+    """Spikes in a presentation, int64 (N,), of one neuron with the first map's threshold, given constant currents.
+
+    Args:
+        layer: of the neuron.
+        currents: means over the presentation, (N,). They flow while input spikes come, not in the quiet time after.
+        encoding: presentation time.
+    """
+    neuron = layer.with_values(gain=torch.ones_like(layer.gain[:1]), v_threshold=layer.v_threshold[:1])
+    drive = (currents * (encoding.n_steps / encoding.active_steps)).reshape(1, 1, 1, -1)
+    quiet = torch.zeros_like(drive)
+    steps = [drive if step < encoding.active_steps else quiet for step in range(encoding.n_steps)]
+    return neuron.simulate_drive(steps, inhibition=False).sum(0).flatten()

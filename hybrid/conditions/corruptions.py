@@ -1,0 +1,191 @@
+"""The 15 common corruptions, at five severities each (Hendrycks and Dietterich, 2019, arXiv:1903.12261).
+
+Two sources, which do not give the same images:
+
+- :func:`load_corrupted` reads the published files of CIFAR-10-C (doi:10.5281/zenodo.2535967): its numbers can be set
+  beside those of other papers.
+- :func:`corrupt` computes the corruptions on any RGB images by imagecorruptions-imaug (Apache-2.0). Its severities are
+  those of ImageNet-C, made for 224 pixels a side and stronger than CIFAR-10-C's: the standard deviation of Gaussian
+  noise is 0.08 to 0.38 of full scale, in CIFAR-10-C 0.04 to 0.10. Its motion_blur and elastic_transform are the
+  library's own (Michaelis et al., 2019, arXiv:1907.07484).
+
+A higher severity need not change an image more: by mean squared difference, glass_blur and frost do not always.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn.data import Images, balanced_subset
+from snn.data_source import DataSource
+from snn.runtime.errors import UserError, check
+from snn.runtime.progress import progress
+
+CORRUPTIONS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)
+"""Noise, blur, weather, digital: the published order."""
+
+
+SEVERITIES = range(1, 6)
+
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+_SMALLEST_SIDE = 32
+
+
+_TAKE_A_SEED = {"impulse_noise", "glass_blur"}
+
+
+def corrupt(images: Tensor, name: str, severity: int, seed: int) -> Tensor:
+    """Images with one corruption at one severity of ImageNet-C, computed on the CPU.
+
+    Image ``i`` depends on ``(seed, i)`` alone, so that a first part of the images gets the same results as all of them;
+    all corruptions and severities share these draws (defocus_blur, zoom_blur, brightness, contrast, pixelate and
+    jpeg_compression draw nothing). Bits repeat with the same versions of the libraries. NumPy's global random state is
+    left as it was, but is in use meanwhile: call this from one thread at a time.
+
+    Args:
+        images: uint8 RGB (N, 3, H, W), H and W at least 32 pixels.
+        name: one of :data:`CORRUPTIONS`.
+        severity: 1 to 5.
+        seed: not negative.
+
+    Returns:
+        Like ``images``.
+
+    Raises:
+        UserError: for an unknown name, a severity out of range, other images, and where the library is missing.
+    """
+    _check_condition(name, severity)
+    check(
+        images.dtype == torch.uint8
+        and images.ndim == 4
+        and images.shape[1] == 3
+        and min(images.shape[2:]) >= _SMALLEST_SIDE,
+        f"corruption {name}: cannot take {str(images.dtype).removeprefix('torch.')} images of shape "
+        f"{tuple(images.shape)}; expected uint8 RGB (N, 3, H, W) of at least {_SMALLEST_SIDE} pixels a side; "
+        "take --data cifar10 or folder:PATH, small images with --image-size 32",
+    )
+    library = _library(name)
+    originals = images.permute(0, 2, 3, 1).cpu().numpy()
+    results = np.empty_like(originals)
+    # The library draws from NumPy's global generator, except for two functions with a seed of their own.
+    before = np.random.get_state()  # noqa: NPY002
+    try:
+        for index, image in enumerate(progress(originals, f"{name} {severity}", "image")):
+            *words, own = np.random.SeedSequence((seed, index)).generate_state(5)
+            np.random.seed(words)  # noqa: NPY002
+            given = {"seed": int(own)} if name in _TAKE_A_SEED else {}
+            results[index] = library.corrupt(image, severity=severity, corruption_name=name, **given)
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+    return torch.from_numpy(results).permute(0, 3, 1, 2).contiguous().to(images.device)
+
+
+def _library(name: str) -> ModuleType:
+    try:
+        import imagecorruptions
+
+        # The package imagecorruptions has the same module, but fails with NumPy 2.
+        version("imagecorruptions-imaug")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"corruption {name}: needs the library imagecorruptions-imaug, which is not installed ({error}); "
+            "install it: pip install 'safe-dnn[corruptions]'"
+        ) from error
+    except ImportError as error:
+        raise UserError(
+            f"corruption {name}: the library imagecorruptions-imaug cannot be loaded ({error}); if a graphics library "
+            "is missing, take the OpenCV that needs none: pip install --force-reinstall --no-deps "
+            "opencv-python-headless"
+        ) from error
+    return imagecorruptions
+
+
+def load_corrupted(folder: Path, name: str, severity: int, limit: int | None = None, seed: int = 0) -> Images:
+    """One corruption at one severity from the published files of CIFAR-10-C.
+
+    Args:
+        folder: holds ``NAME.npy``, uint8 (5 n, 32, 32, 3): the n = 10,000 test images in the order of CIFAR-10, five
+            times, at severities 1 to 5; and ``labels.npy``, integers (5 n,) from 0 to 9.
+        name: one of :data:`CORRUPTIONS`.
+        severity: 1 to 5.
+        limit: take at most this many images, balanced over classes; None takes all.
+        seed: draws this part; all corruptions and severities get the same images.
+
+    Returns:
+        uint8 images (N, 3, 32, 32) and int64 labels (N,).
+
+    Raises:
+        UserError: for an unknown name, a severity or limit out of range, and files that are missing, cannot be read, or
+            hold something else.
+    """
+    _check_condition(name, severity)
+    check(limit is None or limit >= 1, f"limit {limit}: at least one image is needed; give 1 or more")
+    folder = Path(folder)
+    check(
+        folder.is_dir(),
+        f"CIFAR-10-C in {folder}: there is no such folder; give the one that holds {name}.npy and labels.npy, unpacked "
+        "from CIFAR-10-C.tar (https://zenodo.org/records/2535967)",
+    )
+    pixels, labels = _open_array(folder / f"{name}.npy"), _open_array(folder / "labels.npy")
+    check(
+        pixels.dtype == np.uint8
+        and pixels.shape[1:] == (32, 32, 3)
+        and len(pixels) > 0
+        and len(pixels) % len(SEVERITIES) == 0,
+        f"{folder / name}.npy holds {pixels.dtype} of shape {pixels.shape}; expected uint8 (50000, 32, 32, 3), five "
+        "severities of the test images; fetch CIFAR-10-C again",
+    )
+    check(
+        np.issubdtype(labels.dtype, np.integer) and labels.shape == pixels.shape[:1],
+        f"{folder / 'labels.npy'} holds {labels.dtype} of shape {labels.shape}; expected integers of shape "
+        f"{pixels.shape[:1]}, as many as {name}.npy has images; fetch CIFAR-10-C again",
+    )
+    lowest, highest = labels.min(), labels.max()
+    check(
+        lowest >= 0 and highest < len(CIFAR10_CLASSES),
+        f"{folder / 'labels.npy'} holds labels from {lowest} to {highest}; expected 0 to 9; give the folder of "
+        "CIFAR-10-C, not of another data set",
+    )
+    count = len(pixels) // len(SEVERITIES)
+    part = slice((severity - 1) * count, severity * count)
+    labels = np.asarray(labels[part], dtype=np.int64)
+    chosen = balanced_subset(labels, limit, seed)
+    # Of the mapped file only the chosen images are read.
+    images = torch.from_numpy(pixels[part][chosen]).permute(0, 3, 1, 2).contiguous()
+    source = DataSource(data=f"cifar10-c:{name}:{severity}", root=folder, limit_test=limit)
+    return Images(images, torch.from_numpy(labels[chosen]), CIFAR10_CLASSES, source)
+
+
+def _check_condition(name: str, severity: int) -> None:
+    check(name in CORRUPTIONS, f"corruption {name!r}: unknown; choose from {', '.join(CORRUPTIONS)}")
+    check(
+        isinstance(severity, int) and severity in SEVERITIES,
+        f"corruption {name}: severity {severity} is out of range; give a whole number from 1 to 5",
+    )
+
+
+def _open_array(path: Path) -> np.ndarray:
+    """The array in a .npy file, mapped and not yet read."""
+    check(
+        path.is_file(),
+        f"{path}: there is no such file; expected one of CIFAR-10-C, unpacked from CIFAR-10-C.tar "
+        "(https://zenodo.org/records/2535967)",
+    )
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a damaged header ends in one of many, SyntaxError and OverflowError among them
+        raise UserError(f"{path} is not a readable .npy file ({error}); fetch CIFAR-10-C again") from error
+    check(isinstance(array, np.ndarray), f"{path} is an archive; expected one array; fetch CIFAR-10-C again")
+    return array

@@ -1,0 +1,219 @@
+"""Training steps for Lightning: what a step does is a function of seed, step and process alone.
+
+Images stay on the device, as uint8; a mini-batch is an index into them, and shifts, flips, noise and dropout are drawn
+there from generators of that step. So training can stop and go on anywhere, to the same bits.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from hybrid.augment import Augmentation, augment
+from hybrid.conditions.drawn import parse_condition
+from hybrid.recipe import Recipe, one_cycle
+from hybrid.storage import history_rows
+from snn.runtime.errors import check
+from snn.runtime.outputs import write_csv
+from snn.runtime.progress import progress
+from snn.runtime.random import stream
+
+PARTS = ("train", "val")
+
+
+VALIDATION_BATCH = 256
+
+
+class Batches:
+    """Rows of the images of each mini-batch, from the step where training stands to the end of its pass."""
+
+    def __init__(self, count: int, batch_size: int, seed: int, step: Callable[[], int]) -> None:
+        self.count, self.batch_size, self.seed, self.step = count, batch_size, seed, step
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        epoch, first = divmod(self.step(), len(self))
+        order = torch.randperm(self.count, generator=stream(self.seed, "order", epoch))
+        yield from order.split(self.batch_size)[first : len(self)]
+
+    # Lightning asks loaders that can go on in the middle of a pass for a state; here the step is all of it.
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
+class Classifier(lightning.LightningModule):
+    """The training and validation steps; keeps one row of history per epoch.
+
+    Args:
+        network: to be trained.
+        recipe: hyperparameters.
+        augmentation: resolved.
+        seed: of all draws.
+        training, held_out: uint8 images (N, C, H, W) and labels (N,).
+        metrics: CSV file that is given a row per epoch (None: none).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        augmentation: Augmentation,
+        seed: int,
+        training: tuple[Tensor, Tensor],
+        held_out: tuple[Tensor, Tensor],
+        metrics: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.metrics = metrics
+        self.network, self.recipe, self.augmentation, self.seed = network, recipe, augmentation, seed
+        self.noise = parse_condition(recipe.train_noise)
+        self.data = {"train": training, "val": held_out}
+        names = [f"{part}_{what}" for part in PARTS for what in ("loss", "accuracy")]
+        self.history: dict[str, list[float]] = {name: [] for name in (*names, "learning_rate")}
+        self.sums = {part: torch.zeros(3) for part in PARTS}
+
+    def on_fit_start(self) -> None:
+        self.data = {part: tuple(tensor.to(self.device) for tensor in pair) for part, pair in self.data.items()}
+
+    def train_dataloader(self) -> Batches:
+        return Batches(len(self.data["train"][1]), self.recipe.batch_size, self.seed, lambda: self.global_step)
+
+    def val_dataloader(self) -> DataLoader:
+        mine = torch.arange(self.trainer.global_rank, len(self.data["val"][1]), self.trainer.world_size)
+        return DataLoader(mine.split(VALIDATION_BATCH), batch_size=None)
+
+    def _take(self, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = self.data[part]
+        return images[rows], labels[rows]
+
+    def training_step(self, rows: Tensor, index: int) -> Tensor:
+        rank, size = self.trainer.global_rank, self.trainer.world_size
+        images, labels = self._take("train", rows[rank::size])
+        draws = stream(self.seed, "step", self.global_step, rank)
+        images = augment(images, self.augmentation, draws).float() / 255
+        noise, dropout = torch.randint(2**62, (2,), generator=draws).tolist()
+        images = self.noise.apply(images, torch.Generator(self.device).manual_seed(noise))
+        # torchvision's dropout draws from the global generator.
+        torch.manual_seed(dropout)
+        logits = self.network(images.contiguous(memory_format=torch.channels_last))
+        loss = cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        self._add("train", logits.detach(), labels)
+        return loss
+
+    def validation_step(self, rows: Tensor, index: int) -> None:
+        images, labels = self._take("val", rows)
+        self._add("val", self.network(images.float() / 255), labels)
+
+    def _add(self, part: str, logits: Tensor, labels: Tensor) -> None:
+        loss, correct = cross_entropy(logits.float(), labels, reduction="sum"), (logits.argmax(1) == labels).sum()
+        row = torch.stack((loss, correct, torch.tensor(len(labels), device=self.device)))
+        self.sums[part] = self.sums[part].to(self.device) + row
+
+    def _total(self, part: str) -> Tensor:
+        """Loss, correct and counted images of the pass so far, over all processes."""
+        return self.trainer.strategy.reduce(self.sums[part].to(self.device, copy=True), reduce_op="sum")
+
+    def on_train_epoch_end(self) -> None:
+        for part in PARTS:
+            loss, correct, count = self._total(part).tolist()
+            self.history[f"{part}_loss"].append(loss / count)
+            self.history[f"{part}_accuracy"].append(correct / count)
+            self.sums[part] = torch.zeros(3)
+            # The same in all processes: they end together.
+            check(
+                math.isfinite(loss),
+                f"training diverged with --learning-rate {self.recipe.learning_rate}: the loss is no longer a number; "
+                "lower it",
+            )
+        self.history["learning_rate"].append(self.lr_schedulers().get_last_lr()[0])
+        if self.logger:
+            self.logger.log_metrics({name: values[-1] for name, values in self.history.items()}, self.current_epoch)
+        if self.trainer.is_global_zero:
+            # Written anew, so that it is whole after a resumption, too.
+            write_csv(self.metrics, history_rows(self.history))
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        # All processes take part; of an unfinished pass the first alone goes on with what all have counted.
+        sums = {part: self._total(part).cpu() for part in PARTS}
+        checkpoint["history"], checkpoint["sums"] = self.history, sums
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.history = checkpoint["history"]
+        if self.trainer.is_global_zero:
+            self.sums = checkpoint["sums"]
+
+    def configure_optimizers(self) -> dict:
+        """SGD with Nesterov momentum and one learning-rate cycle."""
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.recipe.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=self.recipe.learning_rate, momentum=0.9, nesterov=True)
+        steps = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class TrainingProgress(Callback):
+    """One bar with an estimate over the whole training, in the first process."""
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Classifier) -> None:
+        self.bar = progress(
+            None, "training", "step", total=trainer.estimated_stepping_batches, initial=trainer.global_step
+        )
+        self.bar.disable |= not trainer.is_global_zero
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Classifier, *_: object) -> None:
+        self.bar.update()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Classifier) -> None:
+        if module.history["val_accuracy"]:
+            self.bar.set_postfix(
+                epoch=trainer.current_epoch,
+                val_accuracy=f"{module.history['val_accuracy'][-1]:.1%}",
+                refresh=False,
+            )
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Classifier) -> None:
+        self.bar.close()
+
+
+class Checkpoints(Callback):
+    """Writes where training stands, every ``interval`` seconds.
+
+    Args:
+        path: of the checkpoint; always whole.
+        identity: of the training run, kept in the checkpoint.
+        interval: in s.
+    """
+
+    def __init__(self, path: Path, identity: str, interval: float) -> None:
+        self.path, self.identity, self.interval = path, identity, interval
+        self.last = time.monotonic()
+
+    def on_save_checkpoint(self, trainer: lightning.Trainer, module: Classifier, checkpoint: dict) -> None:
+        checkpoint["identity"] = self.identity
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Classifier, *_: object) -> None:
+        # Between two steps, and never in the middle of one; all processes take part in saving.
+        due = trainer.strategy.broadcast(time.monotonic() - self.last >= self.interval)
+        if trainer.global_step and due:
+            temporary = self.path.with_suffix(".part")
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                os.replace(temporary, self.path)
+            self.last = time.monotonic()

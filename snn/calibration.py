@@ -1,0 +1,122 @@
+"""Gain and threshold of a layer, set by measured firing rates.
+
+Fan-in differs tenfold between layers, so a layer's gain i_syn is found by simulation: at the start of its learning, a
+neuron fires a stated number of times a presentation. Once learned, its threshold is lowered (paper, 4.2), but kept
+above rest so that no input means no spike, and the gain is set again so that the next layer receives a stated mean
+rate. Inhibition is off in all these measurements.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from snn.engines.events import count_driven, sample_event_drive
+from snn.layer import SpikingConv2d
+from snn.plasticity import Rates
+from snn.runtime.errors import check
+from snn.spikes import SpikeEvents, Spikes, spike_counts
+
+BISECTIONS = 14
+
+
+PLACES = 4096
+"""Places (of all calibration images together) at which rates are measured."""
+
+
+LOWEST_ABOVE_REST = 1.0
+"""The lowest threshold lies this far above rest, in mV (ours)."""
+
+
+def sample_drive(layer: SpikingConv2d, pre: Spikes, generator: torch.Generator) -> Tensor:
+    """Drive before the gain of all maps at up to :data:`PLACES` random places: (T, P, C_out).
+
+    Args:
+        layer: whose drive.
+        pre: bool (T, B, C_in, H, W), or events.
+        generator: chooses the places.
+    """
+    events = isinstance(pre, SpikeEvents)
+    batch, size = (len(pre.rasters), pre.shape[1:]) if events else (pre.shape[1], pre.shape[3:])
+    height, width = layer.output_size(*size)
+    chosen = torch.randperm(batch * height * width, generator=generator, device=generator.device)[:PLACES]
+    if events:
+        return torch.from_numpy(sample_event_drive(layer, pre, chosen.numpy()))
+    chosen = chosen.to(pre.device)
+    return torch.stack([drive.permute(0, 2, 3, 1).flatten(0, 2)[chosen] for drive in layer.convolve(pre)])
+
+
+def mean_count(layer: SpikingConv2d, drive: Tensor) -> float:
+    """Mean spikes per neuron and presentation, inhibition off; ``drive`` from :func:`sample_drive`."""
+    if drive.device.type == "cpu":
+        return count_driven(layer, drive.numpy()) / drive[0].numel()
+    return layer.simulate_drive(drive[..., None, None], inhibition=False).sum().item() / drive[0].numel()
+
+
+def calibrate_gain(layer: SpikingConv2d, drive: Tensor, target: float) -> SpikingConv2d:
+    """Scale ``gain`` (all maps alike) so that :func:`mean_count` is ``target`` spikes."""
+    # A map whose conductances are all 0 receives nothing, whatever its gain.
+    peak = (drive.amax((0, 1)) * layer.gain).amax().item()
+    check(
+        peak > 0,
+        "no presynaptic spike arrives, so no gain makes this layer fire; raise the rates of its input",
+    )
+
+    def scaled(factor: float) -> SpikingConv2d:
+        return layer.with_values(gain=layer.gain * factor)
+
+    # At this factor the strongest drive of all just reaches the threshold: nothing fires yet.
+    rheobase = (layer.v_threshold.amin().item() - layer.lif.v_leak) / layer.lif.millivolts_per_current
+    silent = rheobase / peak
+    high = 2 * silent
+    while mean_count(scaled(high), drive) < target:
+        high *= 2
+        check(high < silent * 2**20, f"no gain gives {target} spikes a presentation; lower the target")
+    return scaled(_bisect(lambda factor: mean_count(scaled(factor), drive), 0.0, high, target))
+
+
+def hand_over(layer: SpikingConv2d, drive: Tensor, target: float, lowering: float) -> SpikingConv2d:
+    """A learned layer as it drives the next one: threshold lowered, gain set so that it fires ``target`` spikes.
+
+    Args:
+        layer: learned.
+        drive: from :func:`sample_drive`.
+        target: spikes per neuron and presentation.
+        lowering: of the neuron's own threshold, in mV, for all maps alike; it stays :data:`LOWEST_ABOVE_REST` above
+            rest.
+    """
+    threshold = max(layer.lif.v_threshold - lowering, layer.lif.v_leak + LOWEST_ABOVE_REST)
+    lowered = layer.with_values(v_threshold=torch.full_like(layer.v_threshold, threshold))
+    return calibrate_gain(lowered, drive, target)
+
+
+def _bisect(count: Callable[[float], float], low: float, high: float, target: float) -> float:
+    """Smallest argument found at which ``count`` reaches ``target``."""
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if count(middle) < target:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def rate_range(counts: Tensor, presentation: float) -> tuple[float, float]:
+    """1st and 99th percentile of the neurons' rates in Hz: f_min and f_max of Eq. 5 for a hidden layer.
+
+    Args:
+        counts: spikes of each neuron of a calibration set, integers of any shape.
+        presentation: T in ms.
+    """
+    rates = counts.flatten().float() * (1000 / presentation)
+    low, high = (rates.kthvalue(1 + round(q * (len(rates) - 1))).values.item() for q in (0.01, 0.99))
+    check(high > low, f"the rates of the layer below all lie at {low:.1f} Hz: its neurons carry no information")
+    return low, high
+
+
+def normalised_rates(spikes: Spikes, presentation: float, limits: tuple[float, float]) -> Rates:
+    """fn of Eq. 5 of every presynaptic neuron, from its rate measured over the presentation (ms); limits in Hz."""
+    low, high = limits
+    counts = spike_counts(spikes)
+    rates = torch.arange(int(counts.amax()) + 1) * (1000 / presentation)
+    return Rates(counts, ((rates - low) / (high - low)).clamp(0, 1))

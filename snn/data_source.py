@@ -1,0 +1,46 @@
+"""Which images a stage works on, and how its files record that."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from snn.runtime.h5 import Tree, from_tree
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Which images a stage works on."""
+
+    data: str = "digits"
+    """digits (bundled with scikit-learn, 8x8, grey), cifar10 (torchvision's), or folder:PATH with train/CLASS and
+    test/CLASS folders of images."""
+    root: Path = Path("data")
+    """Folder that holds, or with --download receives, CIFAR-10."""
+    download: bool = False
+    """Fetch CIFAR-10 into --root if it is not there."""
+    image_size: int | None = None
+    """Resize images to this height and width, in pixels; None keeps their own size."""
+    limit_train: int | None = None
+    """Take at most this many training images, balanced over classes and drawn with --seed; None takes all."""
+    limit_test: int | None = None
+    """The same for test images; the stages before hybrid.evaluate only record it, as its default."""
+
+    def limit(self, split: Split) -> int | None:
+        """The limit on one split."""
+        return self.limit_train if split == "train" else self.limit_test
+
+    def override(self, **given: object) -> "DataSource":
+        """A copy with those fields replaced that are not None."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+def input_tree(source: DataSource, shape: tuple[int, int, int]) -> Tree:
+    """The ``/input`` group of all files: data and image shape (C, H, W)."""
+    return asdict(source) | dict(zip(("channels", "height", "width"), shape, strict=True))
+
+
+def read_input(tree: Tree) -> tuple[DataSource, tuple[int, int, int]]:
+    """What :func:`input_tree` stored."""
+    return from_tree(DataSource, tree, root=Path(tree["root"])), (tree["channels"], tree["height"], tree["width"])

@@ -1,0 +1,142 @@
+"""A learned spiking network and the history of its learning."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snn.layer import SpikingConv2d
+from snn.learning import Learning
+from snn.spikes import Spikes
+
+
+class LayerHistory(NamedTuple):
+    """One entry per mini-batch update of a layer."""
+
+    images: Tensor
+    """Images seen up to and including the update, int64 (U,)."""
+    wins: Tensor
+    """Postsynaptic spikes of each map, int64 (U, C_out)."""
+    mean_change: Tensor
+    """Mean |dG| over the layer's synapses, float64 (U,)."""
+
+    @classmethod
+    def empty(cls, maps: int) -> "LayerHistory":
+        """Before the first update."""
+        integers = {"dtype": torch.int64}
+        return cls(torch.empty(0, **integers), torch.empty(0, maps, **integers), torch.empty(0, dtype=torch.float64))
+
+    def with_update(self, images: int, wins: Tensor, mean_change: float) -> "LayerHistory":
+        """One update of ``images`` images more; ``wins`` (C_out,)."""
+        seen = images + (self.images[-1:] if len(self.images) else 0)
+        return LayerHistory(
+            torch.cat([self.images, torch.as_tensor(seen).reshape(1)]),
+            torch.cat([self.wins, wins.cpu()[None]]),
+            torch.cat([self.mean_change, torch.tensor([mean_change], dtype=torch.float64)]),
+        )
+
+
+@dataclass(frozen=True)
+class LearnedLayer:
+    """A layer after learning: ready to drive the next one, with its start values and history."""
+
+    layer: SpikingConv2d
+    """Gain and threshold are those with which it feeds the next layer (inhibition off)."""
+    initial_conductance: Tensor
+    """G0, (C_out, C_in, kH, kW)."""
+    learning_gain: float
+    """i_syn at the start of its learning."""
+    rate_limits: tuple[float, float]
+    """f_min and f_max of its presynaptic rates in Eq. 5, in Hz."""
+    mean_rate: float
+    """Mean rate that it passes on, in Hz, on the calibration images."""
+    saturated: tuple[float, float]
+    """Shares of its synaptic events, on the calibration images after learning, whose probability of LTP, or of LTD, is
+    at its peak."""
+    history: LayerHistory
+
+    def to(self, device: torch.device | str) -> "LearnedLayer":
+        """A copy on ``device``; the history stays where it is."""
+        initial = self.initial_conductance.to(device)
+        return replace(self, layer=self.layer.to(device), initial_conductance=initial)
+
+    @property
+    def mean_move(self) -> float:
+        """Mean |G - G0|."""
+        return (self.layer.conductance - self.initial_conductance).abs().mean().item()
+
+    @property
+    def fair_shares(self) -> Tensor:
+        """Spikes of each map under inhibition over the mean map's, in the last quarter of the updates, float64."""
+        updates = len(self.history.wins)
+        wins = self.history.wins[updates * 3 // 4 :].sum(0).double()
+        return wins / wins.mean().clamp(min=1e-9)
+
+    @property
+    def winning_share(self) -> float:
+        """Share of maps that fire at least a fifth as often as the mean map."""
+        return (self.fair_shares >= 0.2).double().mean().item()
+
+
+@dataclass(frozen=True)
+class UnfinishedLayer:
+    """A layer while it learns: all that its next update depends on, apart from the layers below."""
+
+    layer: SpikingConv2d
+    start: SpikingConv2d
+    """As it was before the first update."""
+    ltd_factor: Tensor
+    """Of each map, float64 (C_out, 1, 1, 1)."""
+    rate_limits: tuple[float, float]
+    """f_min and f_max of its presynaptic rates in Eq. 5, in Hz."""
+    history: LayerHistory
+    window: Tensor
+    """Sum of the conductances since the last window ended, and their mean over the last window (0 before): float64
+    (2, C_out, C_in, kH, kW). See :func:`snn.learner.follow_window`."""
+    drift: float = math.inf
+    """Mean distance of the last window's mean from the one before, as a share of the range g_min to g_max."""
+
+    @property
+    def updates(self) -> int:
+        """Updates done."""
+        return len(self.history.images)
+
+    def to(self, device: torch.device | str) -> "UnfinishedLayer":
+        """A copy on ``device``; the history stays where it is."""
+        values = {name: getattr(self, name).to(device) for name in ("layer", "start", "ltd_factor", "window")}
+        return replace(self, **values)
+
+
+@dataclass(frozen=True)
+class SpikingNetwork:
+    """Content of ``snn.h5``."""
+
+    input_shape: tuple[int, int, int]
+    """(C, H, W) of the images."""
+    learning: Learning
+    layers: tuple[LearnedLayer, ...]
+    seed: int
+    unfinished: UnfinishedLayer | None = None
+    """The layer that is learning."""
+    images_digest: str = ""
+    """Of the training images (:func:`images_digest`)."""
+
+    @property
+    def complete(self) -> bool:
+        """All layers have learned."""
+        return len(self.layers) == len(self.learning.maps)
+
+    def to(self, device: torch.device | str) -> "SpikingNetwork":
+        """A copy whose layers compute on ``device``."""
+        layers = tuple(learned.to(device) for learned in self.layers)
+        return replace(self, layers=layers, unfinished=self.unfinished and self.unfinished.to(device))
+
+    def simulate(self, spikes: Spikes) -> list[Spikes]:
+        """Spikes of every layer, inhibition off, for encoded images bool (T, B, C, H, W), or events."""
+        outputs = []
+        for learned in self.layers:
+            spikes = learned.layer.simulate(spikes, inhibition=False)
+            outputs.append(spikes)
+        return outputs

@@ -1,0 +1,213 @@
+"""What can be set about encoder, neuron, layer and learning rule: frozen records that check themselves."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from snn.runtime.errors import check
+from snn.timegrid import whole_steps
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How intensities become spikes, and the time grid of a presentation."""
+
+    f_min: float = 10.0
+    """Rate of intensity 0, in Hz (paper 4.2; ParallelSpikeSim 2019)."""
+    f_max: float = 30.0
+    """Rate of intensity 1, in Hz (paper 4.2; ParallelSpikeSim 2019)."""
+    presentation: float = 300.0
+    """Duration T of one image, in ms (ParallelSpikeSim 2019)."""
+    dt: float = 2.5
+    """Time step, in ms (ours: against 0.25 ms it changes the spike count of 0.8 % of the neurons by one, and of 5.5 %
+    at a lowered threshold)."""
+    kind: Literal["regular", "poisson"] = "regular"
+    """Regular trains with exact spike counts (paper 4.3: floor(F T)) or Poisson trains."""
+    quiet: float = 0.0
+    """Time at the end of the presentation in which no input spike comes, in ms (paper: none; learning takes 30, twice
+    the pulse width, as a pulse that the end cuts off would count in part, by chance: docs/bridge.md)."""
+
+    def __post_init__(self) -> None:
+        check(
+            0 <= self.f_min < self.f_max,
+            f"encoding rates {self.f_min} to {self.f_max} Hz: expected 0 <= f_min < f_max",
+        )
+        check(
+            self.dt > 0 and math.isfinite(self.presentation) and whole_steps(self.presentation, self.dt) >= 1,
+            f"presentation {self.presentation} ms with dt {self.dt} ms: expected a whole number of steps, at least one",
+        )
+        check(
+            0 <= whole_steps(self.quiet, self.dt) < self.n_steps,
+            f"quiet time {self.quiet} ms: expected a multiple of dt = {self.dt} ms, 0 or more and less than the "
+            f"presentation of {self.presentation} ms",
+        )
+        check(
+            self.f_max * self.dt * self.n_steps <= 1000 * self.active_steps,
+            f"f_max {self.f_max} Hz with dt {self.dt} ms and {self.quiet} ms of quiet: more than one spike a step; "
+            "lower one of them",
+        )
+
+    @property
+    def n_steps(self) -> int:
+        """Steps in a presentation."""
+        return whole_steps(self.presentation, self.dt)
+
+    @property
+    def active_steps(self) -> int:
+        """Steps at the start of a presentation in which input spikes come."""
+        return self.n_steps - whole_steps(self.quiet, self.dt)
+
+    def rate(self, intensity: Tensor) -> Tensor:
+        """F in Hz of intensities in [0, 1], any shape."""
+        return self.f_min + intensity * (self.f_max - self.f_min)
+
+
+@dataclass(frozen=True)
+class LIFParameters:
+    """Constants of Eq. 1."""
+
+    a: float = -6.77
+    """Constant term of Eq. 1, in mV per unit time (ParallelSpikeSim 2019)."""
+    b: float = -0.0989
+    """Leak of Eq. 1, per unit time (ParallelSpikeSim 2019)."""
+    c: float = 0.314
+    """Gain of the current in Eq. 1, in mV per unit time and current (ParallelSpikeSim 2019)."""
+    membrane_time_scale: float = 0.04
+    """Units of Eq. 1's time per ms (ParallelSpikeSim 2019): the membrane time constant is 253 ms."""
+    v_threshold: float = -60.2
+    """Spiking threshold, in mV (ParallelSpikeSim 2019)."""
+    v_reset: float = -74.7
+    """Potential after a spike, in mV (ParallelSpikeSim 2019)."""
+    v_init: float = -70.0
+    """Potential at the start of a presentation, in mV (ParallelSpikeSim 2019)."""
+
+    def __post_init__(self) -> None:
+        check(self.b < 0, f"LIF b = {self.b}: the leak must be negative")
+        check(
+            self.membrane_time_scale > 0,
+            f"LIF membrane_time_scale = {self.membrane_time_scale}: must be positive",
+        )
+        check(
+            self.v_reset < self.v_leak < self.v_threshold,
+            f"LIF potentials: expected v_reset {self.v_reset} < rest {self.v_leak:.2f} < v_threshold "
+            f"{self.v_threshold} mV, or the neuron fires without input",
+        )
+
+    @property
+    def v_leak(self) -> float:
+        """Resting potential -a/b, in mV."""
+        return -self.a / self.b
+
+    @property
+    def tau_mem(self) -> float:
+        """Membrane time constant, in ms."""
+        return -1.0 / (self.b * self.membrane_time_scale)
+
+    @property
+    def millivolts_per_current(self) -> float:
+        """Steady depolarisation per unit of current, c/(-b), in mV."""
+        return -self.c / self.b
+
+    def interspike_interval(self, current: float, v_threshold: float | None = None) -> float:
+        """Closed-form interval between spikes, in ms, at a constant current; ``inf`` below the rheobase."""
+        threshold = self.v_threshold if v_threshold is None else v_threshold
+        v_inf = self.v_leak + self.millivolts_per_current * current
+        if v_inf <= threshold:
+            return math.inf
+        return self.tau_mem * math.log((v_inf - self.v_reset) / (v_inf - threshold))
+
+
+@dataclass(frozen=True)
+class LayerParameters:
+    """Geometry and synapses of a spiking convolution."""
+
+    maps: int
+    """Feature maps C_out."""
+    kernel_size: int = 3
+    """Side of the square kernel, in pixels (paper 4.2)."""
+    stride: int = 1
+    """Step of the kernel, in pixels."""
+    padding: int = 1
+    """Silent border, in pixels."""
+    pulse_width: float = 15.0
+    """Time w that a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
+    inhibition_time: float = 10.0
+    """Time for which maps that lost ignore their input, in ms (ours)."""
+
+    def __post_init__(self) -> None:
+        for name in ("maps", "kernel_size", "stride"):
+            check(getattr(self, name) >= 1, f"layer {name} = {getattr(self, name)}: must be 1 or more")
+        check(
+            0 <= self.padding < self.kernel_size,
+            f"layer padding {self.padding}: expected 0 to kernel_size - 1",
+        )
+
+    def steps(self, dt: float) -> tuple[int, int]:
+        """(pulse, inhibition) in steps of ``dt`` ms."""
+        pulse, inhibition = whole_steps(self.pulse_width, dt), whole_steps(self.inhibition_time, dt)
+        check(pulse >= 1, f"pulse_width {self.pulse_width} ms: expected a positive multiple of dt = {dt} ms")
+        check(inhibition >= 0, f"inhibition_time {self.inhibition_time} ms: expected a multiple of dt = {dt} ms")
+        return pulse, inhibition
+
+
+@dataclass(frozen=True)
+class STDPParameters:
+    """Constants of Eq. 2 and 5 and of the mini-batch update."""
+
+    rule: Literal["fd", "stochastic", "deterministic"] = "fd"
+    """fd: Eq. 5; stochastic: Eq. 5 with phi = 0; deterministic: probability 1."""
+    pairing: Literal["post", "two-sided"] = "post"
+    """Which presynaptic spikes a postsynaptic spike is paired with (see module)."""
+    alpha_p: float = 0.005
+    """LTP magnitude, conductance units (ParallelSpikeSim 2020)."""
+    alpha_d: float = 0.01
+    """LTD magnitude, conductance units (ParallelSpikeSim 2020)."""
+    beta_p: float = 0.4
+    """LTP saturation, Eq. 2 (ours; the simulator's 3 squeezes all conductances together, below 0.3 they are almost
+    all driven to the limits: see docs/learning.md)."""
+    beta_d: float = 0.4
+    """LTD saturation, Eq. 2 (ours, as beta_p)."""
+    gamma_p: float = 0.7
+    """Peak probability of LTP (ParallelSpikeSim 2020)."""
+    gamma_d: float = 0.6
+    """Peak probability of LTD (ParallelSpikeSim 2020)."""
+    phi_p: float = 0.6
+    """Frequency dependence of the LTP window (ParallelSpikeSim 2020)."""
+    phi_d: float = 0.6
+    """Frequency dependence of the LTD window (ParallelSpikeSim 2020)."""
+    tau_p: float = 10.0
+    """Time constant of P_p, in ms (ours: the simulator's 100 makes P_p flat over the window)."""
+    tau_d: float = 40.0
+    """Time constant of P_d, in ms (ours: the simulator's 5 makes P_d = 1 wherever LTD happens)."""
+    ltp_window: float = 15.0
+    """Longest dt that gives LTP, in ms (ParallelSpikeSim 2020)."""
+    ltd_delay: float | None = None
+    """T_d of pairing ``post``, in ms; None: one period of the encoder's f_min (ours: P_d reaches gamma_d for a synapse
+    whose input spikes no faster than a black pixel's)."""
+    g_min: float = 0.0
+    """Smallest conductance (paper: free; ours)."""
+    g_max: float = 1.0
+    """Largest conductance (paper: free; ours, the scale is set by the gain)."""
+    n_cap: int = 20
+    """Events of one synapse that a mini-batch may count for: dG = mean change per event x min(events, n_cap) (ours: a
+    batch's thousands of events would carry G across its whole range)."""
+
+    def __post_init__(self) -> None:
+        for name in ("alpha_p", "alpha_d", "tau_p", "tau_d", "ltp_window"):
+            check(getattr(self, name) > 0, f"STDP {name} = {getattr(self, name)}: must be positive")
+        check(self.ltd_delay is None or self.ltd_delay >= 0, f"STDP ltd_delay = {self.ltd_delay}: must not be negative")
+        for name in ("gamma_p", "gamma_d"):
+            check(0 <= getattr(self, name) <= 1, f"STDP {name} = {getattr(self, name)}: must lie in [0, 1]")
+        for name in ("phi_p", "phi_d"):
+            check(getattr(self, name) >= 0, f"STDP {name} = {getattr(self, name)}: must not be negative")
+        check(self.g_min < self.g_max, f"STDP g_min {self.g_min}, g_max {self.g_max}: expected g_min < g_max")
+        check(self.n_cap >= 1, f"STDP n_cap = {self.n_cap}: must be 1 or more")
+
+    def with_ltd_delay(self, f_min: float) -> "STDPParameters":
+        """A copy with T_d set to one period of ``f_min`` (Hz), unless it was given or the pairing has none."""
+        if self.ltd_delay is not None or self.pairing == "two-sided":
+            return self
+        check(f_min > 0, f"f_min = {f_min} Hz has no period to take for --stdp.ltd-delay; give one in ms")
+        return replace(self, ltd_delay=1000 / f_min)

@@ -1,0 +1,1 @@
+"""What every command and file of the project stands on; knows nothing of spikes."""

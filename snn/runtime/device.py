@@ -1,0 +1,27 @@
+"""Where to compute."""
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from snn.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+def choose_device(name: DeviceName) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU; ``cuda`` without one is a :class:`UserError`."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto, or install a CUDA driver"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        # TF32 keeps 10 bits of a weight: drives near an edge of a step function would land beyond it.
+        torch.backends.cudnn.allow_tf32 = False
+    return torch.device(name)

@@ -1,0 +1,196 @@
+"""HDF5 files with a stamp: who made them, from what, and a digest that the reader checks.
+
+A file's content is a tree of dictionaries: arrays become datasets, numbers, strings and tuples of them attributes,
+dictionaries groups. Nothing that could execute on load is ever stored.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+
+from snn.runtime.errors import UserError, check
+from snn.runtime.outputs import write_atomically
+
+Tree = dict[str, Any]
+
+
+Record = TypeVar("Record")
+
+
+Content = TypeVar("Content")
+
+
+# How a file was made, not what it says: left out of the digest, so that equal results have equal digests.
+PROVENANCE = ("command", "git_commit", "versions", "created", "digest", "input/root", "input/download")
+
+
+def content_digest(tree: Tree) -> str:
+    """SHA-256 over arrays (name, type, shape, bytes) and attributes, independent of order and of time."""
+    digest = hashlib.sha256()
+    for path, value in sorted(_leaves(tree)):
+        if path in PROVENANCE:
+            continue
+        digest.update(path.encode() + b"\0")
+        if isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype.str}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        else:
+            digest.update(json.dumps(value).encode())
+    return digest.hexdigest()
+
+
+def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
+    leaves = []
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{prefix}{name}/")
+        else:
+            leaves.append((prefix + name, value))
+    return leaves
+
+
+def write_file(path: Path, schema: str, tree: Tree, *, seed: int, command: str, source_digest: str = "") -> str:
+    """Write ``tree`` to ``path`` whole or not at all; return its digest.
+
+    ``None`` values are left out. ``schema`` is for example "snn/1"; ``source_digest`` belongs to the file this one
+    was made from, "" for the first in the chain.
+    """
+    tree = _plain({**tree, "schema": schema, "seed": seed, "source_digest": source_digest})
+    tree["digest"] = content_digest(tree)
+    tree |= {
+        "command": command,
+        "git_commit": _git_commit(),
+        "versions": json.dumps(_versions()),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+    def write(temporary: Path) -> None:
+        try:
+            with h5py.File(temporary, "w") as file:
+                _write_group(file, tree)
+        except RuntimeError as error:
+            # So h5py tells that it could not extend a file.
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
+    return tree["digest"]
+
+
+def read_file(path: Path, schema: str, remedy: str, parse: Callable[[Tree], Content]) -> Content:
+    """Read and check a file written by :func:`write_file`, and return what ``parse`` makes of its tree.
+
+    Raises :class:`UserError` (with ``remedy``, the command that makes such a file) for a missing, truncated or foreign
+    file, another schema, or content that does not match its digest.
+    """
+    check(path.exists(), f"{path} does not exist; make it with: {remedy}")
+    check(path.is_file(), f"{path} is not a file; give one made with: {remedy}")
+    check(os.access(path, os.R_OK), f"{path} cannot be read: permission denied; change its permissions")
+    # A damaged file can fail at any place, in the HDF5 library or in what is made of its values.
+    failures = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError)
+    try:
+        with h5py.File(path, "r") as file:
+            found = file.attrs.get("schema")
+            other = isinstance(found, str) and found != schema
+            tree = None if other else _read_group(file)
+    except failures as error:
+        raise UserError(f"{path} is truncated or not an HDF5 file; make it again with: {remedy}") from error
+    check(not other, f"{path} has schema {found!r}, expected {schema!r}; make such a file with: {remedy}")
+    try:
+        intact = tree.get("schema") == schema and tree.get("digest") == content_digest(tree)
+    except failures:
+        intact = False
+    check(
+        intact,
+        f"{path} does not match its digest: it was made by something else or changed after writing; make it again "
+        f"with: {remedy}",
+    )
+    try:
+        return parse(tree)
+    except failures as error:
+        raise UserError(f"{path} lacks parts of schema {schema!r} ({error}); make it again with: {remedy}") from error
+
+
+def from_tree(kind: type[Record], tree: Tree, **given: Any) -> Record:
+    """The dataclass ``kind`` from a stored group: its fields by name, ``given`` ones as they are, others by default."""
+    stored = {name: tree[name] for name in kind.__dataclass_fields__ if name in tree}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    return kind(**values | given)
+
+
+def _plain(tree: Tree) -> Tree:
+    """The tree as it will be read back: None dropped, paths as text, NumPy scalars and lists as Python's own."""
+    plain: Tree = {}
+    for name, value in tree.items():
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = _plain(value)
+        elif isinstance(value, np.generic):
+            value = value.item()
+        elif isinstance(value, Path):
+            value = str(value)
+        elif isinstance(value, list | tuple):
+            value = list(value)
+        plain[name] = value
+    return plain
+
+
+def _write_group(group: h5py.Group, tree: Tree) -> None:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            _write_group(group.create_group(name), value)
+        elif isinstance(value, np.ndarray):
+            # Histories are long and compress well; small arrays would only grow.
+            packed = {"compression": "gzip", "shuffle": True} if value.size > 1000 else {}
+            group.create_dataset(name, data=value, **packed)
+        elif isinstance(value, list):
+            # An attribute holds no empty list of strings; JSON holds every list alike.
+            group.attrs[name] = "json:" + json.dumps(value)
+        else:
+            group.attrs[name] = value
+
+
+def _read_group(group: h5py.Group) -> Tree:
+    tree: Tree = {}
+    for name, value in group.attrs.items():
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, str) and value.startswith("json:"):
+            value = json.loads(value.removeprefix("json:"))
+        tree[name] = value
+    for name, item in group.items():
+        tree[name] = _read_group(item) if isinstance(item, h5py.Group) else np.asarray(item[()])
+    return tree
+
+
+@cache
+def _git_commit() -> str:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in ("safe-dnn", "torch", "torchvision", "norse", "lightning", "numpy", "h5py", "brian2"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

@@ -1,0 +1,86 @@
+"""Files that a command writes: checked before the work starts, each written whole or not at all."""
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snn.runtime.errors import UserError, check
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def beside(path: Path, ending: str) -> Path:
+    """``path`` without its suffix, plus ``ending``: where a figure of that file goes."""
+    return path.parent / f"{path.stem}{ending}"
+
+
+def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
+    """Raise :class:`UserError` unless each path (None is skipped) can be created or replaced; leaves no trace.
+
+    They must differ from each other and from ``inputs``, which would be lost.
+    """
+    taken = {path.resolve(): "is read by this command" for path in inputs}
+    for path in paths:
+        if path is None:
+            continue
+        folder = path.parent
+        check(folder.is_dir(), f"cannot write {path}: folder {folder} does not exist; create it first")
+        check(not path.is_dir(), f"cannot write {path}: it is a folder; give a file name inside it")
+        check(path.is_file() or not path.exists(), f"cannot write {path}: it is not a regular file; give another name")
+        reason = taken.get(path.resolve())
+        check(reason is None, f"cannot write {path}: it {reason}; give another name")
+        taken[path.resolve()] = "is also the name of another output (or figure)"
+        try:
+            # Permission bits do not tell root or a read-only mount apart: try.
+            handle, probe = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
+            os.close(handle)
+            os.unlink(probe)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write`` with a temporary path beside ``path``, sync it, then rename it to ``path``.
+
+    Whatever goes wrong, an older file at ``path`` stays as it was; a full disk is a :class:`UserError`.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}; free some space or write elsewhere with --out") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | None, figures: dict) -> None:
+    """Write the figures a command printed to ``path`` (None: do nothing)."""
+    if path is not None:
+        text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
+        write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_csv(path: Path | None, rows: list[dict]) -> None:
+    """Write rows with equal keys in long format to ``path`` (None: do nothing)."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    if path is not None:
+        write_atomically(path, write)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a matplotlib figure to ``path`` (PNG), whole or not at all; needs no display."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))

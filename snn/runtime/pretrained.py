@@ -1,0 +1,18 @@
+"""Results that ship with the package, taken by name in place of a file: ``pretrained:cifar10-fd``."""
+
+from pathlib import Path
+
+from snn.runtime.errors import check
+
+PREFIX = "pretrained:"
+
+
+def resolve(file: Path, folder: Path) -> Path:
+    """``file`` itself, or the shipped file in ``folder`` that it names."""
+    name = str(file)
+    if not name.startswith(PREFIX):
+        return file
+    found = folder / f"{name.removeprefix(PREFIX)}.h5"
+    names = ", ".join(PREFIX + path.stem for path in sorted(folder.glob("*.h5")))
+    check(found.is_file(), f"{name} does not ship with this package; choose from: {names}")
+    return found

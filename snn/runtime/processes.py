@@ -1,0 +1,92 @@
+"""Processes that share the mini-batches of learning: this one alone, or several through Lightning Fabric."""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from snn.runtime.device import DeviceName, choose_device
+from snn.runtime.errors import UserError, check
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+Made = TypeVar("Made")
+
+
+class Processes:
+    """One process of a group (without ``fabric``: the only one)."""
+
+    def __init__(self, fabric: "Fabric | None" = None) -> None:
+        self._fabric = fabric
+        self.rank: int = fabric.global_rank if fabric else 0
+        self.size: int = fabric.world_size if fabric else 1
+
+    @property
+    def first(self) -> bool:
+        """This process prints and writes."""
+        return self.rank == 0
+
+    def add(self, values: Tensor) -> Tensor:
+        """Sum of ``values`` over all processes."""
+        return self._fabric.all_reduce(values, reduce_op="sum") if self._fabric else values
+
+    def share(self, make: Callable[[], Made]) -> Made:
+        """What ``make`` returns in the first process, in all of them; its :class:`UserError` ends them all."""
+        if not self._fabric:
+            return make()
+        made, error = None, None
+        if self.first:
+            try:
+                made = make()
+            except UserError as found:
+                error = found
+        made, error = self._fabric.broadcast((made, error))
+        if error:
+            # The first process tells, and decides the exit status.
+            raise error if self.first else SystemExit(0)
+        return made
+
+
+def first_process() -> bool:
+    """Whether this process is the first of its group (or alone), by what its launcher told it."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
+
+
+def group_size(device: DeviceName, devices: int, nodes: int) -> tuple[torch.device, int, int]:
+    """The device, and processes per node and nodes: torchrun's where it started this process, else those asked for."""
+    check(devices >= 1, f"--devices {devices}: expected 1 or more")
+    check(nodes >= 1, f"--num-nodes {nodes}: expected 1 or more")
+    chosen = choose_device(device)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        check(
+            devices in (1, local) and nodes in (1, world // local),
+            f"--devices {devices} --num-nodes {nodes} under a torchrun of {local} processes on each of "
+            f"{world // local} nodes: leave these flags out",
+        )
+        devices, nodes = local, world // local
+    if chosen.type == "cuda":
+        found = torch.cuda.device_count()
+        check(devices <= found, f"--devices {devices}: this node has {found} CUDA devices; ask for at most these")
+    return chosen, devices, nodes
+
+
+def start_processes(device: DeviceName, devices: int, nodes: int) -> tuple[Processes, torch.device]:
+    """This process's place in its group, and its device.
+
+    Started by torchrun, the group is torchrun's; otherwise Fabric starts ``devices - 1`` more on this node, which run
+    the same command.
+    """
+    chosen, devices, nodes = group_size(device, devices, nodes)
+    if devices * nodes == 1:
+        return Processes(), chosen
+    # Lightning takes seconds to import: only where it is needed.
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator=chosen.type, devices=devices, num_nodes=nodes, strategy="ddp")
+    fabric.launch()
+    return Processes(fabric), fabric.device

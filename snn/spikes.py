@@ -1,0 +1,71 @@
+"""Spikes of a batch of images, as events or as a dense tensor."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn.engines import kernels
+from snn.runtime.threads import for_each
+
+
+class Raster(NamedTuple):
+    """Spikes of one image, step by step (see :mod:`snn.engines.kernels`)."""
+
+    neuron: np.ndarray
+    """Spiking neurons, int32 (n,), numbered ``(y * width + x) * maps + map``."""
+    start: np.ndarray
+    """Index of the first spike of each step, and n: int64 (T + 1,)."""
+
+
+@dataclass(frozen=True)
+class SpikeEvents:
+    """Spikes of a batch of images: the sparse form of a bool tensor (T, B, C, H, W)."""
+
+    rasters: tuple[Raster, ...]
+    """One of each image."""
+    shape: tuple[int, int, int]
+    """(C, H, W)."""
+
+    def __len__(self) -> int:
+        """Steps T."""
+        return len(self.rasters[0].start) - 1
+
+    @classmethod
+    def from_dense(cls, spikes: Tensor) -> "SpikeEvents":
+        """From bool (T, B, C, H, W)."""
+        c, height, width = spikes.shape[2:]
+        flat = spikes.numpy().reshape(*spikes.shape[:2], -1)
+
+        def find(image: int) -> Raster:
+            # Whole words of eight neurons are skipped at once.
+            rows = flat[:, image]
+            if rows.shape[1] % 8 or rows.strides[1] != 1:
+                rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8)))
+            return Raster(*kernels.list_spikes(rows.view(np.uint64), c, height * width))
+
+        return cls(tuple(for_each(find, range(flat.shape[1]))), (c, height, width))
+
+    def to_dense(self) -> Tensor:
+        """As bool (T, B, C, H, W)."""
+        c, height, width = self.shape
+        dense = np.zeros((len(self.rasters), len(self), height * width * c), dtype=bool)
+        for_each(lambda image: kernels.fill_dense(*self.rasters[image], dense[image]), range(len(dense)))
+        return torch.from_numpy(dense).unflatten(2, (height, width, c)).permute(1, 0, 4, 2, 3)
+
+    def counts(self) -> Tensor:
+        """Spikes of each neuron over the presentation, int16 (B, C, H, W)."""
+        c, height, width = self.shape
+        counts = for_each(lambda raster: kernels.count_spikes(raster.neuron, c * height * width), self.rasters)
+        return torch.from_numpy(np.stack(counts)).unflatten(1, (height, width, c)).permute(0, 3, 1, 2)
+
+
+Spikes = Tensor | SpikeEvents
+"""Spikes of a batch over a presentation: bool (T, B, C, H, W), or events (CPU)."""
+
+
+def spike_counts(spikes: Spikes) -> Tensor:
+    """Spikes of each neuron over the presentation, int16 (B, C, H, W)."""
+    return spikes.counts() if isinstance(spikes, SpikeEvents) else spikes.sum(0, dtype=torch.int16)

@@ -1,0 +1,161 @@
+"""``snn.h5``: writing and reading of learned networks, and of unfinished learning."""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from snn.data_source import DataSource, input_tree, read_input
+from snn.layer import SpikingConv2d
+from snn.learning import Homeostasis, Learning
+from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
+from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
+from snn.runtime.h5 import Tree, from_tree, read_file, write_file
+
+SCHEMA = "snn/2"
+
+
+REMEDY = "python -m snn.learn --out FILE"
+
+
+SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
+"""Learned networks that ship with the package (:func:`snn.runtime.pretrained.resolve`)."""
+
+
+def images_digest(images: Tensor) -> str:
+    """Digest of uint8 images (N, C, H, W), by which a resumed run knows its images again."""
+    digest = hashlib.blake2b(str(tuple(images.shape)).encode(), digest_size=16)
+    digest.update(images.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def save_network(path: Path, network: SpikingNetwork, source: DataSource, command: str) -> str:
+    """Write ``snn.h5`` for a network learned on images of ``source``; return its digest."""
+    layers, history = {}, {}
+    for number, learned in enumerate(network.layers, 1):
+        layers[f"conv{number}"] = _learned_tree(learned)
+        history[f"conv{number}"] = {name: value.numpy() for name, value in learned.history._asdict().items()} | {
+            "images_unit": "images",
+            "wins_unit": "spikes",
+            "mean_change_unit": "conductance",
+        }
+    progress = {}
+    if network.unfinished:
+        progress = _unfinished_tree(network.unfinished) | {"layer": len(network.layers) + 1}
+    tree = {
+        "input": input_tree(source, network.input_shape),
+        "learning": asdict(network.learning),
+        "unit": {"potentials": "mV", "times": "ms", "rates": "Hz"},
+        "layers": layers,
+        "history": history,
+        "progress": progress,
+        "images_digest": network.images_digest,
+    }
+    return write_file(path, SCHEMA, tree, seed=network.seed, command=command)
+
+
+def _learned_tree(learned: LearnedLayer) -> Tree:
+    return layer_tree(learned.layer) | {
+        "initial_conductance": learned.initial_conductance.numpy(),
+        "saturated_ltp": learned.saturated[0],
+        "saturated_ltd": learned.saturated[1],
+        "learning_gain": learned.learning_gain,
+        "rate_low": learned.rate_limits[0],
+        "rate_high": learned.rate_limits[1],
+        "mean_rate": learned.mean_rate,
+        "rate_unit": "Hz",
+    }
+
+
+def _unfinished_tree(state: UnfinishedLayer) -> Tree:
+    return {
+        "now": layer_tree(state.layer),
+        "start": layer_tree(state.start),
+        "ltd_factor": state.ltd_factor.numpy(),
+        "window": state.window.numpy(),
+        "drift": state.drift,
+        "rate_low": state.rate_limits[0],
+        "rate_high": state.rate_limits[1],
+        "rate_unit": "Hz",
+        "history": {name: value.numpy() for name, value in state.history._asdict().items()},
+    }
+
+
+def layer_tree(layer: SpikingConv2d) -> Tree:
+    """A layer's values as a group of a file."""
+    return {
+        "conductance": layer.conductance.numpy(),
+        "conductance_unit": "1 (g_min to g_max)",
+        "gain": layer.gain.numpy(),
+        "gain_unit": "current of Eq. 1 per conductance",
+        "v_threshold": layer.v_threshold.numpy(),
+        "v_threshold_unit": "mV",
+        "geometry": asdict(layer.geometry) | {"pulse_width_unit": "ms", "inhibition_time_unit": "ms"},
+        "lif": asdict(layer.lif) | {"v_unit": "mV", "time_unit": "ms"},
+    }
+
+
+def load_network(path: Path) -> tuple[SpikingNetwork, DataSource, str]:
+    """Read ``snn.h5``: the network on the CPU, the data it was learned on, and the file's digest.
+
+    Raises :class:`snn.runtime.errors.UserError` for missing, truncated, foreign or altered files.
+    """
+    return read_file(path, SCHEMA, REMEDY, _network_from_tree)
+
+
+def _network_from_tree(tree: Tree) -> tuple[SpikingNetwork, DataSource, str]:
+    learning = from_tree(
+        Learning,
+        tree["learning"],
+        encoding=from_tree(Encoding, tree["learning"]["encoding"]),
+        lif=from_tree(LIFParameters, tree["learning"]["lif"]),
+        stdp=from_tree(STDPParameters, tree["learning"]["stdp"]),
+        homeostasis=from_tree(Homeostasis, tree["learning"]["homeostasis"]),
+    )
+    dt = learning.encoding.dt
+    layers = []
+    for name in sorted(tree["layers"], key=lambda name: int(name.removeprefix("conv"))):
+        part = tree["layers"][name]
+        layers.append(
+            LearnedLayer(
+                layer=layer_from_tree(part, dt),
+                initial_conductance=torch.from_numpy(part["initial_conductance"]),
+                learning_gain=part["learning_gain"],
+                rate_limits=(part["rate_low"], part["rate_high"]),
+                mean_rate=part["mean_rate"],
+                saturated=(part["saturated_ltp"], part["saturated_ltd"]),
+                history=_history_from_tree(tree["history"][name]),
+            )
+        )
+    unfinished, progress = None, tree["progress"]
+    if progress:
+        unfinished = UnfinishedLayer(
+            layer=layer_from_tree(progress["now"], dt),
+            start=layer_from_tree(progress["start"], dt),
+            ltd_factor=torch.from_numpy(progress["ltd_factor"]),
+            rate_limits=(progress["rate_low"], progress["rate_high"]),
+            history=_history_from_tree(progress["history"]),
+            window=torch.from_numpy(progress["window"]),
+            drift=progress["drift"],
+        )
+    source, shape = read_input(tree["input"])
+    network = SpikingNetwork(shape, learning, tuple(layers), tree["seed"], unfinished, tree["images_digest"])
+    return network, source, tree["digest"]
+
+
+def layer_from_tree(tree: Tree, dt: float) -> SpikingConv2d:
+    """What :func:`layer_tree` stored; ``dt`` in ms."""
+    return SpikingConv2d(
+        conductance=torch.from_numpy(tree["conductance"]),
+        gain=torch.from_numpy(tree["gain"]),
+        v_threshold=torch.from_numpy(tree["v_threshold"]),
+        geometry=from_tree(LayerParameters, tree["geometry"]),
+        lif=from_tree(LIFParameters, tree["lif"]),
+        dt=dt,
+    )
+
+
+def _history_from_tree(tree: Tree) -> LayerHistory:
+    return LayerHistory(*(torch.from_numpy(tree[name]) for name in LayerHistory._fields))

@@ -1,0 +1,259 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torchvision.models import mobilenet_v2
+
+from bridge.conversion import convert
+from bridge.storage import load_frontend
+from hybrid.architecture import Architecture, ModelSpec
+from hybrid.augment import augment, resolve_augmentation
+from hybrid.backbones.torchvision import full_backbone, main_cnn
+from hybrid.network import build_model
+from hybrid.recipe import Recipe, one_cycle
+from hybrid.storage import load_model, save_model
+from hybrid.training import train
+from snn.data import load_images
+from snn.data_source import DataSource
+from snn.learn import learn
+from snn.learning import Learning
+from snn.runtime.errors import UserError
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def safe_network(pipeline, seed=0):
+    frontend, _, _ = load_frontend(pipeline.frontend)
+    spec = ModelSpec(Architecture(width=0.25), (1, 8, 8), tuple("0123456789"), frontend.spec)
+    torch.manual_seed(seed)
+    return build_model(spec, frontend)
+
+
+def test_stock_backbone_is_torchvisions():
+    torch.manual_seed(0)
+    ours = full_backbone("mobilenet_v2", 3, 10, image_size=224).eval()
+    theirs = mobilenet_v2(num_classes=10).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.rand(2, 3, 224, 224)
+    assert torch.equal(ours(images), theirs(images))
+    assert count(full_backbone("mobilenet_v2", 3, 1000, image_size=224)) == 3_504_872
+
+
+def test_main_cnn_drops_the_stem_and_the_following_block():
+    full, main = (build("mobilenet_v2", 64, 10, 32) for build in (full_backbone, main_cnn))
+    assert len(main.features) == len(full.features) - 2
+    shapes = [tuple(p.shape) for p in main.features[1:].parameters()]
+    assert shapes == [tuple(p.shape) for p in full.features[3:].parameters()]
+    assert main(torch.rand(2, 64, 32, 32)).shape == (2, 10)
+    # The rebuilt block costs about as much as the dropped and the old one did.
+    assert abs(count(main) - count(full_backbone("mobilenet_v2", 3, 10, 32))) < 5_000
+
+
+def test_small_images_keep_their_resolution_longer():
+    sizes = {}
+    for image_size in (32, 224):
+        network = full_backbone("mobilenet_v2", 3, 10, image_size).eval()
+        x, sizes[image_size] = torch.rand(1, 3, image_size, image_size), []
+        for block in network.features:
+            x = block(x)
+            sizes[image_size].append(image_size // x.shape[-1])
+    assert [sizes[32][i] for i in (0, 2, 4, 7, 14, 18)] == [1, 1, 2, 4, 8, 8]
+    assert [sizes[224][i] for i in (0, 2, 4, 7, 14, 18)] == [2, 4, 8, 16, 32, 32]
+
+
+def test_one_step_changes_everything_but_frozen_values(pipeline):
+    network = safe_network(pipeline).train()
+    before = copy.deepcopy(network.state_dict())
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=1e-3)
+    images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    cross_entropy(network(images), torch.arange(16) % 10).backward()
+    optimizer.step()
+    after = network.state_dict()
+    frozen = [k for k in before if k.startswith("frontend.") and not k.endswith(("norm.weight", "norm.bias"))]
+    assert {k.rsplit(".", 1)[1] for k in frozen} >= {"weight", "edges", "heights", "running_mean", "running_var"}
+    for key in before:
+        changed = not torch.equal(before[key], after[key])
+        assert changed == (key not in frozen and not key.startswith("normalise.")), key
+
+
+def test_an_epoch_without_learning_rate_leaves_every_feature_as_it_was(pipeline):
+    data = load_images(DataSource(limit_train=60), "train", seed=0)
+    frontend, _, _ = load_frontend(pipeline.frontend)
+    with torch.no_grad():
+        before = [spikes.clone() for spikes in frontend.spikes(data.images / 255)]
+    recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.0)
+    trained = train(data, Architecture(width=0.25), recipe, frontend=frontend, seed=5)
+    with torch.no_grad():
+        after = trained.network.frontend.spikes(data.images / 255)
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        # Training itself sees the same features: nothing in the front end depends on the batch or the mode.
+        training = trained.network.frontend.train()
+        parts = [training.spikes(part / 255) for part in data.images.split(7)]
+        assert all(torch.equal(torch.cat(layers), a) for layers, a in zip(zip(*parts, strict=True), after, strict=True))
+    # Of the whole network, a second such epoch moves only statistics of the trainable parts' own normalisation.
+    longer = train(data, Architecture(width=0.25), replace(recipe, epochs=2), frontend=frontend, seed=5)
+    states = [model.network.state_dict() for model in (trained, longer)]
+    moved = {name for name, value in states[0].items() if not torch.equal(value, states[1][name])}
+    assert moved
+    assert {name.rsplit(".", 1)[1] for name in moved} == {"running_mean", "running_var", "num_batches_tracked"}
+    assert not any(name.startswith("frontend.") for name in moved)
+
+
+def test_silencing_a_path_is_the_same_as_zeroing_its_features(pipeline):
+    network = safe_network(pipeline).eval()
+    images = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        spiking, auxiliary = network.frontend(images), network.auxiliary(network.normalise(images))
+        assert spiking.shape[-2:] == auxiliary.shape[-2:]
+        for paths, keep in (("both", (1, 1)), ("spiking", (1, 0)), ("auxiliary", (0, 1))):
+            expected = network.main(torch.cat((spiking * keep[0], auxiliary * keep[1]), 1))
+            assert torch.equal(network(images, paths), expected)
+
+
+def test_saved_models_answer_as_before_saving(pipeline, tmp_path):
+    data = load_images(DataSource(limit_train=60), "train", seed=0)
+    frontend, _, _ = load_frontend(pipeline.frontend)
+    for variant in ("safe", "baseline"):
+        architecture = Architecture(variant=variant, width=0.25)
+        given = frontend if variant == "safe" else None
+        model = train(data, architecture, Recipe(epochs=1, batch_size=16), frontend=given, seed=5)
+        digest = save_model(tmp_path / "model.h5", model, "a command", "")
+        loaded = load_model(tmp_path / "model.h5")
+        assert (loaded.spec, loaded.source, loaded.seed, loaded.digest) == (model.spec, data.source, 5, digest)
+        assert loaded.recipe == model.recipe
+        with torch.no_grad():
+            assert torch.equal(loaded.network(data.images / 255), model.network(data.images / 255))
+
+
+def test_a_strided_front_end_takes_the_place_of_the_stems_stride():
+    data = load_images(DataSource(limit_train=24, image_size=96), "train", seed=0)
+    network = learn(data.images, Learning(maps=(3, 4), strides=(2, 1), min_updates=1, batch_size=24))
+    frontend = convert(network, data.images[:8]).frontend
+    assert frontend(data.images[:2] / 255).shape == (2, 4, 48, 48)
+    spec = ModelSpec(Architecture(width=0.25), data.shape, data.classes, frontend.spec)
+    safe = build_model(spec, frontend).eval()
+    baseline = full_backbone("mobilenet_v2", 1, 10, 96, width=0.25).eval()
+    with torch.no_grad():
+        features = torch.cat((safe.frontend(data.images[:2] / 255), safe.auxiliary(data.images[:2] / 255)), 1)
+        ours, theirs = safe.main.features(features), baseline.features(data.images[:2] / 255)
+    assert ours.shape == theirs.shape
+
+
+def test_files_hold_models_ready_for_use(pipeline):
+    for path in (pipeline.safe, pipeline.baseline):
+        model = load_model(path)
+        assert len(model.history["train_loss"]) == len(model.history["val_accuracy"]) == 2
+        assert model.spec.classes == tuple("0123456789")
+        assert not model.network.training
+    # The saved front end is the converted one, except for the affine part of its normalisation.
+    trained, (converted, _, _) = load_model(pipeline.safe).network.frontend, load_frontend(pipeline.frontend)
+    for ours, theirs in zip(trained.layers, converted.layers, strict=True):
+        assert torch.equal(ours.weight, theirs.weight)
+        assert torch.equal(ours.activation.edges, theirs.activation.edges)
+        assert torch.equal(ours.norm.running_var, theirs.norm.running_var)
+        assert not torch.equal(ours.norm.bias, theirs.norm.bias)
+
+
+def test_unknown_backbones_variants_and_widths_are_refused():
+    with pytest.raises(UserError, match="mobilenet_v2"):
+        full_backbone("alexnet", 3, 10, 32)
+    with pytest.raises(UserError, match="--width"):
+        main_cnn("mobilenet_v2", 3, 10, 32, width=0.0)
+    with pytest.raises(UserError, match="--variant"):
+        Architecture(variant="nu")
+    with pytest.raises(UserError, match="needs --frontend"):
+        ModelSpec(Architecture(), (3, 32, 32), ("a", "b"), None)
+
+
+def test_augmentation_shifts_by_up_to_an_eighth_and_mirrors():
+    image = torch.zeros(400, 1, 16, 16, dtype=torch.uint8)
+    image[:, 0, 8, 5] = 200
+    moved = augment(image, "shift", torch.Generator().manual_seed(0))
+    places = {tuple(p) for p in moved.nonzero()[:, 2:].tolist()}
+    assert places == {(y, x) for y in range(6, 11) for x in range(3, 8)}
+    flipped = augment(image, "shift-flip", torch.Generator().manual_seed(0))
+    columns = flipped.nonzero()[:, 3]
+    assert len(columns) == 400
+    assert 150 < (columns > 7).sum() < 250
+    assert set(columns.tolist()) == set(range(3, 8)) | set(range(8, 13))
+    assert torch.equal(augment(image, "none", torch.Generator()), image)
+    assert resolve_augmentation("auto", "digits") == "shift"
+    assert resolve_augmentation("auto", "folder:x") == "shift-flip"
+
+
+def test_learning_rate_rises_for_a_fifth_then_falls_to_zero():
+    rates = [one_cycle(step, 100) for step in range(101)]
+    assert rates.index(max(rates)) == 20
+    assert rates[20] == 1
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0)
+    assert 0 < rates[0] < 0.06
+    assert all(0 <= one_cycle(step, steps) <= 1 for steps in range(1, 8) for step in range(steps + 1))
+
+
+def test_the_auxiliary_cnn_has_other_forms(pipeline):
+    frontend, _, _ = load_frontend(pipeline.frontend)
+
+    def network(**changes):
+        spec = ModelSpec(Architecture(width=0.25, **changes), (1, 8, 8), tuple("0123456789"), frontend.spec)
+        torch.manual_seed(0)
+        return build_model(spec, copy.deepcopy(frontend)).eval()
+
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    wide = network(auxiliary_kernel=5)
+    assert [m.kernel_size for m in wide.auxiliary if isinstance(m, nn.Conv2d)] == [(5, 5), (5, 5)]
+    assert wide(images).shape == (6, 10)
+    # Steps: nine heights, within half a step of ReLU6.
+    stepped = network(auxiliary_activation="steps").auxiliary[-1]
+    x = torch.linspace(-2, 9, 1001)
+    assert stepped(x).unique().tolist() == [0.75 * n for n in range(9)]
+    assert (stepped(x) - nn.functional.relu6(x)).abs().max() <= 0.375 + 1e-6
+    # Only the auxiliary CNN sees its own preprocessing.
+    plain, averaged = network(), network(auxiliary_input="average:3")
+    with torch.no_grad():
+        assert torch.equal(averaged(images, "spiking"), plain(images, "spiking"))
+        expected = plain.auxiliary(plain.normalise(averaged.auxiliary_input(images)))
+        features = torch.cat((plain.frontend(images), expected), 1)
+        assert torch.equal(averaged(images), plain.main(features))
+    for wrong in ({"auxiliary_kernel": 4}, {"auxiliary_activation": "sigmoid"}, {"auxiliary_drop": 1.0}):
+        with pytest.raises(UserError, match="--auxiliary-"):
+            network(**wrong)
+
+
+def test_auxiliary_features_are_dropped_by_images_in_training_alone(pipeline):
+    frontend, _, _ = load_frontend(pipeline.frontend)
+    spec = ModelSpec(Architecture(width=0.25, auxiliary_drop=0.5), (1, 8, 8), tuple("0123456789"), frontend.spec)
+    network, seen = build_model(spec, frontend), []
+    network.main.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, -8:]))
+    images = torch.rand(400, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        network.eval()(images)
+        network.train()(images)
+    dropped = [(features == 0).all(dim=(1, 2, 3)) for features in seen]
+    assert not dropped[0].any()
+    assert 150 < dropped[1].sum() < 250
+
+
+def test_features_of_the_front_end_are_normalised_where_they_join(pipeline):
+    frontend, _, _ = load_frontend(pipeline.frontend)
+    spec = ModelSpec(Architecture(width=0.25, feature_norm=True), (1, 8, 8), tuple("0123456789"), frontend.spec)
+    network = build_model(spec, frontend)
+    joined = []
+    network.main.register_forward_pre_hook(lambda _, inputs: joined.append(inputs[0]))
+    images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    network.train()(images)
+    features = frontend(images)
+    mean, variance = features.mean((0, 2, 3), keepdim=True), features.var((0, 2, 3), correction=0, keepdim=True)
+    maps = features.shape[1]
+    torch.testing.assert_close(joined[0][:, :maps], (features - mean) / (variance + 1e-5).sqrt(), rtol=1e-4, atol=1e-4)
+    # A path that is silenced is silent behind the normalisation too.
+    network.eval()(images, "auxiliary")
+    assert not joined[1][:, :maps].any()
+    with pytest.raises(UserError, match="--feature-norm"):
+        Architecture(variant="baseline", feature_norm=True)
