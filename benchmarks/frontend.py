@@ -142,7 +142,7 @@ def run(config: FrontEndConfig) -> None:
     check(
         data.shape == network.input_shape,
         f"images of {config.source.data} have shape {data.shape}, {config.snn} is for {network.input_shape}; give "
-        "others with --data",
+        "others with `data`",
     )
     images = data.images[torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))]
     fitted, images = images[:128], images[128 : 128 + config.batch_size]

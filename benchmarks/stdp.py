@@ -102,11 +102,11 @@ class BenchmarkConfig:
     """Also write every repeat to this CSV file."""
 
     def __post_init__(self) -> None:
-        check(len(self.batches) > 0 and min(self.batches) >= 1, f"--batches {self.batches}: expected 1 or more")
-        check(self.repeats >= 5, f"--repeats {self.repeats}: a median and range need 5 or more")
-        check(self.threads >= 1, f"--threads {self.threads}: expected 1 or more")
-        check(self.time_limit > 0, f"--time-limit {self.time_limit}: must be positive")
-        check(0 <= self.seed < 2**32, f"--seed {self.seed}: expected a whole number from 0 to {2**32 - 1}")
+        check(len(self.batches) > 0 and min(self.batches) >= 1, f"`batches` {self.batches}: expected 1 or more")
+        check(self.repeats >= 5, f"`repeats` {self.repeats}: a median and range need 5 or more")
+        check(self.threads >= 1, f"`threads` {self.threads}: expected 1 or more")
+        check(self.time_limit > 0, f"`time_limit` {self.time_limit}: must be positive")
+        check(0 <= self.seed < 2**32, f"`seed` {self.seed}: expected a whole number from 0 to {2**32 - 1}")
 
     def interpreters(self) -> dict[str, Path]:
         """Where each peer's Python is, whether it exists or not."""
@@ -115,8 +115,8 @@ class BenchmarkConfig:
 
     def _parse(self, entry: str) -> tuple[str, Path]:
         name, _, path = entry.partition("=")
-        check(name in PACKAGES and path, f"--peer-python {entry}: expected NAME=PATH, NAME of {', '.join(PACKAGES)}")
-        check(os.access(path, os.X_OK) and Path(path).is_file(), f"--peer-python {entry}: no program at {path}")
+        check(name in PACKAGES and path, f"`peer_python` {entry}: expected NAME=PATH, NAME of {', '.join(PACKAGES)}")
+        check(os.access(path, os.X_OK) and Path(path).is_file(), f"`peer_python` {entry}: no program at {path}")
         # An environment's interpreter is a link that must not be followed.
         return name, Path(path).absolute()
 

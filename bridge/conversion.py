@@ -167,8 +167,8 @@ def choose_layers(network: SpikingNetwork, wanted: int | None, name: Path) -> Sp
     if wanted is None:
         check(
             network.complete,
-            f"{told}: learning was interrupted; repeat the command that made it, with --resume, "
-            + (f"or convert what there is, with --layers {learned}" if learned else "and then convert it"),
+            f"{told}: learning was interrupted; repeat the command that made it, with `resume`, "
+            + (f"or convert what there is, with `layers` {learned}" if learned else "and then convert it"),
         )
         return network
     if not network.complete:
@@ -176,5 +176,5 @@ def choose_layers(network: SpikingNetwork, wanted: int | None, name: Path) -> Sp
         told += f", or give --layers {learned} or less" if learned else ""
     else:
         told += f"; give --layers {learned} or less"
-    check(wanted <= learned, f"--layers {wanted}: {told}")
+    check(wanted <= learned, f"`layers` {wanted}: {told}")
     return replace(network, layers=network.layers[:wanted])

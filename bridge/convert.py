@@ -60,9 +60,9 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         for name in ("images", "test_images"):
-            check(getattr(self, name) >= 1, f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
-        check(self.layers is None or self.layers >= 1, f"--layers {self.layers}: give 1 or more")
-        check(self.steps is None or 1 <= self.steps <= 1024, f"--steps {self.steps}: expected 1 to 1024")
+            check(getattr(self, name) >= 1, f"`{name}` {getattr(self, name)}: give 1 or more")
+        check(self.layers is None or self.layers >= 1, f"`layers` {self.layers}: give 1 or more")
+        check(self.steps is None or 1 <= self.steps <= 1024, f"`steps` {self.steps}: expected 1 to 1024")
 
 
 def run(config: ConvertConfig) -> None:
@@ -72,7 +72,7 @@ def run(config: ConvertConfig) -> None:
     file = resolve(config.snn, SHIPPED_NETWORKS)
     check_outputs(config.out, config.options.json, *figures, inputs=[file])
     device = choose_device(config.options.device)
-    network, source, source_digest = load_network(file)
+    network, source, parent_digest = load_network(file)
     network = choose_layers(network, config.layers, config.snn)
     source = source.override(data=config.data, root=config.root)
     seed = config.options.seed
@@ -82,7 +82,7 @@ def run(config: ConvertConfig) -> None:
         check(
             found.shape == network.input_shape,
             f"{split} images of {source.data} have shape {found.shape}, {config.snn} was learned on "
-            f"{network.input_shape} (channels, height, width); give the data it was learned on with --data",
+            f"{network.input_shape} (channels, height, width); give the data it was learned on with `data`",
         )
     network = control(network.to(device), train.images.to(device), config.conductances, seed)
     images = [split.images.to(device) for split in (train, test)]
@@ -115,7 +115,7 @@ def run(config: ConvertConfig) -> None:
         source,
         seed=seed,
         command=command_line("bridge.convert", config),
-        source_digest=source_digest,
+        parent_digest=parent_digest,
     )
     print(
         f"converted {len(network.layers)} layers of {config.conductances} conductances, fitted on {len(images[0])} "

@@ -6,14 +6,11 @@ from pathlib import Path
 import torch
 
 from bridge.frontend import FrontEndSpec, Response, SpikingFrontEnd, deviations
-from snn.data_source import DataSource, input_tree, read_input
+from snn.data_source import LOCATION, DataSource, input_tree, read_input
 from snn.parameters import Encoding
-from snn.runtime.h5 import Tree, from_tree, read_file, write_file
+from snn.runtime.h5 import Schema, Tree, from_tree, read_file, write_file
 
-SCHEMA = "frontend/2"
-
-
-REMEDY = "python -m bridge.convert snn.h5 --out FILE"
+SCHEMA = Schema("frontend/2", "python -m bridge.convert snn.h5 --out FILE", LOCATION)
 
 
 SHIPPED_FRONTENDS = Path(__file__).parent / "shipped"
@@ -29,7 +26,7 @@ def save_frontend(
     *,
     seed: int,
     command: str,
-    source_digest: str,
+    parent_digest: str,
 ) -> str:
     """Write ``frontend.h5``; return its digest.
 
@@ -41,7 +38,7 @@ def save_frontend(
         source: data on which responses were simulated.
         seed: of the conversion.
         command: that made the file.
-        source_digest: of ``snn.h5``.
+        parent_digest: of ``snn.h5``.
     """
     layers, fine = {}, not frontend.spec.quantise_input
     for number, (layer, response, report) in enumerate(zip(frontend.layers, responses, reports, strict=True), 1):
@@ -60,7 +57,7 @@ def save_frontend(
         "spec": spec,
         "layers": layers,
     }
-    return write_file(path, SCHEMA, tree, seed=seed, command=command, source_digest=source_digest)
+    return write_file(path, SCHEMA, tree, seed=seed, command=command, parent_digest=parent_digest)
 
 
 def load_frontend(path: Path) -> tuple[SpikingFrontEnd, DataSource, str]:
@@ -68,7 +65,7 @@ def load_frontend(path: Path) -> tuple[SpikingFrontEnd, DataSource, str]:
 
     Raises :class:`snn.runtime.errors.UserError` for missing, truncated, foreign or altered files.
     """
-    return read_file(path, SCHEMA, REMEDY, _frontend_from_tree)
+    return read_file(path, SCHEMA, _frontend_from_tree)
 
 
 def _frontend_from_tree(tree: Tree) -> tuple[SpikingFrontEnd, DataSource, str]:

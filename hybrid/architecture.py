@@ -57,27 +57,27 @@ class Architecture:
         check_backbone(self.backbone, self.width)
         check(
             self.variant in get_args(Variant),
-            f"--variant {self.variant}: unknown; choose from {', '.join(get_args(Variant))}",
+            f"`variant` {self.variant}: unknown; choose from {', '.join(get_args(Variant))}",
         )
-        check(self.auxiliary_maps >= 0, f"--auxiliary-maps {self.auxiliary_maps}: must be 0 or more")
+        check(self.auxiliary_maps >= 0, f"`auxiliary_maps` {self.auxiliary_maps}: must be 0 or more")
         check(
             self.auxiliary_kernel >= 1 and self.auxiliary_kernel % 2 == 1,
-            f"--auxiliary-kernel {self.auxiliary_kernel}: expected an odd number",
+            f"`auxiliary_kernel` {self.auxiliary_kernel}: expected an odd number",
         )
         check(
             self.auxiliary_activation in get_args(AuxiliaryActivation),
-            f"--auxiliary-activation {self.auxiliary_activation}: unknown; choose relu6 or steps",
+            f"`auxiliary_activation` {self.auxiliary_activation}: unknown; choose relu6 or steps",
         )
-        check(0 <= self.auxiliary_drop < 1, f"--auxiliary-drop {self.auxiliary_drop}: expected 0 to below 1")
+        check(0 <= self.auxiliary_drop < 1, f"`auxiliary_drop` {self.auxiliary_drop}: expected 0 to below 1")
         check(
             self.variant == "safe" or not self.variability,
-            f"--variability is of spiking neurons: it goes with --variant safe, not {self.variant}",
+            f"`variability` is of spiking neurons: it goes with `variant` safe, not {self.variant}",
         )
         check(
             self.variant != "baseline" or not self.feature_norm,
-            "--feature-norm is of a front end's features, which --variant baseline does not have",
+            "`feature_norm` is of a front end's features, which `variant` baseline does not have",
         )
-        check(self.embedding is None or self.embedding >= 0, f"--embedding {self.embedding}: must be 0 or more")
+        check(self.embedding is None or self.embedding >= 0, f"`embedding` {self.embedding}: must be 0 or more")
         parse_preprocess(self.preprocess)
         parse_preprocess(self.auxiliary_input, "--auxiliary-input")
 
@@ -96,15 +96,15 @@ class ModelSpec:
     def __post_init__(self) -> None:
         variant = self.architecture.variant
         if variant == "baseline":
-            check(self.frontend is None, "--variant baseline has no place for --frontend; leave one of them out")
+            check(self.frontend is None, "`variant` baseline has no place for `frontend`; leave one of them out")
             return
         check(
             self.frontend is not None,
-            f"--variant {variant} needs --frontend FILE, made by python -m bridge.convert; the conventional network is "
-            "--variant baseline",
+            f"`variant` {variant} needs `frontend` FILE, made by python -m bridge.convert; the conventional network is "
+            "`variant` baseline",
         )
         check(
             self.input_shape == self.frontend.input_shape,
-            f"--frontend is for images of shape {self.frontend.input_shape}, these have {self.input_shape} (channels, "
-            "height, width); convert one learned on this data, or set --image-size",
+            f"`frontend` is for images of shape {self.frontend.input_shape}, these have {self.input_shape} (channels, "
+            "height, width); convert one learned on this data, or set `image_size`",
         )

@@ -72,16 +72,16 @@ class EmbeddingConfig:
 
     def __post_init__(self) -> None:
         check(len(self.models) >= 1, "no model given; name at least one file written by hybrid.train")
-        check(len(self.noise) >= 1, "--noise: give at least one condition, for example awgn:20")
+        check(len(self.noise) >= 1, "`noise`: give at least one condition, for example awgn:20")
         check(
             not self.names or len(self.names) == len(self.models),
-            f"--names {' '.join(self.names)}: {len(self.names)} for {len(self.models)} models; give one for each",
+            f"`names` {' '.join(self.names)}: {len(self.names)} for {len(self.models)} models; give one for each",
         )
         check(
             len(set(self.names)) == len(self.names),
-            f"--names {' '.join(self.names)}: rows need different names; change one",
+            f"`names` {' '.join(self.names)}: rows need different names; change one",
         )
-        check(self.out.suffix.lower() == ".png", f"--out {self.out}: expected a name that ends in .png")
+        check(self.out.suffix.lower() == ".png", f"`out` {self.out}: expected a name that ends in .png")
 
 
 class Panel(NamedTuple):
@@ -186,14 +186,14 @@ def _check_conditions(conditions: list[Condition]) -> None:
     for condition in conditions:
         check(
             condition.drawn,
-            f"--noise {condition.name}: embeddings are drawn for noise only; give clean, awgn, salt-pepper, poisson or "
+            f"`noise` {condition.name}: embeddings are drawn for noise only; give clean, awgn, salt-pepper, poisson or "
             "wald",
         )
 
 
 def _check_images(data: Images) -> None:
     source, count = data.source.data, len(data.labels)
-    check(count >= 3, f"{source}: {count} test images, t-SNE needs 3 or more; raise --limit-test or add images")
+    check(count >= 3, f"{source}: {count} test images, t-SNE needs 3 or more; raise `limit_test` or add images")
     present = data.labels.unique().tolist()
     check(
         len(present) >= 2,
@@ -203,7 +203,7 @@ def _check_images(data: Images) -> None:
     check(
         len(present) < count,
         f"{source}: {count} test images of {len(present)} classes, the silhouette score needs a class with 2 images or "
-        "more; raise --limit-test or add images",
+        "more; raise `limit_test` or add images",
     )
 
 

@@ -54,12 +54,12 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check(len(self.models) >= 1, "no model given; name at least one file written by hybrid.train")
-        check(len(self.noise) >= 1, "--noise: give at least one condition, for example clean")
-        check(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be 1 or more")
-        check(self.repeats >= 1, f"--repeats {self.repeats}: must be 1 or more")
+        check(len(self.noise) >= 1, "`noise`: give at least one condition, for example clean")
+        check(self.batch_size >= 1, f"`batch_size` {self.batch_size}: must be 1 or more")
+        check(self.repeats >= 1, f"`repeats` {self.repeats}: must be 1 or more")
         check(
             self.split == "test" or (self.data is None and self.limit_test is None),
-            "--split held-out takes images of the training run: leave out --data and --limit-test",
+            "`split` held-out takes images of the training run: leave out `data` and `limit_test`",
         )
         parse_preprocess(self.preprocess)
 
@@ -113,7 +113,7 @@ def run(config: EvaluateConfig) -> None:
     attacks = [condition.name for condition in conditions if condition.kind == "fgsm"]
     check(
         config.source is not None or not attacks,
-        f"--noise {', '.join(attacks)} needs --source FILE, the model whose gradient it takes",
+        f"`noise` {', '.join(attacks)} needs `source` FILE, the model whose gradient it takes",
     )
     paths = list(dict.fromkeys(config.models))
     unique = len({path.stem for path in paths}) == len(paths)

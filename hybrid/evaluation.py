@@ -171,7 +171,7 @@ def load_held_out(models: dict[str, TrainedModel], root: Path | None) -> Images:
         mine, theirs = ((replace(m.source, root=None), m.seed, m.recipe["holdout"]) for m in (model, other))
         check(
             mine == theirs,
-            f"model {name} was trained with images, seed or --holdout {theirs}, {first} with {mine}: they held out "
+            f"model {name} was trained with images, seed or `holdout` {theirs}, {first} with {mine}: they held out "
             "different images; evaluate them one by one",
         )
     data = load_images(model.source.override(root=root), "train", model.seed)

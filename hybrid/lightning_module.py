@@ -135,7 +135,7 @@ class Classifier(lightning.LightningModule):
             # The same in all processes: they end together.
             check(
                 math.isfinite(loss),
-                f"training diverged with --learning-rate {self.recipe.learning_rate}: the loss is no longer a number; "
+                f"training diverged with `learning_rate` {self.recipe.learning_rate}: the loss is no longer a number; "
                 "lower it",
             )
         self.history["learning_rate"].append(self.lr_schedulers().get_last_lr()[0])

@@ -50,7 +50,7 @@ class MarginsConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(len(self.snr) >= 1, "--snr: give at least one ratio in dB, for example 20")
+        check(len(self.snr) >= 1, "`snr`: give at least one ratio in dB, for example 20")
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def run(config: MarginsConfig) -> None:
     check(
         data.shape == frontend.spec.input_shape,
         f"images of {source.data} have shape {data.shape}, {config.frontend} is for {frontend.spec.input_shape} "
-        "(channels, height, width); give the data it was converted on with --data",
+        "(channels, height, width); give the data it was converted on with `data`",
     )
     rows = measure_margins(frontend.to(device), data.images, config.snr, seed=config.options.seed)
     write_csv(config.out, rows)

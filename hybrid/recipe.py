@@ -38,16 +38,16 @@ class Recipe:
     """Share of the training images, balanced over classes, kept for the validation curve."""
 
     def __post_init__(self) -> None:
-        check(self.epochs >= 1, f"--epochs {self.epochs}: must be 1 or more")
-        check(self.batch_size >= 2, f"--batch-size {self.batch_size}: batch normalisation needs 2 or more")
+        check(self.epochs >= 1, f"`epochs` {self.epochs}: must be 1 or more")
+        check(self.batch_size >= 2, f"`batch_size` {self.batch_size}: batch normalisation needs 2 or more")
         for name in ("learning_rate", "weight_decay"):
             value = getattr(self, name)
-            check(0 <= value < float("inf"), f"--{name.replace('_', '-')} {value}: must not be negative")
-        check(0 <= self.label_smoothing < 1, f"--label-smoothing {self.label_smoothing}: expected 0 to below 1")
-        check(0 < self.holdout < 1, f"--holdout {self.holdout}: must lie between 0 and 1")
+            check(0 <= value < float("inf"), f"`{name}` {value}: must not be negative")
+        check(0 <= self.label_smoothing < 1, f"`label_smoothing` {self.label_smoothing}: expected 0 to below 1")
+        check(0 < self.holdout < 1, f"`holdout` {self.holdout}: must lie between 0 and 1")
         check(
             parse_condition(self.train_noise, "--train-noise").drawn,
-            f"--train-noise {self.train_noise}: expected one of {', '.join(DRAWN)}",
+            f"`train_noise` {self.train_noise}: expected one of {', '.join(DRAWN)}",
         )
 
     def held_out(self, labels: Tensor, seed: int) -> np.ndarray:

@@ -80,12 +80,12 @@ class ReproduceConfig:
     def __post_init__(self) -> None:
         check(
             (self.traffic is None) == (self.traffic_size is None),
-            "--traffic and --traffic-size go together: settings for 32 or 224 pixels follow from the size",
+            "`traffic` and `traffic_size` go together: settings for 32 or 224 pixels follow from the size",
         )
         check(bool(self.parts), f"name at least one of {', '.join((*PARTS, 'all'))}")
         for name in ("seeds", "limit_train", "limit_test", "epochs", "workers"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: give 1 or more")
+            check(value is None or value >= 1, f"`{name}` {value}: give 1 or more")
 
     @property
     def wanted(self) -> tuple[str, ...]:

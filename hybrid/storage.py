@@ -11,13 +11,10 @@ from torch import nn
 from bridge.storage import spec_from_tree
 from hybrid.architecture import Architecture, ModelSpec
 from hybrid.network import build_model
-from snn.data_source import DataSource, input_tree, read_input
-from snn.runtime.h5 import Tree, from_tree, read_file, write_file
+from snn.data_source import LOCATION, DataSource, input_tree, read_input
+from snn.runtime.h5 import PARENT, Schema, Tree, from_tree, read_file, write_file
 
-SCHEMA = "hybrid/4"
-
-
-REMEDY = "python -m hybrid.train --out FILE"
+SCHEMA = Schema("hybrid/4", "python -m hybrid.train --out FILE", LOCATION)
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class TrainedModel:
     recipe: dict
     """Training settings."""
     digest: str = ""
-    source_digest: str = ""
+    parent_digest: str = ""
     """Of the file of its front end ("": none)."""
 
 
@@ -45,8 +42,8 @@ def history_rows(history: Mapping[str, Iterable[float]]) -> list[dict]:
     return [{"epoch": number, **dict(zip(history, row, strict=True))} for number, row in enumerate(rows, 1)]
 
 
-def save_model(path: Path, model: TrainedModel, command: str, source_digest: str) -> str:
-    """Write ``hybrid.h5``; return its digest. ``source_digest``: of the front end's file, "" for a baseline."""
+def save_model(path: Path, model: TrainedModel, command: str, parent_digest: str) -> str:
+    """Write ``hybrid.h5``; return its digest. ``parent_digest``: of the front end's file, "" for a baseline."""
     spec = asdict(model.spec)
     shape = spec.pop("input_shape")
     if spec["frontend"] is not None:
@@ -58,12 +55,12 @@ def save_model(path: Path, model: TrainedModel, command: str, source_digest: str
         "history": model.history,
         "input": input_tree(model.source, shape),
     }
-    return write_file(path, SCHEMA, tree, seed=model.seed, command=command, source_digest=source_digest)
+    return write_file(path, SCHEMA, tree, seed=model.seed, command=command, parent_digest=parent_digest)
 
 
 def load_model(path: Path) -> TrainedModel:
     """Read ``hybrid.h5``. Raises :class:`UserError` for a missing, damaged, foreign or altered file."""
-    return read_file(path, SCHEMA, REMEDY, _model_from_tree)
+    return read_file(path, SCHEMA, _model_from_tree)
 
 
 def _model_from_tree(tree: Tree) -> TrainedModel:
@@ -82,5 +79,5 @@ def _model_from_tree(tree: Tree) -> TrainedModel:
         history=tree["history"],
         recipe=tree["recipe"],
         digest=tree["digest"],
-        source_digest=tree["source_digest"],
+        parent_digest=tree[PARENT],
     )

@@ -49,7 +49,7 @@ class SwapConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(self.images >= 1, f"--images {self.images}: give 1 or more")
+        check(self.images >= 1, f"`images` {self.images}: give 1 or more")
 
 
 @torch.no_grad()
@@ -66,10 +66,10 @@ def swap(model: TrainedModel, frontend: SpikingFrontEnd, images: Tensor, scale: 
         UserError: another variant, or a front end of another shape.
     """
     spec = model.spec
-    check(spec.architecture.variant == "mu", f"a {spec.architecture.variant} network is no mu; train one: --variant mu")
+    check(spec.architecture.variant == "mu", f"a {spec.architecture.variant} network is no mu; train one: `variant` mu")
     check(
         spec.frontend.maps == frontend.spec.maps,
-        f"--frontend has layers of {frontend.spec.maps} maps, the model of {spec.frontend.maps}; give the front end "
+        f"`frontend` has layers of {frontend.spec.maps} maps, the model of {spec.frontend.maps}; give the front end "
         "whose shape the model was trained with",
     )
     architecture = replace(spec.architecture, variant="lambda")

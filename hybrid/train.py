@@ -49,10 +49,10 @@ class TrainConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(self.checkpoint_interval >= 0, f"--checkpoint-interval {self.checkpoint_interval}: expected 0 or more")
+        check(self.checkpoint_interval >= 0, f"`checkpoint_interval` {self.checkpoint_interval}: expected 0 or more")
         check(
             self.architecture.variant != "lambda",
-            "--variant lambda is not trained: make it from a trained mu with python -m hybrid.swap",
+            "`variant` lambda is not trained: make it from a trained mu with python -m hybrid.swap",
         )
 
 
@@ -61,21 +61,21 @@ def _images(source: DataSource) -> DataSource:
     return replace(source, root=Path(), download=False)
 
 
-def completed(config: TrainConfig, source_digest: str) -> bool:
+def completed(config: TrainConfig, parent_digest: str) -> bool:
     """Whether ``--resume`` finds nothing left to do."""
     if not config.resume or not config.out.exists():
         return False
     found = load_model(config.out)
-    same = (found.spec.architecture, found.recipe, found.seed, found.source_digest, _images(found.source)) == (
+    same = (found.spec.architecture, found.recipe, found.seed, found.parent_digest, _images(found.source)) == (
         config.architecture,
         asdict(config.recipe),
         config.options.seed,
-        source_digest,
+        parent_digest,
         _images(config.source),
     )
     check(
         same,
-        f"{config.out} was trained with other settings, front end or seed: leave out --resume, or give another --out",
+        f"{config.out} was trained with other settings, front end or seed: leave out `resume`, or give another `out`",
     )
     return True
 
@@ -87,9 +87,9 @@ def run(config: TrainConfig) -> None:
     check_outputs(config.out, config.options.json, curves, inputs=[file] if file else [])
     device, devices, nodes = group_size(config.options.device, config.devices, config.num_nodes)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    frontend, _, source_digest = load_frontend(file) if file else (None, None, "")
+    frontend, _, parent_digest = load_frontend(file) if file else (None, None, "")
     name = f"{config.architecture.variant} {config.architecture.backbone}"
-    if completed(config, source_digest):
+    if completed(config, parent_digest):
         print(f"{config.out} holds this training of {name}, complete: nothing to do")
         return
     data = load_images(config.source, "train", config.options.seed)
@@ -116,7 +116,7 @@ def run(config: TrainConfig) -> None:
     if not first_process():
         return
     seconds = perf_counter() - began
-    digest = save_model(config.out, model, command_line("hybrid.train", config), source_digest)
+    digest = save_model(config.out, model, command_line("hybrid.train", config), parent_digest)
     (folder / PROGRESS).unlink(missing_ok=True)
     last = {name: values[-1].item() for name, values in model.history.items()}
     parameters = sum(p.numel() for p in model.network.parameters())

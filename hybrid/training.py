@@ -76,11 +76,11 @@ def train(
     kept = np.setdiff1d(np.arange(len(data.labels)), held_out)
     check(
         len(kept) >= recipe.batch_size,
-        f"{len(kept)} training images are fewer than one batch of {recipe.batch_size}; lower --batch-size",
+        f"{len(kept)} training images are fewer than one batch of {recipe.batch_size}; lower `batch_size`",
     )
     check(
         recipe.batch_size % size == 0 and recipe.batch_size >= 2 * size,
-        f"--batch-size {recipe.batch_size} is to be shared by {size} processes: give a multiple of them, at least two "
+        f"`batch_size` {recipe.batch_size} is to be shared by {size} processes: give a multiple of them, at least two "
         "images for each",
     )
     # torchvision and Lightning draw from the global generators: seeded here, once.
@@ -151,7 +151,7 @@ def unfinished(folder: Path, identity: str, resume: bool) -> Path | None:
         return None
     check(
         resume,
-        f"{path} holds unfinished training: go on with --resume, remove the file, or give another --out",
+        f"{path} holds unfinished training: go on with `resume`, remove the file, or give another `out`",
     )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True).get("identity")
@@ -160,6 +160,6 @@ def unfinished(folder: Path, identity: str, resume: bool) -> Path | None:
     check(
         found == identity,
         f"{path} is of a training with other settings, images, front end or seed: go on with those it was started "
-        "with, remove it, or give another --out",
+        "with, remove it, or give another `out`",
     )
     return path

@@ -45,18 +45,18 @@ def load_images(source: DataSource, split: Split, seed: int) -> Images:
     occurs only in ``test``, and images that cannot be read or differ in size.
     """
     limit = source.limit(split)
-    check(limit is None or limit >= 1, f"--limit-{split} {limit}: at least one image is needed; give 1 or more")
+    check(limit is None or limit >= 1, f"`limit_{split}` {limit}: at least one image is needed; give 1 or more")
     size = source.image_size
     check(
         size is None or size >= 4,
-        f"--image-size {size}: images need a side of at least 4 pixels; give 4 or more",
+        f"`image_size` {size}: images need a side of at least 4 pixels; give 4 or more",
     )
     kind, _, path = source.data.partition(":")
     if kind == "folder":
         return _load_folder(source, Path(path), split, seed)
     check(
         source.data in ("digits", "cifar10"),
-        f"--data {source.data}: unknown data set; give digits, cifar10 or folder:PATH",
+        f"`data` {source.data}: unknown data set; give digits, cifar10 or folder:PATH",
     )
     arrays, labels, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
     chosen = balanced_subset(labels, limit, seed)
@@ -95,7 +95,7 @@ def _cifar10(source: DataSource, split: Split) -> tuple[np.ndarray, np.ndarray, 
         dataset = CIFAR10(source.root, train=split == "train", download=source.download)
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"--data cifar10: cannot load it from {source.root} ({error}); give its folder with --root, or fetch it: "
+            f"`data` cifar10: cannot load it from {source.root} ({error}); give its folder with `root`, or fetch it: "
             "python -m snn.learn --data cifar10 --download"
         ) from error
     return dataset.data, np.array(dataset.targets, dtype=np.int64), tuple(dataset.classes)
@@ -105,13 +105,13 @@ def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> I
     size = source.image_size
     check(
         folder.is_dir(),
-        f"--data folder:{folder}: there is no such folder; give one that holds train/ and test/",
+        f"`data` folder:{folder}: there is no such folder; give one that holds train/ and test/",
     )
     classes = {}
     for part in ("train", "test"):
         check(
             (folder / part).is_dir(),
-            f"--data folder:{folder}: it has no folder {part!r}; expected train/CLASS and test/CLASS",
+            f"`data` folder:{folder}: it has no folder {part!r}; expected train/CLASS and test/CLASS",
         )
         classes[part] = sorted(p.name for p in (folder / part).iterdir() if p.is_dir() and not p.name.startswith("."))
     check(
@@ -143,7 +143,7 @@ def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> I
         check(
             image.shape == first.shape,
             f"{files[index]} is {image.shape[2]}x{image.shape[1]} pixels, {files[chosen[0]]} is "
-            f"{first.shape[2]}x{first.shape[1]}; bring them to one size with --image-size",
+            f"{first.shape[2]}x{first.shape[1]}; bring them to one size with `image_size`",
         )
         images[row] = image
     return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), tuple(classes["train"]), source)

@@ -36,6 +36,10 @@ class DataSource:
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
+LOCATION = ("input/root", "input/download")
+"""Paths in a file that say where images lie, not which they are: no part of its digest."""
+
+
 def input_tree(source: DataSource, shape: tuple[int, int, int]) -> Tree:
     """The ``/input`` group of all files: data and image shape (C, H, W)."""
     return asdict(source) | dict(zip(("channels", "height", "width"), shape, strict=True))

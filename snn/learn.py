@@ -49,7 +49,7 @@ class LearnConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(self.checkpoint_interval >= 0, f"--checkpoint-interval {self.checkpoint_interval}: expected 0 or more")
+        check(self.checkpoint_interval >= 0, f"`checkpoint_interval` {self.checkpoint_interval}: expected 0 or more")
 
 
 def summary(network: SpikingNetwork) -> dict:
@@ -89,14 +89,14 @@ def unfinished(config: LearnConfig, fresh: SpikingNetwork) -> SpikingNetwork | N
         where = f"layer {len(found.layers) + 1}, update {found.unfinished.updates if found.unfinished else 0}"
         check(
             found.complete,
-            f"{config.out} holds unfinished learning ({where}): go on with --resume, remove it, or give another --out",
+            f"{config.out} holds unfinished learning ({where}): go on with `resume`, remove it, or give another `out`",
         )
         return None
     same = replace(found, layers=(), unfinished=None)
     check(
         same == fresh,
         f"{config.out} was learned with other settings, images or seed ({_difference(same, fresh)}): go on with those "
-        "it was started with, or give another --out",
+        "it was started with, or give another `out`",
     )
     return found
 

@@ -83,7 +83,7 @@ class Learning:
     def __post_init__(self) -> None:
         check(
             len(self.maps) >= 1 and min(self.maps) >= 1,
-            f"--maps {self.maps}: give at least one layer of at least one map, for example --maps 32 40 56",
+            f"`maps` {self.maps}: give at least one layer of at least one map, for example `maps` 32 40 56",
         )
         for name in ("kernel_sizes", "strides"):
             values, layers = getattr(self, name), len(self.maps)

@@ -53,11 +53,10 @@ class Monitor:
         wins, change = recent.sum().item(), history.mean_change[-PATIENCE:].sum().item()
         message = ""
         if wins == 0:
-            message = "fires no spike; raise --start-count, or lower --lif.v-threshold or --homeostasis.threshold-range"
+            message = "fires no spike; raise `start_count`, or lower `v_threshold` or `threshold_range`"
         elif change == 0:
             message = (
-                "fires, but its conductances do not change; raise --stdp.alpha-p and --stdp.alpha-d, or "
-                "--stdp.gamma-p and --stdp.gamma-d"
+                "fires, but its conductances do not change; raise `alpha_p` and `alpha_d`, or `gamma_p` and `gamma_d`"
             )
         if message:
             self._warned = True

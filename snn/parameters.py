@@ -209,5 +209,5 @@ class STDPParameters:
         """A copy with T_d set to one period of ``f_min`` (Hz), unless it was given or the pairing has none."""
         if self.ltd_delay is not None or self.pairing == "two-sided":
             return self
-        check(f_min > 0, f"f_min = {f_min} Hz has no period to take for --stdp.ltd-delay; give one in ms")
+        check(f_min > 0, f"f_min = {f_min} Hz has no period to take for `ltd_delay`; give one in ms")
         return replace(self, ltd_delay=1000 / f_min)

@@ -7,17 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from snn.data_source import DataSource, input_tree, read_input
+from snn.data_source import LOCATION, DataSource, input_tree, read_input
 from snn.layer import SpikingConv2d
 from snn.learning import Homeostasis, Learning
 from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
 from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
-from snn.runtime.h5 import Tree, from_tree, read_file, write_file
+from snn.runtime.h5 import Schema, Tree, from_tree, read_file, write_file
 
-SCHEMA = "snn/2"
-
-
-REMEDY = "python -m snn.learn --out FILE"
+SCHEMA = Schema("snn/2", "python -m snn.learn --out FILE", LOCATION)
 
 
 SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
@@ -102,7 +99,7 @@ def load_network(path: Path) -> tuple[SpikingNetwork, DataSource, str]:
 
     Raises :class:`snn.runtime.errors.UserError` for missing, truncated, foreign or altered files.
     """
-    return read_file(path, SCHEMA, REMEDY, _network_from_tree)
+    return read_file(path, SCHEMA, _network_from_tree)
 
 
 def _network_from_tree(tree: Tree) -> tuple[SpikingNetwork, DataSource, str]:

@@ -172,7 +172,7 @@ def test_held_out_images_must_be_those_of_all_networks_but_of_a_source(pipeline,
         (moved, replace(safe, source=replace(safe.source, root=tmp_path))),
         (other, replace(models["baseline"], seed=7)),
     ):
-        save_model(path, model, "test", safe.source_digest)
+        save_model(path, model, "test", safe.parent_digest)
     given = ["--split", "held-out", "--no-figures", "--out", str(tmp_path / "r.csv")]
     assert main([str(pipeline.safe), str(moved), *given, "--noise", "clean"]) == 0
     assert main([str(pipeline.safe), "--source", str(other), *given, "--noise", "fgsm:8"]) == 0

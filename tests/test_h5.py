@@ -2,9 +2,10 @@ import h5py
 import numpy as np
 import pytest
 
-from snn.runtime.errors import UserError
-from snn.runtime.h5 import content_digest, read_file, write_file
+from snn.runtime.errors import UserError, check
+from snn.runtime.h5 import PARENT, Schema, content_digest, read_file, write_file
 
+SCHEMA = Schema("test/1", "the remedy")
 TREE = {
     "layers": {"conv1": {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "scalar": np.array(3), "unit": "mV"}},
     "classes": ["a", "b"],
@@ -18,15 +19,15 @@ TREE = {
 
 
 def write(path, tree=TREE):
-    return write_file(path, "test/1", tree, seed=3, command="a command", source_digest="abc")
+    return write_file(path, SCHEMA, tree, seed=3, command="a command", parent_digest="abc")
 
 
 def test_what_is_written_is_read_back(tmp_path):
     path = tmp_path / "file.h5"
     digest = write(path)
-    tree = read_file(path, "test/1", "again", dict)
+    tree = read_file(path, SCHEMA, dict)
     assert tree["digest"] == digest
-    assert tree["source_digest"] == "abc"
+    assert tree[PARENT] == "abc"
     assert (tree["seed"], tree["command"], tree["schema"]) == (3, "a command", "test/1")
     assert tree["layers"]["conv1"]["unit"] == "mV"
     weight = tree["layers"]["conv1"]["weight"]
@@ -51,15 +52,15 @@ def test_digest_covers_values_names_and_types_but_not_provenance():
 def test_altered_truncated_foreign_and_missing_files_are_refused(tmp_path):
     path = tmp_path / "file.h5"
 
-    def refused(word, schema="test/1"):
+    def refused(word, schema=SCHEMA):
         with pytest.raises(UserError, match=word) as caught:
-            read_file(path, schema, "the remedy", dict)
+            read_file(path, schema, dict)
         assert "file.h5" in str(caught.value)
         assert "the remedy" in str(caught.value)
 
     refused("does not exist")
     write(path)
-    refused("schema 'test/1', expected 'test/2'", schema="test/2")
+    refused("schema 'test/1', expected 'test/2'", schema=Schema("test/2", "the remedy"))
     with h5py.File(path, "r+") as file:
         file["layers/conv1/weight"][0, 0] = 5
     refused("digest")
@@ -80,3 +81,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write(path, TREE | {"bad": object()})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_parts_are_the_files_fault_and_errors_of_the_reader_are_not(tmp_path):
+    path = tmp_path / "file.h5"
+    write(path)
+    with pytest.raises(UserError, match=r"file.h5 is not of schema 'test/1': there is no 'kernel'; .*the remedy"):
+        read_file(path, SCHEMA, lambda tree: tree["layers"]["conv1"]["kernel"])
+    with pytest.raises(UserError, match="not of schema 'test/1': too fast"):
+        read_file(path, SCHEMA, lambda tree: check(tree["rate"] > 1, "too fast"))
+    for wrong in (lambda tree: tree["count"].shape, lambda tree: {}["a"], lambda tree: tree["steps"] + 1):
+        with pytest.raises((AttributeError, KeyError, TypeError)):
+            read_file(path, SCHEMA, wrong)

@@ -280,7 +280,7 @@ class ReferenceNetwork:
             check(
                 waiting <= self._slots,
                 f"{waiting} postsynaptic spikes wait at a Brian2 synapse: expected at most {self._slots}; give another "
-                "--seed",
+                "`seed`",
             )
         return spikes
 

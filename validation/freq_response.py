@@ -21,7 +21,7 @@ from snn.parameters import Encoding, LayerParameters, LIFParameters
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
-from snn.runtime.h5 import write_file
+from snn.runtime.h5 import Schema, write_file
 from snn.runtime.outputs import beside, check_outputs
 from snn.runtime.progress import progress
 from snn.timegrid import whole_steps
@@ -31,7 +31,7 @@ from validation.figures import draw_response
 from validation.neuron_comparison import compare_convergence, compare_encoder, compare_exact, single_synapses
 from validation.report import Report
 
-SCHEMA = "freq_response/1"
+SCHEMA = Schema("freq_response/1", "python -m validation.freq_response")
 
 FLAT_WIDTH = 1.0
 """Narrowest flat region that is listed, in Hz."""
@@ -76,7 +76,7 @@ class FreqResponseConfig:
             f"durations {self.durations} ms, pulse_width {self.pulse_width} ms: give multiples of dt = {self.dt} ms",
         )
         tau, lowest = self.lif.tau_mem, min(self.thresholds)
-        check(self.dt < tau, f"--dt {self.dt} ms: expected less than the membrane time constant, {tau:.2f} ms")
+        check(self.dt < tau, f"`dt` {self.dt} ms: expected less than the membrane time constant, {tau:.2f} ms")
         check(
             lowest > self.lif.v_leak,
             f"threshold {lowest} mV is not above rest, {self.lif.v_leak:.2f} mV: the neuron fires without input",
@@ -84,7 +84,7 @@ class FreqResponseConfig:
         widest = 1000 / self.durations[0] / 3
         check(
             0 < self.rate_step <= widest,
-            f"--rate-step {self.rate_step} Hz: give {widest:.2f} Hz or less, or steps of the response go unseen",
+            f"`rate_step` {self.rate_step} Hz: give {widest:.2f} Hz or less, or steps of the response go unseen",
         )
 
     def rates(self) -> np.ndarray:

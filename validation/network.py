@@ -15,14 +15,14 @@ import tyro
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
-from snn.runtime.h5 import write_file
+from snn.runtime.h5 import Schema, write_file
 from snn.runtime.outputs import beside, check_outputs
 from validation.figures import draw_networks
 from validation.network_learning import LEARNERS, compare_distributions, compare_learning
 from validation.network_spikes import KINDS, Trial, compare_networks
 from validation.report import FALSE_ALARM, Report
 
-SCHEMA = "network/1"
+SCHEMA = Schema("network/1", "python -m validation.network")
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         for name in ("networks", "deterministic", "stochastic"):
-            check(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: must not be negative")
-        check(self.batches >= 1, f"--batches {self.batches}: must be 1 or more")
-        check(self.repeats >= 20, f"--repeats {self.repeats}: give 20 or more, or a change of gamma would not show")
+            check(getattr(self, name) >= 0, f"`{name}` {getattr(self, name)}: must not be negative")
+        check(self.batches >= 1, f"`batches` {self.batches}: must be 1 or more")
+        check(self.repeats >= 20, f"`repeats` {self.repeats}: give 20 or more, or a change of gamma would not show")
         check(
             self.deterministic == 0 or self.deterministic >= len(LEARNERS),
-            f"--deterministic {self.deterministic}: give 0, or at least {len(LEARNERS)}, one for each rule and pairing",
+            f"`deterministic` {self.deterministic}: give 0, or at least {len(LEARNERS)}, one for each rule and pairing",
         )
         check(
             self.networks + self.deterministic + self.stochastic > 0,
-            "--networks, --deterministic and --stochastic are all 0: give one of them",
+            "`networks`, `deterministic` and `stochastic` are all 0: give one of them",
         )
         if self.quick:
             for name, most in (

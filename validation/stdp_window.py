@@ -22,7 +22,7 @@ from snn.plasticity import count_events, update
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
-from snn.runtime.h5 import write_file
+from snn.runtime.h5 import Schema, write_file
 from snn.runtime.outputs import beside, check_outputs
 from snn.runtime.progress import progress
 from snn.runtime.random import draw_seeds
@@ -34,7 +34,7 @@ from validation.figures import draw_window
 from validation.report import FALSE_ALARM, Report
 from validation.significance import binomial_band, binomial_p, same_rate_p, total_p
 
-SCHEMA = "stdp_window/1"
+SCHEMA = Schema("stdp_window/1", "python -m validation.stdp_window")
 MOST_SPIKES = 2**30
 """Bound of the presynaptic steps of all synapses at one rate, so that they fit into memory."""
 
@@ -62,10 +62,10 @@ class WindowConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(self.draws >= 1000, f"--draws {self.draws}: expected 1000 or more")
+        check(self.draws >= 1000, f"`draws` {self.draws}: expected 1000 or more")
         object.__setattr__(self, "stdp", self.stdp.with_ltd_delay(self.encoding.f_min))
         window, dt = self.stdp.ltp_window, self.encoding.dt
-        check(whole_steps(window, dt) >= 1, f"--stdp.ltp-window {window} ms: give a multiple of dt = {dt} ms")
+        check(whole_steps(window, dt) >= 1, f"`ltp_window` {window} ms: give a multiple of dt = {dt} ms")
         for name in ("longest_lag", "longest_wait"):
             value = getattr(self, name)
             check(0 <= value < math.inf, f"{name} = {value} ms: expected 0 or more")
@@ -73,14 +73,14 @@ class WindowConfig:
         check(
             lags.max() - lags.min() + 2 * spikes <= steps,
             f"dt from {lags.min() * dt:g} to {lags.max() * dt:g} ms with {spikes} spikes a train do not fit into "
-            f"{steps * dt:g} ms: raise --encoding.presentation, or lower --longest-lag, --longest-wait or "
-            "--stdp.ltp-window",
+            f"{steps * dt:g} ms: raise `presentation`, or lower `longest_lag`, `longest_wait` or "
+            "`ltp_window`",
         )
         size = steps * len(lags) * self.draws
         check(
             size <= MOST_SPIKES,
             f"{steps} steps of {len(lags)} dt with {self.draws} draws: expected at most {MOST_SPIKES} in all; lower "
-            "--draws, or raise --encoding.dt",
+            "`draws`, or raise `dt`",
         )
 
     def lags(self) -> np.ndarray:

@@ -11,7 +11,7 @@ import tyro
 from torch import Tensor
 
 from bridge.frontend import SpikingFrontEnd
-from bridge.storage import REMEDY, SCHEMA, SHIPPED_FRONTENDS, load_frontend
+from bridge.storage import SCHEMA, SHIPPED_FRONTENDS, load_frontend
 from snn.encoding import encode
 from snn.layer import SpikingConv2d, feed_forward
 from snn.runtime.cli import run_command
@@ -50,7 +50,7 @@ class ExportConfig:
         if self.out is not None:
             check(
                 self.out.suffix == f".{self.format}",
-                f"--out {self.out}: expected a name that ends in .{self.format}, as --format says",
+                f"`out` {self.out}: expected a name that ends in .{self.format}, as `format` says",
             )
 
 
@@ -61,7 +61,7 @@ def run(config: ExportConfig) -> None:
             importlib.import_module(package)
         except ImportError as error:
             raise UserError(
-                f"--format {config.format} needs the package {package}, which is not installed; install them all with: "
+                f"`format` {config.format} needs the package {package}, which is not installed; install them all with: "
                 "pip install 'safe-dnn[export]'"
             ) from error
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
@@ -87,7 +87,7 @@ def run(config: ExportConfig) -> None:
 
 def load_spiking_layers(path: Path) -> list[SpikingConv2d]:
     """The spiking layers that ``frontend.h5`` was converted from."""
-    return read_file(path, SCHEMA, REMEDY, _layers_from_tree)
+    return read_file(path, SCHEMA, _layers_from_tree)
 
 
 def _layers_from_tree(tree: Tree) -> list[SpikingConv2d]:

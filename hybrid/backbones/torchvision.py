@@ -210,9 +210,9 @@ PAPER_BACKBONES = ("mobilenet_v2", "resnet101", "densenet121")
 
 def check_backbone(name: str, width: float) -> None:
     """Raise :class:`snn.runtime.errors.UserError` for an unknown name or an impossible width."""
-    check(name in BACKBONES, f"--backbone {name}: unknown; choose from {', '.join(sorted(BACKBONES))}")
-    check(0 < width <= 10, f"--width {width}: expected above 0 and up to 10; 1 is the published width")
-    check(BACKBONES[name].has_width or width == 1, f"--width {width}: {name} has but one width; leave it out")
+    check(name in BACKBONES, f"`backbone` {name}: unknown; choose from {', '.join(sorted(BACKBONES))}")
+    check(0 < width <= 10, f"`width` {width}: expected above 0 and up to 10; 1 is the published width")
+    check(BACKBONES[name].has_width or width == 1, f"`width` {width}: {name} has but one width; leave it out")
 
 
 def full_backbone(
@@ -270,7 +270,7 @@ def _classifier(
     adapter, small = BACKBONES[name], uses_small_strides(image_size)
     check(
         image_size >= adapter.smallest,
-        f"images of {image_size} pixels: {name} needs {adapter.smallest} or more; enlarge them with --image-size",
+        f"images of {image_size} pixels: {name} needs {adapter.smallest} or more; enlarge them with `image_size`",
     )
     network = adapter.build(classes, width)
     if small:

@@ -74,7 +74,7 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int) -> Tensor:
         and min(images.shape[2:]) >= _SMALLEST_SIDE,
         f"corruption {name}: cannot take {str(images.dtype).removeprefix('torch.')} images of shape "
         f"{tuple(images.shape)}; expected uint8 RGB (N, 3, H, W) of at least {_SMALLEST_SIDE} pixels a side; "
-        "take --data cifar10 or folder:PATH, small images with --image-size 32",
+        "take `data` cifar10 or folder:PATH, small images with `image_size` 32",
     )
     library = _library(name)
     originals = images.permute(0, 2, 3, 1).cpu().numpy()

@@ -59,7 +59,7 @@ def perturb(
         UserError: fgsm without a source, cifar10-c without a folder or for other images.
     """
     if condition.kind == "fgsm":
-        check(source is not None, f"--noise {condition.name} needs --source FILE, the model whose gradient it takes")
+        check(source is not None, f"`noise` {condition.name} needs `source` FILE, the model whose gradient it takes")
         network, chunks = source.to(device), []
         for images, labels in zip(data.images.split(NOISE_CHUNK), data.labels.split(NOISE_CHUNK), strict=True):
             moved = fgsm(network, (images.float() / 255).to(device), labels.to(device), condition.levels[0])
@@ -71,13 +71,13 @@ def perturb(
     if condition.kind == "cifar10-c":
         check(
             published is not None,
-            f"--noise {condition.name} needs --cifar10-c FOLDER, the published files; corruption:NAME,SEVERITY is "
+            f"`noise` {condition.name} needs `cifar10_c` FOLDER, the published files; corruption:NAME,SEVERITY is "
             "computed on the fly",
         )
         found = load_corrupted(published, condition.corruption, int(condition.levels[0]), data.source.limit_test, seed)
         check(
             data.shape == found.shape and data.classes == found.classes,
-            f"--noise {condition.name}: the models were trained on images of shape {data.shape} and "
+            f"`noise` {condition.name}: the models were trained on images of shape {data.shape} and "
             f"{len(data.classes)} classes; CIFAR-10-C is for models of CIFAR-10",
         )
         return Perturbed(found.images.float() / 255, found.labels)

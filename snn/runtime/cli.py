@@ -1,27 +1,26 @@
-"""What every command shares: exit statuses, checks of its outputs before work starts, device, progress, JSON."""
+"""What every command shares: its flags, how they are parsed, errors in one line, interrupts, exit statuses."""
 
+import argparse
 import contextlib
 import io
 import os
+import re
 import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Annotated, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from snn.runtime.errors import UserError, check
-
-if TYPE_CHECKING:
-    pass
 from snn.runtime.device import DeviceName
+from snn.runtime.errors import UserError, check
+from snn.runtime.registry import load_plugin
 
 Config = TypeVar("Config")
-
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C or SIGTERM ended."""
@@ -39,9 +38,11 @@ class RunOptions:
     """Draw figures beside --out."""
     json: Path | None = None
     """Also write the printed figures to this file."""
+    plugin: tuple[str, ...] = ()
+    """Python files or modules to import first, which register rules, encoders, perturbations or backbones."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.seed < 2**32, f"--seed {self.seed}: expected a whole number from 0 to {2**32 - 1}")
+        check(0 <= self.seed < 2**32, f"`seed` {self.seed}: expected a whole number from 0 to {2**32 - 1}")
 
 
 def run_command(
@@ -54,14 +55,15 @@ def run_command(
 
     ``defaults`` makes, of a first parse, the values that flags which are not given have (such as a preset's).
 
-    0: done, or another status that ``function`` returns. 2: a user error, told in one line on stderr. 130: interrupted
-    (also by SIGTERM).
+    0: done, or another status that ``function`` returns. 2: a user error, in one line on stderr. 130: interrupted (also
+    by SIGTERM).
     """
     module = function.__module__
     spec = sys.modules[module].__spec__
     program = f"python -m {(spec.name if spec else module).removesuffix('.__main__')}"
     try:
         arguments = sys.argv[1:] if argv is None else argv
+        _load_plugins(arguments)
         config = _parse(config_type, arguments, program)
         if defaults:
             config = _parse(config_type, arguments, program, defaults(config))
@@ -69,7 +71,8 @@ def run_command(
             return function(config) or 0
     except (UserError, OSError) as error:
         # What the operating system refuses (a name too long, a folder that may not be read) is for the user to mend.
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = with_flags(" ".join(str(error).split()), config_type)
+        print(f"{program}: error: {message}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemError) as error:
         # Compiled code that is interrupted may end in a SystemError caused by the interrupt.
@@ -77,6 +80,38 @@ def run_command(
             raise
         print(f"{program}: interrupted; every file left is whole", file=sys.stderr)
         return INTERRUPTED
+
+
+def _load_plugins(arguments: list[str]) -> None:
+    """Import what ``--plugin`` names: the other flags may hold names that it registers."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--plugin", nargs="*", action="extend", default=[])
+    for name in parser.parse_known_args(arguments)[0].plugin:
+        load_plugin(name)
+
+
+def with_flags(message: str, config_type: type) -> str:
+    """An error's message with names in backticks as flags of the command: ```limit_train``` is ``--limit-train``."""
+    flags = _flags(config_type)
+    return re.sub(r"`([a-z][a-z0-9_]*)`", lambda match: flags.get(match[1], match[1]), message)
+
+
+def _flags(config_type: type, prefix: str = "") -> dict[str, str]:
+    """Flag of each field by the field's name; of several fields of one name, that of the first."""
+    flags: dict[str, str] = {}
+    nested: list[dict[str, str]] = []
+    for name, hint in get_type_hints(config_type, include_extras=True).items():
+        kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if is_dataclass(kind):
+            flat = any(getattr(extra, "name", None) == "" for extra in extras)
+            nested.append(_flags(kind, prefix if flat else f"{prefix}{name}."))
+        elif tyro.conf.Positional in extras:
+            flags[name] = name.upper()
+        else:
+            flags[name] = "--" + f"{prefix}{name}".replace("_", "-")
+    for inner in nested:
+        flags = inner | flags
+    return flags
 
 
 def _interrupted(error: BaseException | None) -> bool:
@@ -126,10 +161,16 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
+        error: BaseException | None = stop
+        while error is not None:
+            if isinstance(error, UserError):
+                # Raised by a record that checks itself: its own words are the message.
+                raise error from None
+            error = error.__context__
         # The parser frames its message in a box with a rule above a hint.
         lines = [line.strip("│╭╮╰╯─ ") for line in captured.getvalue().splitlines()]
         message = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-        raise UserError(f"{message}; see {program} --help") from stop
+        raise UserError(f"{message}; see {program} `help`") from stop
 
 
 def command_line(module: str, config: object) -> str:

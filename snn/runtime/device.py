@@ -2,23 +2,21 @@
 
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from snn.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    pass
-
+    import torch
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
-def choose_device(name: DeviceName) -> torch.device:
+def choose_device(name: DeviceName) -> "torch.device":
     """``auto`` is CUDA where there is one, else the CPU; ``cuda`` without one is a :class:`UserError`."""
+    # Imported here: a command's --help must not wait for it.
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto, or install a CUDA driver"
-        )
+        raise UserError("`device` cuda: PyTorch finds no CUDA device here; use cpu or auto, or install a CUDA driver")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":

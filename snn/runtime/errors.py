@@ -1,10 +1,11 @@
-"""The one exception that commands turn into a single line and exit status 2."""
+"""The one exception for what a caller or user can put right."""
 
 
-class UserError(Exception):
-    """Something the user can put right; the message names the value, what was expected, and the remedy.
+class UserError(ValueError):
+    """A value that cannot be used; the message names the value, what was expected, and the remedy.
 
-    Not a ``ValueError``: the command-line parser would catch that and print it in its own, longer form.
+    Names of arguments stand in backticks (``UserError("`limit_train` 0: give 1 or more")``). A command shows them as
+    its flags, in a single line, and ends with exit status 2.
     """
 
 

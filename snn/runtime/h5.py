@@ -8,12 +8,13 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import h5py
 import numpy as np
@@ -30,15 +31,36 @@ Record = TypeVar("Record")
 Content = TypeVar("Content")
 
 
-# How a file was made, not what it says: left out of the digest, so that equal results have equal digests.
-PROVENANCE = ("command", "git_commit", "versions", "created", "digest", "input/root", "input/download")
+PROVENANCE = ("command", "git_commit", "versions", "created", "digest")
+"""How a file was made, not what it says: left out of the digest, so that equal results have equal digests."""
+PARENT = "source_digest"
+"""Attribute that holds the digest of the file that this one was made from ("": the first in the chain)."""
 
 
-def content_digest(tree: Tree) -> str:
+class Schema(NamedTuple):
+    """One kind of file."""
+
+    name: str
+    """With its version, for example "snn/2"."""
+    remedy: str
+    """Command that makes such a file, for messages."""
+    unhashed: tuple[str, ...] = ()
+    """Further paths that the digest leaves out, such as where images lie."""
+
+
+class Stored(dict[str, Any]):
+    """A group as it was read: a part that is missing is the file's fault, not the reader's."""
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"there is no {name!r}")
+
+
+def content_digest(tree: Tree, unhashed: Iterable[str] = ()) -> str:
     """SHA-256 over arrays (name, type, shape, bytes) and attributes, independent of order and of time."""
     digest = hashlib.sha256()
+    left_out = {*PROVENANCE, *unhashed}
     for path, value in sorted(_leaves(tree)):
-        if path in PROVENANCE:
+        if path in left_out:
             continue
         digest.update(path.encode() + b"\0")
         if isinstance(value, np.ndarray):
@@ -59,14 +81,14 @@ def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
     return leaves
 
 
-def write_file(path: Path, schema: str, tree: Tree, *, seed: int, command: str, source_digest: str = "") -> str:
+def write_file(path: Path, schema: Schema, tree: Tree, *, seed: int, command: str, parent_digest: str = "") -> str:
     """Write ``tree`` to ``path`` whole or not at all; return its digest.
 
-    ``None`` values are left out. ``schema`` is for example "snn/1"; ``source_digest`` belongs to the file this one
-    was made from, "" for the first in the chain.
+    ``None`` values are left out. ``parent_digest`` belongs to the file this one was made from, "" for the first in the
+    chain.
     """
-    tree = _plain({**tree, "schema": schema, "seed": seed, "source_digest": source_digest})
-    tree["digest"] = content_digest(tree)
+    tree = _plain({**tree, "schema": schema.name, "seed": seed, PARENT: parent_digest})
+    tree["digest"] = content_digest(tree, schema.unhashed)
     tree |= {
         "command": command,
         "git_commit": _git_commit(),
@@ -79,34 +101,38 @@ def write_file(path: Path, schema: str, tree: Tree, *, seed: int, command: str, 
             with h5py.File(temporary, "w") as file:
                 _write_group(file, tree)
         except RuntimeError as error:
-            # So h5py tells that it could not extend a file.
+            # So h5py reports that it could not extend a file.
             raise OSError(str(error)) from error
 
     write_atomically(path, write)
     return tree["digest"]
 
 
-def read_file(path: Path, schema: str, remedy: str, parse: Callable[[Tree], Content]) -> Content:
+def read_file(path: Path, schema: Schema, parse: Callable[[Tree], Content]) -> Content:
     """Read and check a file written by :func:`write_file`, and return what ``parse`` makes of its tree.
 
-    Raises :class:`UserError` (with ``remedy``, the command that makes such a file) for a missing, truncated or foreign
-    file, another schema, or content that does not match its digest.
+    Raises :class:`UserError` (with the command that makes such a file) for a missing, truncated or foreign file,
+    another schema, content that does not match its digest, and where ``parse`` misses a part or refuses a value. Other
+    errors of ``parse`` are errors of this program, and pass.
     """
+    remedy = schema.remedy
     check(path.exists(), f"{path} does not exist; make it with: {remedy}")
     check(path.is_file(), f"{path} is not a file; give one made with: {remedy}")
     check(os.access(path, os.R_OK), f"{path} cannot be read: permission denied; change its permissions")
-    # A damaged file can fail at any place, in the HDF5 library or in what is made of its values.
+    # A damaged file can fail at any place in the HDF5 library, and hold anything until its digest is checked.
     failures = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError)
+    tree: Tree = {}
     try:
         with h5py.File(path, "r") as file:
             found = file.attrs.get("schema")
-            other = isinstance(found, str) and found != schema
-            tree = None if other else _read_group(file)
+            other = isinstance(found, str) and found != schema.name
+            if not other:
+                tree = _read_group(file)
     except failures as error:
         raise UserError(f"{path} is truncated or not an HDF5 file; make it again with: {remedy}") from error
-    check(not other, f"{path} has schema {found!r}, expected {schema!r}; make such a file with: {remedy}")
+    check(not other, f"{path} has schema {found!r}, expected {schema.name!r}; make such a file with: {remedy}")
     try:
-        intact = tree.get("schema") == schema and tree.get("digest") == content_digest(tree)
+        intact = tree.get("schema") == schema.name and tree.get("digest") == content_digest(tree, schema.unhashed)
     except failures:
         intact = False
     check(
@@ -116,15 +142,15 @@ def read_file(path: Path, schema: str, remedy: str, parse: Callable[[Tree], Cont
     )
     try:
         return parse(tree)
-    except failures as error:
-        raise UserError(f"{path} lacks parts of schema {schema!r} ({error}); make it again with: {remedy}") from error
+    except UserError as error:
+        raise UserError(f"{path} is not of schema {schema.name!r}: {error}; make it again with: {remedy}") from error
 
 
-def from_tree(kind: type[Record], tree: Tree, **given: Any) -> Record:
-    """The dataclass ``kind`` from a stored group: its fields by name, ``given`` ones as they are, others by default."""
-    stored = {name: tree[name] for name in kind.__dataclass_fields__ if name in tree}
+def from_tree(kind: type[Record], tree: Tree, **known: Any) -> Record:
+    """The dataclass ``kind`` from a stored group: its fields by name, ``known`` ones as they are, others by default."""
+    stored = {field.name: tree[field.name] for field in fields(kind) if field.name in tree}  # type: ignore[arg-type]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
-    return kind(**values | given)
+    return kind(**values | known)
 
 
 def _plain(tree: Tree) -> Tree:
@@ -161,7 +187,7 @@ def _write_group(group: h5py.Group, tree: Tree) -> None:
 
 
 def _read_group(group: h5py.Group) -> Tree:
-    tree: Tree = {}
+    tree = Stored()
     for name, value in group.attrs.items():
         if isinstance(value, np.generic):
             value = value.item()

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from snn.runtime.errors import UserError, check
 
@@ -44,6 +44,44 @@ def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
             raise UserError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from error
 
 
+class OutputOptions(Protocol):
+    """The flags of :class:`snn.runtime.cli.RunOptions` that say what is written."""
+
+    @property
+    def figures(self) -> bool: ...
+    @property
+    def json(self) -> Path | None: ...
+
+
+class Outputs:
+    """The files of one command: checked before its work, named at its end.
+
+    Args:
+        files: that it always writes (None is skipped), the most important first.
+        options: whether figures and JSON are wanted.
+        figures: that it also draws, unless ``options`` say no.
+        inputs: files that it reads, which must not be replaced.
+
+    Raises:
+        UserError: a file that cannot be written, or that is an input or given twice.
+    """
+
+    def __init__(
+        self, *files: Path | None, options: OutputOptions, figures: Iterable[Path] = (), inputs: Iterable[Path] = ()
+    ) -> None:
+        self.figures = tuple(figures) if options.figures else ()
+        """Pictures to draw; none with ``--no-figures``."""
+        self._files, self._json = [file for file in files if file is not None], options.json
+        check_outputs(*self._files, self._json, *self.figures, inputs=inputs)
+
+    def finish(self, told: dict, note: str = "") -> None:
+        """Write the figures that were printed as JSON, and say what was written and where; ``note`` is added."""
+        write_json(self._json, told)
+        written = [*self._files, *self.figures, *([self._json] if self._json else [])]
+        if written:
+            print("wrote " + ", ".join(map(str, written)) + note)
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call ``write`` with a temporary path beside ``path``, sync it, then rename it to ``path``.
 
@@ -56,7 +94,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error}; free some space or write elsewhere with --out") from error
+        raise UserError(f"cannot write {path}: {error}; free some space or write elsewhere with `out`") from error
     finally:
         temporary.unlink(missing_ok=True)
 

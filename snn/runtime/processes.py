@@ -58,20 +58,20 @@ def first_process() -> bool:
 
 def group_size(device: DeviceName, devices: int, nodes: int) -> tuple[torch.device, int, int]:
     """The device, and processes per node and nodes: torchrun's where it started this process, else those asked for."""
-    check(devices >= 1, f"--devices {devices}: expected 1 or more")
-    check(nodes >= 1, f"--num-nodes {nodes}: expected 1 or more")
+    check(devices >= 1, f"`devices` {devices}: expected 1 or more")
+    check(nodes >= 1, f"`num_nodes` {nodes}: expected 1 or more")
     chosen = choose_device(device)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         check(
             devices in (1, local) and nodes in (1, world // local),
-            f"--devices {devices} --num-nodes {nodes} under a torchrun of {local} processes on each of "
+            f"`devices` {devices} `num_nodes` {nodes} under a torchrun of {local} processes on each of "
             f"{world // local} nodes: leave these flags out",
         )
         devices, nodes = local, world // local
     if chosen.type == "cuda":
         found = torch.cuda.device_count()
-        check(devices <= found, f"--devices {devices}: this node has {found} CUDA devices; ask for at most these")
+        check(devices <= found, f"`devices` {devices}: this node has {found} CUDA devices; ask for at most these")
     return chosen, devices, nodes
 
 

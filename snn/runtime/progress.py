@@ -2,13 +2,9 @@
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
-
-if TYPE_CHECKING:
-    pass
-
 
 Item = TypeVar("Item")
 

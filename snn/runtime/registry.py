@@ -1,0 +1,132 @@
+"""Registries: what users can add by name, each entry by one decorator in one file.
+
+The entries of this project lie in one package for each kind, whose modules are imported when a name is first looked
+up. Further ones come from plugins: ``--plugin my_rules.py``, or any module that registers before it is needed.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from snn.runtime.errors import UserError, check
+
+Entry = TypeVar("Entry")
+Registered = TypeVar("Registered")
+
+
+class Registry(Generic[Entry]):
+    """Entries of one kind by name.
+
+    Args:
+        kind: what an entry is, for messages, for example "rule".
+        package: whose modules register the entries that come with the project.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind, self._package = kind, package
+        self._entries: dict[str, Entry] = {}
+        self._complete = False
+
+    def register(self, name: str) -> Callable[[Registered], Registered]:
+        """Decorator that registers a class, function or object under ``name``, which must be free."""
+
+        def add(entry: Registered) -> Registered:
+            taken = self._entries.get(name)
+            check(taken is None, f"{self.kind} {name!r} is registered already, as {taken!r}; choose another name")
+            self._entries[name] = entry  # type: ignore[assignment]
+            return entry
+
+        return add
+
+    def names(self) -> tuple[str, ...]:
+        """All names, those of the project first."""
+        if not self._complete:
+            self._complete = True
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self._package}.{module.name}")
+        return tuple(self._entries)
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry; :class:`UserError`, which lists all names, for an unknown one."""
+        names = self.names()
+        check(
+            name in names,
+            f"{self.kind} {name!r}: unknown; choose from {', '.join(names)}, or register it (a command: --plugin FILE)",
+        )
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    @property
+    def flag(self) -> "NameFlag":
+        """Annotation of a command's field that holds a name, so that ``--help`` lists those there are."""
+        return NameFlag(self)
+
+
+class NameFlag(PrimitiveConstructorSpec[str]):
+    """How the command line reads a name of a registry; choices are those registered when it is read."""
+
+    def __init__(self, registry: Registry[Any]) -> None:
+        values = {
+            "registry": registry,
+            "nargs": 1,
+            "instance_from_str": lambda words: words[0],
+            "is_instance": lambda value: isinstance(value, str),
+            "str_from_instance": lambda name: [name],
+            "_action": None,
+        }
+        for name, value in values.items():
+            # The class is frozen.
+            object.__setattr__(self, name, value)
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names, in order of registration."""
+        return self.registry.names()  # type: ignore[attr-defined]
+
+    @property
+    def metavar(self) -> str:  # type: ignore[override]
+        """As in ``{fd,stochastic}``."""
+        return "{" + ",".join(self.choices) + "}"
+
+
+def load_plugin(name: str) -> None:
+    """Import a plugin, a Python file or the name of a module, once."""
+    path = Path(name)
+    if path.suffix != ".py":
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"`plugin` {name}: {error}; give a Python file, or a module that can be imported"
+            ) from error
+        return
+    check(path.is_file(), f"`plugin` {name}: there is no such file")
+    if path.stem in sys.modules:
+        loaded = getattr(sys.modules[path.stem], "__file__", None)
+        check(
+            loaded is not None and Path(loaded).resolve() == path.resolve(),
+            f"`plugin` {name}: a module {path.stem} is loaded already ({loaded}); rename the file",
+        )
+        return
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
