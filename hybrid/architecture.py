@@ -79,7 +79,7 @@ class Architecture:
         )
         check(self.embedding is None or self.embedding >= 0, f"`embedding` {self.embedding}: must be 0 or more")
         parse_preprocess(self.preprocess)
-        parse_preprocess(self.auxiliary_input, "--auxiliary-input")
+        parse_preprocess(self.auxiliary_input, "`auxiliary_input`")
 
 
 @dataclass(frozen=True)

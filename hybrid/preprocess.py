@@ -63,7 +63,7 @@ class Spikes(nn.Module):
         return images + (counted - spikes).detach() / ((p.f_max - p.f_min) * seconds)
 
 
-def parse_preprocess(text: str, flag: str = "--preprocess") -> nn.Module:
+def parse_preprocess(text: str, flag: str = "`preprocess`") -> nn.Module:
     """The module for images (B, C, H, W) in [0, 1]; :class:`UserError` for an unknown name or impossible numbers."""
     found = [_parse_one(part, f"{flag} {text}") for part in text.split("+")]
     return found[0] if len(found) == 1 else nn.Sequential(*found)

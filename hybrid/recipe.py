@@ -46,7 +46,7 @@ class Recipe:
         check(0 <= self.label_smoothing < 1, f"`label_smoothing` {self.label_smoothing}: expected 0 to below 1")
         check(0 < self.holdout < 1, f"`holdout` {self.holdout}: must lie between 0 and 1")
         check(
-            parse_condition(self.train_noise, "--train-noise").drawn,
+            parse_condition(self.train_noise, "`train_noise`").drawn,
             f"`train_noise` {self.train_noise}: expected one of {', '.join(DRAWN)}",
         )
 

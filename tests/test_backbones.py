@@ -80,7 +80,7 @@ def test_width_makes_networks_narrower(name):
 
 
 def test_impossible_backbones_are_refused():
-    with pytest.raises(UserError, match=r"--width 0\.5: resnet18"):
+    with pytest.raises(UserError, match=r"`width` 0\.5: resnet18"):
         full_backbone("resnet18", 3, 10, 32, width=0.5)
     with pytest.raises(UserError, match="densenet121 needs 8"):
         full_backbone("densenet121", 3, 10, 4)
@@ -220,6 +220,6 @@ def test_rescaled_lambda_follows_the_activations(mu):
 def test_lambda_is_made_of_a_mu_and_its_front_end_only(mu, pipeline):
     model, frontend, images = mu
     other = replace(model, spec=replace(model.spec, architecture=replace(model.spec.architecture, variant="safe")))
-    with pytest.raises(UserError, match="--variant mu"):
+    with pytest.raises(UserError, match="`variant` mu"):
         swap(other, frontend, images, "range")
     assert percentile(torch.arange(1001.0)) == pytest.approx(999)

@@ -112,7 +112,7 @@ def test_noise_is_clipped_seeded_and_leaves_its_input_alone(text):
      "poisson:0", "wald:3", "wald:0,1", "clean:1", "clean:", "awgn:", ""],
 )  # fmt: skip
 def test_unknown_noise_and_levels_out_of_range_are_refused(text):
-    with pytest.raises(UserError, match="--noise"):
+    with pytest.raises(UserError, match="`noise`"):
         parse_condition(text)
 
 

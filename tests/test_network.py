@@ -162,11 +162,11 @@ def test_files_hold_models_ready_for_use(pipeline):
 def test_unknown_backbones_variants_and_widths_are_refused():
     with pytest.raises(UserError, match="mobilenet_v2"):
         full_backbone("alexnet", 3, 10, 32)
-    with pytest.raises(UserError, match="--width"):
+    with pytest.raises(UserError, match="`width`"):
         main_cnn("mobilenet_v2", 3, 10, 32, width=0.0)
-    with pytest.raises(UserError, match="--variant"):
+    with pytest.raises(UserError, match="`variant`"):
         Architecture(variant="nu")
-    with pytest.raises(UserError, match="needs --frontend"):
+    with pytest.raises(UserError, match="needs `frontend`"):
         ModelSpec(Architecture(), (3, 32, 32), ("a", "b"), None)
 
 
@@ -221,7 +221,7 @@ def test_the_auxiliary_cnn_has_other_forms(pipeline):
         features = torch.cat((plain.frontend(images), expected), 1)
         assert torch.equal(averaged(images), plain.main(features))
     for wrong in ({"auxiliary_kernel": 4}, {"auxiliary_activation": "sigmoid"}, {"auxiliary_drop": 1.0}):
-        with pytest.raises(UserError, match="--auxiliary-"):
+        with pytest.raises(UserError, match="`auxiliary_"):
             network(**wrong)
 
 
@@ -255,5 +255,5 @@ def test_features_of_the_front_end_are_normalised_where_they_join(pipeline):
     # A path that is silenced is silent behind the normalisation too.
     network.eval()(images, "auxiliary")
     assert not joined[1][:, :maps].any()
-    with pytest.raises(UserError, match="--feature-norm"):
+    with pytest.raises(UserError, match="`feature_norm`"):
         Architecture(variant="baseline", feature_norm=True)

@@ -192,7 +192,7 @@ def test_noise_training_sees_noise_and_is_recorded(tmp_path):
 
 @pytest.mark.parametrize("noise", ["fgsm:8", "corruption:fog,3", "snow:1"])
 def test_training_on_what_is_not_drawn_is_refused(noise):
-    with pytest.raises(UserError, match="--train-noise"):
+    with pytest.raises(UserError, match="`train_noise`"):
         Recipe(train_noise=noise)
 
 

@@ -79,7 +79,7 @@ def test_gradients_pass_drawn_counts(pipeline):
     network = build_model(spec, frontend).train()
     network(torch.rand(4, 1, 8, 8)).sum().backward()
     assert frontend.layers[0].norm.weight.grad.abs().sum() > 0
-    with pytest.raises(UserError, match="--variability"):
+    with pytest.raises(UserError, match="`variability`"):
         replace(spec.architecture, variant="mu")
 
 
@@ -109,5 +109,5 @@ def test_preprocessing_is_done_in_the_order_written():
     average, quantise = parse_preprocess("average:3"), parse_preprocess("quantise")
     assert torch.equal(parse_preprocess("average:3+quantise")(images), quantise(average(images)))
     assert torch.equal(parse_preprocess("quantise+average:3")(images), average(quantise(images)))
-    with pytest.raises(UserError, match="--auxiliary-input average:3\\+blur"):
+    with pytest.raises(UserError, match="`auxiliary_input` average:3\\+blur"):
         Architecture(auxiliary_input="average:3+blur")

@@ -144,7 +144,7 @@ class Condition:
         return self.levels[0] if self.kind == "awgn" else None
 
 
-def parse_condition(text: str, flag: str = "--noise") -> Condition:
+def parse_condition(text: str, flag: str = "`noise`") -> Condition:
     """Read ``name`` or ``name:level``; :class:`UserError`, naming ``flag``, for an unknown name or level."""
     kind, colon, level = text.partition(":")
     check(kind in _KINDS, f"{flag} {text}: unknown noise {kind!r}; choose from {', '.join(_KINDS)}")
