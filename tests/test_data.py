@@ -109,7 +109,7 @@ def test_unusable_folders_are_refused_by_name(image_folder, tmp_path):
     refused(source, "three", "not in")
     (image_folder / "test" / "three").rmdir()
     Image.new("L", (9, 8)).save(image_folder / "train" / "two" / "zz.png")
-    refused(source, "zz.png", "9x8", "--image-size")
+    refused(source, "zz.png", "9x8", "`image_size`")
     (image_folder / "train" / "two" / "zz.png").write_text("not an image")
     refused(source, "zz.png", "not a readable image")
     (image_folder / "train" / "two" / "zz.png").unlink()

@@ -96,7 +96,7 @@ def part(data: Images, chosen: torch.Tensor) -> Images:
     ("choose", "words"),
     [
         (lambda labels: labels == 3, ["all 6 test images are of class '3'", "2 classes", "add images"]),
-        (lambda labels: torch.tensor([0, 1]), ["2 test images", "3 or more", "raise --limit-test"]),
+        (lambda labels: torch.tensor([0, 1]), ["2 test images", "3 or more", "raise `limit_test`"]),
         (lambda labels: torch.stack([(labels == c).nonzero()[0, 0] for c in range(4)]), ["4 classes", "`limit_test`"]),
     ],
 )
@@ -116,7 +116,7 @@ def test_models_of_other_data_are_refused(models, digits):
 def test_the_command_writes_a_figure_and_a_table(pipeline, tmp_path, capsys):
     out, figures = tmp_path / "fig6.png", tmp_path / "fig6.json"
     arguments = [str(pipeline.safe), str(pipeline.baseline), "--noise", "clean", "awgn:20.0", "awgn:20"]
-    arguments += ["`limit_test`", "40", "--names", "SAFE [ours]", "conventional", "--out", str(out), "--seed", "4"]
+    arguments += ["--limit-test", "40", "--names", "SAFE [ours]", "conventional", "--out", str(out), "--seed", "4"]
     assert main([*arguments, "--json", str(figures)]) == 0
     printed = capsys.readouterr().out
     assert "SAFE [ours]" in printed
@@ -149,7 +149,7 @@ def test_the_command_writes_a_figure_and_a_table(pipeline, tmp_path, capsys):
 
 
 def test_without_figures_only_the_table_is_written(pipeline, tmp_path):
-    arguments = [str(pipeline.safe), "--noise", "clean", "`limit_test`", "30", "--no-figures"]
+    arguments = [str(pipeline.safe), "--noise", "clean", "--limit-test", "30", "--no-figures"]
     assert main([*arguments, "--out", str(tmp_path / "x.png")]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
     # One model alone, named after its file.
@@ -173,8 +173,8 @@ def test_wrong_flags_end_in_one_line(pipeline, image_folder, tmp_path, capsys):
     refused(*both, "--names", "a", "a", words=["--names a a", "different names"])
     refused(safe, "--out", tmp_path / "x.pdf", words=["x.pdf", ".png"])
     refused(safe, "--out", tmp_path / "no" / "x.png", words=["does not exist"])
-    refused(safe, "`limit_test`", "2", words=["2 test images", "3 or more", "--limit-test"])
-    refused(safe, "`limit_test`", "0", words=["--limit-test 0"])
+    refused(safe, "--limit-test", "2", words=["2 test images", "3 or more", "--limit-test"])
+    refused(safe, "--limit-test", "0", words=["--limit-test 0"])
     refused(safe, "--data", f"folder:{image_folder}", words=["model safe", "3 classes", "one data set"])
     refused(tmp_path / "no.h5", words=["no.h5", "does not exist"])
     assert not list(tmp_path.glob("x.*"))
