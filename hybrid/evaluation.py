@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hybrid.architecture import Paths
 from hybrid.conditions.drawn import Condition, awgn_sigma
 from hybrid.conditions.perturb import perturb
+from hybrid.network import Paths
 from hybrid.preprocess import parse_preprocess
 from hybrid.recipe import Recipe
 from hybrid.storage import TrainedModel
@@ -157,7 +157,7 @@ def load_test_images(
     models: dict[str, TrainedModel], data: str | None, root: Path | None, limit: int | None, seed: int
 ) -> Images:
     """Test images of the first model's data (or what is given instead), checked against every model."""
-    source = next(iter(models.values())).source.override(data=data, root=root, limit_test=limit)
+    source = next(iter(models.values())).data_source.override(data=data, root=root, limit_test=limit)
     found = load_images(source, "test", seed)
     check_same_data(models, found)
     return found
@@ -168,13 +168,13 @@ def load_held_out(models: dict[str, TrainedModel], root: Path | None) -> Images:
     (first, *_), model = models, next(iter(models.values()))
     for name, other in models.items():
         # Where CIFAR-10 lies makes no other images of it.
-        mine, theirs = ((replace(m.source, root=None), m.seed, m.recipe["holdout"]) for m in (model, other))
+        mine, theirs = ((replace(m.data_source, root=None), m.seed, m.recipe["holdout"]) for m in (model, other))
         check(
             mine == theirs,
             f"model {name} was trained with images, seed or `holdout` {theirs}, {first} with {mine}: they held out "
             "different images; evaluate them one by one",
         )
-    data = load_images(model.source.override(root=root), "train", model.seed)
+    data = load_images(model.data_source.override(root=root), "train", model.seed)
     rows = torch.from_numpy(from_tree(Recipe, model.recipe).held_out(data.labels, model.seed))
     found = data._replace(images=data.images[rows], labels=data.labels[rows])
     check_same_data(models, found)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bridge.frontend import SpikingFrontEnd
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend
-from hybrid.network import build_model
+from hybrid.architecture import build_model
 from hybrid.storage import TrainedModel, load_model, save_model
 from snn.data import balanced_subset, load_images
 from snn.runtime.cli import RunOptions, command_line, run_command
@@ -107,7 +107,7 @@ def run(config: SwapConfig) -> None:
     model = load_model(config.model)
     frontend, _, _ = load_frontend(file)
     # Of the images that the mu was trained on.
-    data = load_images(model.source.override(root=config.root), "train", model.seed)
+    data = load_images(model.data_source.override(root=config.root), "train", model.seed)
     chosen = balanced_subset(data.labels.numpy(), config.images, config.options.seed)
     made = swap(model, frontend, data.images[chosen], config.scale)
     recipe = model.recipe | {"swapped": config.scale}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import hybrid.embedding
-from hybrid.backbones.torchvision import last_linear
+from hybrid.backbones import last_linear
 from hybrid.conditions.drawn import parse_condition
 from hybrid.conditions.perturb import noisy_batches
 from hybrid.embedding import Panel, draw_embedding, embed_models, embeddings, lay_out, main

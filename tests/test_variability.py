@@ -9,9 +9,9 @@ import torch
 from bridge.frontend import DRAWS, Response, deviations
 from bridge.sau import SpecialActivationUnit
 from bridge.storage import load_frontend
-from hybrid.architecture import Architecture, ModelSpec
-from hybrid.network import build_model
+from hybrid.architecture import Architecture, ModelSpec, build_model
 from hybrid.preprocess import parse_preprocess
+from hybrid.variations import Variations
 from snn.runtime.errors import UserError
 
 
@@ -75,7 +75,9 @@ def test_drawn_counts_have_the_simulated_distribution(pipeline):
 
 def test_gradients_pass_drawn_counts(pipeline):
     frontend, _, _ = load_frontend(pipeline.frontend)
-    spec = ModelSpec(Architecture(width=0.25, variability=True), (1, 8, 8), tuple("0123456789"), frontend.spec)
+    spec = ModelSpec(
+        Architecture(width=0.25, variations=Variations(variability=True)), (1, 8, 8), tuple("0123456789"), frontend.spec
+    )
     network = build_model(spec, frontend).train()
     network(torch.rand(4, 1, 8, 8)).sum().backward()
     assert frontend.layers[0].norm.weight.grad.abs().sum() > 0
@@ -110,4 +112,4 @@ def test_preprocessing_is_done_in_the_order_written():
     assert torch.equal(parse_preprocess("average:3+quantise")(images), quantise(average(images)))
     assert torch.equal(parse_preprocess("quantise+average:3")(images), average(quantise(images)))
     with pytest.raises(UserError, match="`auxiliary_input` average:3\\+blur"):
-        Architecture(auxiliary_input="average:3+blur")
+        Variations(auxiliary_input="average:3+blur")
