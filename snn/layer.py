@@ -12,6 +12,7 @@ A layer holds values; an engine (:mod:`snn.engines`) simulates it.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,8 +62,8 @@ class SpikingConv2d:
             v_threshold=self.v_threshold.to(device),
         )
 
-    def with_values(self, **values: Tensor) -> "SpikingConv2d":
-        """A copy with ``conductance``, ``gain`` or ``v_threshold`` replaced."""
+    def with_values(self, **values: Any) -> "SpikingConv2d":
+        """A copy with the tensors ``conductance``, ``gain`` or ``v_threshold`` replaced."""
         return replace(self, **values)
 
 

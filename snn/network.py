@@ -26,8 +26,8 @@ class LayerHistory(NamedTuple):
     @classmethod
     def empty(cls, maps: int) -> "LayerHistory":
         """Before the first update."""
-        integers = {"dtype": torch.int64}
-        return cls(torch.empty(0, **integers), torch.empty(0, maps, **integers), torch.empty(0, dtype=torch.float64))
+        images, wins = torch.empty(0, dtype=torch.int64), torch.empty(0, maps, dtype=torch.int64)
+        return cls(images, wins, torch.empty(0, dtype=torch.float64))
 
     def with_update(self, images: int, wins: Tensor, mean_change: float) -> "LayerHistory":
         """One update of ``images`` images more; ``wins`` (C_out,)."""

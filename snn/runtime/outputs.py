@@ -82,7 +82,7 @@ class Outputs:
             print("wrote " + ", ".join(map(str, written)) + note)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path beside ``path``, sync it, then rename it to ``path``.
 
     Whatever goes wrong, an older file at ``path`` stays as it was; a full disk is a :class:`UserError`.
