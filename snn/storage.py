@@ -18,8 +18,6 @@ from snn.runtime.pretrained import resolve
 from snn.runtime.tree import Tree, from_tree
 
 SCHEMA = Schema("snn/2", "python -m snn.learn --out FILE", LOCATION)
-
-
 SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
 """Learned networks that ship with the package (:func:`snn.runtime.pretrained.resolve`)."""
 

@@ -24,8 +24,6 @@ DRIVE_CHUNK = 2**19
 """Elements of drive computed at once: few enough to stay in a CPU's cache, which is six times faster than all."""
 EVENT_CHUNK = 2**22
 """Synaptic events handled at once, to bound memory."""
-
-
 NEVER = 2**14
 """Steps reported for a presynaptic neuron that has no spike before (or after) a step; longer than any presentation."""
 

@@ -54,7 +54,7 @@ def run_command(
 ) -> int:
     """Parse ``argv`` (default: the process's) into ``config_type``, call ``function`` with it, return the exit status.
 
-    ``defaults`` makes, of a first parse, the values that flags which are not given have (such as a preset's).
+    ``defaults`` turns a first parse into the values of all flags that are left out (such as those of a preset).
 
     0: done, or another status that ``function`` returns. 2: a user error, in one line on stderr. 130: interrupted (also
     by SIGTERM).

@@ -56,7 +56,7 @@ class Processes:
 
 
 def first_process() -> bool:
-    """Whether this process is the first of its group (or alone), by what its launcher told it."""
+    """Whether this process is the first of its group (or alone), by the variables that its launcher sets."""
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
 
 
@@ -74,8 +74,10 @@ def group_size(device: DeviceName, devices: int, nodes: int) -> tuple[torch.devi
         )
         devices, nodes = local, world // local
     if chosen.type == "cuda":
-        found = torch.cuda.device_count()
-        check(devices <= found, f"`devices` {devices}: this node has {found} CUDA devices; ask for at most these")
+        available = torch.cuda.device_count()
+        check(
+            devices <= available, f"`devices` {devices}: this node has {available} CUDA devices; ask for at most these"
+        )
     return chosen, devices, nodes
 
 
