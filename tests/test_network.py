@@ -16,7 +16,7 @@ from hybrid.augment import augment, resolve_augmentation
 from hybrid.backbones import full_backbone, main_cnn
 from hybrid.network import HybridNetwork, Join, Normalise
 from hybrid.recipe import Recipe, one_cycle
-from hybrid.storage import TrainedModel, load_model, save_model
+from hybrid.storage import TrainedModel, load_model, save, save_model
 from hybrid.training import train
 from hybrid.variations import Variations
 from snn.data import load_images
@@ -254,7 +254,7 @@ def saved(network, folder):
     """A file of an untrained network."""
     history = {"train_loss": np.zeros(1)}
     model = TrainedModel(network.spec, network, DataSource(), 0, history, {})
-    save_model(folder / "network.h5", model)
+    save(model, folder / "network.h5")
     return folder / "network.h5"
 
 

@@ -315,7 +315,7 @@ def test_networks_and_pairs_of_tensors_are_trained_as_descriptions_are(pipeline,
     logits = model(data.images[:4] / 255)
     assert logits.shape == (4, 10)
     assert not logits.requires_grad
-    hybrid.save(tmp_path / "x.h5", model)
+    hybrid.save(model, tmp_path / "x.h5")
     torch.testing.assert_close(hybrid.load(tmp_path / "x.h5")(data.images[:4] / 255), logits, rtol=0, atol=0)
     # The front end's file is remembered where it is known.
     _, _, digest = load_frontend(pipeline.frontend)
