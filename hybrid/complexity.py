@@ -70,7 +70,7 @@ def preset_frontend(preset: PresetName, image_size: int) -> FrontEndSpec:
 
 def count_parameters(network: nn.Module) -> int:
     """All trainable values and the frozen weights of converted layers."""
-    frozen = [layer.weight for layer in network.modules() if isinstance(layer, ConvertedLayer)]
+    frozen = [layer.get_buffer("weight") for layer in network.modules() if isinstance(layer, ConvertedLayer)]
     return sum(values.numel() for values in (*network.parameters(), *frozen))
 
 
