@@ -11,10 +11,10 @@ from norse.torch import LIFBoxCell, LIFBoxParameters
 from norse.torch.functional.lif_box import LIFBoxFeedForwardState
 
 from bridge.conversion import convert
-from bridge.export.__main__ import load_spiking_layers, main
+from bridge.export.__main__ import main
 from bridge.export.nir import run_in_norse, spiking_graph, write_nir
 from bridge.export.onnx import FoldedFrontEnd, reach, run_in_onnxruntime, write_onnx
-from bridge.storage import load_frontend
+from bridge.storage import load_frontend, load_spiking_layers
 from snn.data import load_images
 from snn.data_source import DataSource
 from snn.encoding import encode

@@ -45,7 +45,7 @@ def test_the_network_was_learned_with_the_preset_and_tells_how():
     assert len(network.layers[0].history.wins) == 3125
     frontend, _, _ = load_frontend(resolve(NAME, SHIPPED_FRONTENDS))
     assert frontend(torch.rand(2, 3, 32, 32)).shape == (2, 56, 32, 32)
-    assert frontend.spec.maps == network.learning.maps
+    assert frontend.spec.channels == network.learning.maps
     assert source.data.startswith("folder:")
     with h5py.File(resolve(NAME, SHIPPED_FRONTENDS)) as file:
         assert file.attrs["source_digest"] == digest

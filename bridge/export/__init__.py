@@ -1,1 +1,1 @@
-"""Ways out of the project: ONNX and NIR."""
+"""Formats of other programs: the front end as ONNX, the spiking layers as NIR."""
