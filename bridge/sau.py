@@ -192,18 +192,18 @@ def _fill_compiled(x: Tensor, edges: Tensor, heights: Tensor, out: Tensor) -> No
     else:
         drives, target, width = _in_memory_order(x).contiguous(), _in_memory_order(out), ROW
     filled = target if target.is_contiguous() else torch.empty_like(drives)
-    source, values = drives.view(-1).numpy(), filled.view(-1).numpy()
+    flat, values = drives.view(-1).numpy(), filled.view(-1).numpy()
     steps = pad_steps(*(table.to(x.dtype).reshape(-1, table.shape[-1]).numpy() for table in (edges, heights)))
-    rows = len(source) // width
+    rows = len(flat) // width
     per_thread = max(1, -(-rows // torch.get_num_threads()), THREAD_SHARE // width)
 
     def fill(first: int) -> None:
         part = slice(first * width, min(first + per_thread, rows) * width)
-        fill_steps(source[part].reshape(-1, width), first, *steps, values[part].reshape(-1, width))
+        fill_steps(flat[part].reshape(-1, width), first, *steps, values[part].reshape(-1, width))
 
     for_each(fill, range(0, rows, per_thread))
     # Where all share their steps, the last row may be shorter than the others.
-    if rest := source[rows * width :].size:
-        fill_steps(source[None, -rest:], 0, *steps, values[None, -rest:])
+    if rest := flat[rows * width :].size:
+        fill_steps(flat[None, -rest:], 0, *steps, values[None, -rest:])
     if filled is not target:
         target.copy_(filled)

@@ -61,8 +61,8 @@ def test_onnx_gives_the_same_features(pipeline, images, tmp_path, kind):
         expected = frontend(images)
     assert len(expected.unique()) >= 4
     for batch in (400, 1):
-        found = run_in_onnxruntime(tmp_path / "model.onnx", images[:batch])
-        assert (found - expected[:batch]).abs().max() <= 1e-5
+        features = run_in_onnxruntime(tmp_path / "model.onnx", images[:batch])
+        assert (features - expected[:batch]).abs().max() <= 1e-5
 
 
 def test_folded_normalisation_steps_at_the_very_same_numbers(pipeline):
@@ -70,11 +70,11 @@ def test_folded_normalisation_steps_at_the_very_same_numbers(pipeline):
     for layer in frontend.layers:
         sign = torch.where(layer.norm.weight < 0, -1.0, 1.0).detach()
         edges = layer.activation.edges.expand(len(sign), -1)
-        found = reach(layer.norm, edges, sign)
-        assert found[1].isinf().all()
-        below = torch.nextafter(found, torch.tensor(-torch.inf))
+        lowest = reach(layer.norm, edges, sign)
+        assert lowest[1].isinf().all()
+        below = torch.nextafter(lowest, torch.tensor(-torch.inf))
         with torch.no_grad():
-            for drive, reached in ((found, True), (below, False)):
+            for drive, reached in ((lowest, True), (below, False)):
                 normalised = layer.norm((drive * sign[:, None])[None, ..., None])[0, ..., 0]
                 finite = drive.isfinite()
                 assert ((normalised >= edges)[finite] == reached).all()
@@ -108,11 +108,11 @@ def test_nir_runs_in_norse_with_the_same_spikes(pipeline, images, nir_file):
     pictures = (images[150:170] * 255).round().to(torch.uint8)
     spikes = encode(pictures, network.learning.encoding, draw_seeds(len(pictures), torch.Generator().manual_seed(2)))
     layers = [learned.layer for learned in network.layers]
-    found = run_in_norse(nir_file, spikes)
-    assert found.sum() > 10_000
-    assert torch.equal(found, feed_forward(map(in_float64, layers), spikes))
+    output = run_in_norse(nir_file, spikes)
+    assert output.sum() > 10_000
+    assert torch.equal(output, feed_forward(map(in_float64, layers), spikes))
     # The simulator's own precision moves a spike now and then.
-    counts = [value.sum(0) for value in (found, feed_forward(layers, spikes))]
+    counts = [value.sum(0) for value in (output, feed_forward(layers, spikes))]
     assert (counts[0] != counts[1]).double().mean() < 1e-3
 
 
@@ -199,8 +199,8 @@ def test_a_file_that_answers_otherwise_is_not_left_behind(pipeline, tmp_path, ca
     runner = {"onnx": "onnx.run_in_onnxruntime", "nir": "nir.run_in_norse"}[name]
     real = {"onnx": run_in_onnxruntime, "nir": run_in_norse}[name]
 
-    def wrong(path, given):
-        result = real(path, given)
+    def wrong(path, inputs):
+        result = real(path, inputs)
         result[0, 0, 0, 0] = ~result[0, 0, 0, 0] if result.dtype == torch.bool else result[0, 0, 0, 0] + 1e-4
         return result
 
