@@ -45,8 +45,8 @@ STORED_SAMPLE = 20_000
 SINGLE_DRIVES = 1000
 """Constant currents into a single neuron whose response is kept."""
 
-
 UNNAMED = DataSource("unnamed")
+"""Data of a network that comes from memory."""
 
 
 class FittedLayer(NamedTuple):
@@ -89,9 +89,9 @@ def convert(
     Args:
         network: learned layers, or their file: a path of ``snn.h5`` or ``pretrained:cifar10-fd``.
         images: training images, uint8 (N, C, H, W), for normalisation statistics and SAUs; 256 suffice.
-        layers: convert only the first layers, so many; None: all.
+        layers: number of layers to convert, from the first; None: all.
         quantise_input: keep the encoder's rounding to whole spikes.
-        steps: give every SAU so many equal steps; None: the steps of the neuron.
+        steps: number of equal steps of every SAU; None: the steps of the neuron.
         seed: of spike trains and samples.
         device: where to compute. The result is on the CPU.
 
@@ -120,15 +120,14 @@ def convert(
 def choose_layers(network: SpikingNetwork, layers: int | None, name: str | Path) -> SpikingNetwork:
     """The network with its first ``layers`` only (None: all that it plans); messages call it ``name``.
 
-    Raises:
-        UserError: if fewer layers have learned.
+    Raises :class:`snn.runtime.errors.UserError` if fewer layers have learned.
     """
     learned, planned = len(network.layers), len(network.learning.maps)
     wanted = planned if layers is None else layers
     reason = "" if network.complete else ": learning was interrupted"
     remedies = [] if network.complete else ["repeat the command that made it, with --resume"]
     if learned:
-        remedies.append(f"give `layers` {learned} or less")
+        remedies.append(f"give `layers` {learned} or less (at least 1)")
     check(
         1 <= wanted <= learned,
         ("" if layers is None else f"`layers` {layers}: ")
@@ -146,9 +145,9 @@ def fit_frontend(
     seed: int,
     steps: int | None = None,
 ) -> Conversion:
-    """:func:`convert` from simulated spikes of each layer, int16 (N, C_out, H, W) on the CPU.
+    """:func:`convert` from simulated spikes of each layer: ``counts``, int16 (N, C_out, H, W) on the CPU.
 
-    The images, uint8 (N, C, H, W), are those of the simulation, on the network's device.
+    The images, uint8 (N, C, H, W), are those of the simulation and lie on the network's device.
     """
     random = np.random.default_rng(seed)
     p = network.learning.encoding

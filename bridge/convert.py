@@ -46,14 +46,14 @@ class ConvertConfig:
     test_images: int = 256
     """Test images on which fidelity is measured; no choice depends on them."""
     layers: int | None = None
-    """Convert only the first layers, so many; None: all."""
+    """Number of layers to convert, from the first; None: all."""
     quantise_input: bool = False
     """Keep the encoder's rounding to whole spikes in the converted network (the paper drops it)."""
     conductances: Conductances = "learned"
     """What to convert. learned: the conductances as they are. Controls, whose gains are set anew to the same rates:
     shuffled (values permuted within each channel), random (uniform values) and balanced (each kernel less its mean)."""
     steps: int | None = None
-    """Give every SAU so many equal steps along the line through its own, to measure what the steps contribute; 256 are
+    """Number of equal steps of every SAU, along the line through its own, to measure what the steps contribute; 256 are
     as good as none (a ReLU that saturates). None: the steps of the neuron."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 

@@ -39,7 +39,7 @@ class StoredFrontEnd(NamedTuple):
 
 
 def load(path: str | Path) -> SpikingFrontEnd:
-    """Read a front end from ``frontend.h5``, or by name (``pretrained:cifar10-fd``); it is on the CPU.
+    """Read a front end onto the CPU, from ``frontend.h5`` or by name (``pretrained:cifar10-fd``).
 
     Raises :class:`snn.runtime.errors.UserError` for a missing, truncated, foreign or altered file.
     """
@@ -86,8 +86,7 @@ def save_frontend(
     Args:
         path: of the file.
         conversion: the front end and the record of its conversion.
-        fidelity: of each layer, with the input rounded to whole spikes (True) and without (False). It is recorded, not
-            read.
+        fidelity: of each layer, with the input rounded to whole spikes (True) and without (False), for the record.
         command: that made the file, for the record.
     """
     tree = {

@@ -1,1 +1,1 @@
-"""Formats of other programs: the front end as ONNX, the spiking layers as NIR."""
+"""Formats of other programs: :mod:`bridge.export.onnx` for front ends, :mod:`bridge.export.nir` for spiking layers."""

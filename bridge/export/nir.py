@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bridge.frontend import FrontEndSpec
 from snn.encoding import encode
 from snn.layer import SpikingConv2d, feed_forward
-from snn.parameters import Encoding
 from snn.runtime.errors import check
 from snn.runtime.outputs import write_atomically
 from snn.runtime.random import draw_seeds
@@ -28,7 +28,6 @@ from snn.runtime.random import draw_seeds
 if TYPE_CHECKING:
     from norse.torch import LIFBoxCell
     from norse.torch.functional.lif_box import LIFBoxFeedForwardState
-
 
 CHECKED_IMAGES = 2
 """Random images on which :func:`export_nir` runs the file."""
@@ -86,10 +85,10 @@ def _neurons(layer: SpikingConv2d, shape: tuple[int, int, int]) -> nir.LIF:
     )
 
 
-def write_nir(layers: list[SpikingConv2d], shape: tuple[int, int, int], path: Path) -> None:
+def write_nir(layers: list[SpikingConv2d], shape: tuple[int, int, int], path: str | Path) -> None:
     """Write :func:`spiking_graph` to ``path``."""
     graph = spiking_graph(layers, shape)
-    write_atomically(path, lambda temporary: nir.write(temporary, graph))
+    write_atomically(Path(path), lambda temporary: nir.write(temporary, graph))
 
 
 class Delay(nn.Module):
@@ -115,7 +114,7 @@ class Threshold(nn.Module):
         return (x > self.threshold).to(x.dtype)
 
 
-def run_in_norse(path: Path, spikes: Tensor) -> Tensor:
+def run_in_norse(path: str | Path, spikes: Tensor) -> Tensor:
     """Run a file of :func:`write_nir` in norse, in float64, time step by time step.
 
     Args:
@@ -164,17 +163,16 @@ def _start(node: nir.LIF, batch: int) -> "LIFBoxFeedForwardState":
     return LIFBoxFeedForwardState(v=torch.full((batch, *node.v_leak.shape), float(node.metadata["v_start"])).double())
 
 
-def export_nir(
-    layers: list[SpikingConv2d], encoding: Encoding, shape: tuple[int, int, int], path: Path, generator: torch.Generator
-) -> dict[str, float]:
-    """Write learned layers to ``path``; run the file in norse, and the layers in the simulator, on random images.
+def export_nir(layers: list[SpikingConv2d], spec: FrontEndSpec, path: str | Path, generator: torch.Generator) -> int:
+    """Write learned layers to ``path``; return the number of spikes of the last layer, which norse must reproduce.
 
-    Both run in float64 on images of ``shape`` (C, H, W). Returns the spikes of the last layer, and how many differ.
-    Raises :class:`snn.runtime.errors.UserError` if any does.
+    Norse and the simulator run on :data:`CHECKED_IMAGES` random images, encoded as ``spec`` says, in float64. Raises
+    :class:`snn.runtime.errors.UserError` if any spike differs.
     """
+    shape = spec.input_shape
     write_nir(layers, shape, path)
     images = torch.randint(256, (CHECKED_IMAGES, *shape), dtype=torch.uint8, generator=generator)
-    spikes = encode(images, encoding, draw_seeds(len(images), generator))
+    spikes = encode(images, spec.encoding, draw_seeds(len(images), generator))
     double = [
         layer.with_values(**{name: getattr(layer, name).double() for name in ("conductance", "gain", "v_threshold")})
         for layer in layers
@@ -187,7 +185,4 @@ def export_nir(
         f"{different} of {total} spikes of the last layer differ between norse and the simulator; nothing was written: "
         "use another version of norse or nirtorch, and report it",
     )
-    print(
-        f"norse against the simulator, {len(images)} random images, float64: all {total} spikes of the last layer agree"
-    )
-    return {"spikes": total, "different_spikes": different}
+    return total
