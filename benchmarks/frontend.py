@@ -36,16 +36,16 @@ from torch import Tensor, nn
 from bridge import SpikingFrontEnd, convert
 from snn.data import load_images
 from snn.data_source import DataSource
-from snn.encoding import encode, encode_for
+from snn.encoding import encode
+from snn.engines.base import choose_engine
 from snn.layer import SpikingConv2d
 from snn.neuron import norse_parameters
 from snn.runtime.cli import run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import check_outputs, write_csv
-from snn.runtime.pretrained import resolve
 from snn.runtime.random import draw_seeds
 from snn.spikes import spike_counts
-from snn.storage import SHIPPED_NETWORKS, load_network
+from snn.storage import load_network
 
 FITTED = 128
 """Images to which the converted layers are fitted."""
@@ -140,7 +140,7 @@ def measure(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict
 def run(config: FrontEndConfig) -> None:
     """The command: measure, print, write."""
     check_outputs(config.out)
-    network, _, _ = load_network(resolve(config.snn, SHIPPED_NETWORKS))
+    network, _, _ = load_network(config.snn)
     fitted, images = choose_images(config, network.input_shape)
     frontends = {
         "converted": convert(network, fitted).frontend.eval(),
@@ -156,10 +156,11 @@ def run(config: FrontEndConfig) -> None:
     )
     encoding, seeds = network.learning.encoding, draw_seeds(len(images), torch.Generator().manual_seed(1))
     loop = NorseLoop([learned.layer for learned in network.layers])
+    engine = choose_engine()
     counts: dict[str, Tensor] = {}
 
     def simulate() -> None:
-        counts["simulator"] = spike_counts(network.simulate(encode_for(images, encoding, seeds))[-1])
+        counts["simulator"] = spike_counts(network.simulate(engine, engine.encode(images, encoding, seeds))[-1])
 
     def simulate_in_norse() -> None:
         counts["norse"] = loop(encode(images, encoding, seeds).float())

@@ -26,27 +26,21 @@ from bridge.frontend import (
 )
 from bridge.responses import neuron_response, simulate_counts
 from bridge.sau import SpecialActivationUnit
-from snn.data_source import DataSource
+from snn.data_source import UNNAMED, DataSource
 from snn.layer import SpikingConv2d, round_for_exact_sums
 from snn.network import SpikingNetwork
 from snn.parameters import Encoding
 from snn.runtime.errors import check
-from snn.runtime.pretrained import resolve
 from snn.runtime.progress import progress
 from snn.runtime.random import stream
-from snn.storage import SHIPPED_NETWORKS, load_network
+from snn.storage import load_network
 
 FIT_SAMPLE = 1_000_000
 """Neurons to which a layer's steps are fitted, at most."""
-
 STORED_SAMPLE = 20_000
 """Neurons of a layer whose responses are kept."""
-
 SINGLE_DRIVES = 1000
 """Constant currents into a single neuron whose response is kept."""
-
-UNNAMED = DataSource("unnamed")
-"""Data of a network that comes from memory."""
 
 
 class FittedLayer(NamedTuple):
@@ -61,14 +55,14 @@ class FittedLayer(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversion:
-    """A front end with the record of its conversion; :func:`bridge.save_frontend` writes both."""
+    """A front end with the record of its conversion; :func:`bridge.save` writes both."""
 
     frontend: SpikingFrontEnd
     """On the CPU."""
     layers: tuple[FittedLayer, ...]
     seed: int
     """Seed of spike trains and samples."""
-    data: DataSource = UNNAMED
+    data_source: DataSource = UNNAMED
     """Data that the images come from: that of the network's file, unless set otherwise."""
     parent_digest: str = ""
     """Digest of ``snn.h5`` ("": the network came from memory)."""
@@ -99,10 +93,10 @@ def convert(
         UserError: for an unusable file, unfinished learning, images of another shape, more layers than have learned,
             or a layer whose neurons all fire at the same rate.
     """
-    data, parent_digest, name = UNNAMED, "", "the network"
+    data_source, parent_digest, name = UNNAMED, "", "the network"
     if not isinstance(network, SpikingNetwork):
         name = str(network)
-        network, data, parent_digest = load_network(resolve(Path(network), SHIPPED_NETWORKS))
+        network, data_source, parent_digest = load_network(network)
         network = choose_layers(network, layers, name)
     elif layers is not None:
         network = choose_layers(network, layers, name)
@@ -114,7 +108,7 @@ def convert(
     network, images = network.to(device), images.to(device)
     counts = simulate_counts(network, images, stream("responses", seed))[1:]
     conversion = fit_frontend(network, images, counts, quantise_input=quantise_input, steps=steps, seed=seed)
-    return replace(conversion, data=data, parent_digest=parent_digest)
+    return replace(conversion, data_source=data_source, parent_digest=parent_digest)
 
 
 def choose_layers(network: SpikingNetwork, layers: int | None, name: str | Path) -> SpikingNetwork:

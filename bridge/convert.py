@@ -7,26 +7,21 @@ neither learning nor the fit has seen, both with the encoder's rounding to whole
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from torch import Tensor
 
-from bridge.conversion import Conversion, choose_layers, fit_frontend
-from bridge.fidelity import MODES, Fidelity, measure_fidelity
-from bridge.figures import draw_fidelity, draw_responses
-from bridge.responses import simulate_counts
-from bridge.storage import save_frontend
-from snn.controls import Conductances, control
-from snn.data import load_images
+from snn.controls import Conductances
 from snn.data_source import DataSource, Split
 from snn.runtime.cli import RunOptions, command_line, run_command
-from snn.runtime.device import choose_device
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside
-from snn.runtime.pretrained import resolve
-from snn.runtime.random import stream
-from snn.storage import SHIPPED_NETWORKS, load_network
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bridge.conversion import Conversion
+    from bridge.fidelity import Fidelity
 
 
 @dataclass(frozen=True)
@@ -66,15 +61,27 @@ class ConvertConfig:
 
 def run(config: ConvertConfig) -> None:
     """The command: load, convert, measure, write, report."""
+    # Imported here: --help must not wait for PyTorch.
+    from bridge.conversion import choose_layers, fit_frontend
+    from bridge.fidelity import MODES, measure_fidelity
+    from bridge.figures import draw_fidelity, draw_responses
+    from bridge.responses import simulate_counts
+    from bridge.storage import save
+    from snn.controls import control
+    from snn.runtime.device import choose_device
+    from snn.runtime.pretrained import resolve
+    from snn.runtime.random import stream
+    from snn.storage import SHIPPED_NETWORKS, load_network
+
     file = resolve(config.snn, SHIPPED_NETWORKS)
     pictures = [beside(config.out, ending) for ending in ("_response.png", "_fidelity.png")]
     outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=[file])
     device, seed = choose_device(config.options.device), config.options.seed
     network, learned_on, parent_digest = load_network(file)
     network = choose_layers(network, config.layers, config.snn)
-    data = learned_on.override(data=config.data, root=config.root)
+    data_source = learned_on.override(data=config.data, root=config.root)
     splits: tuple[Split, ...] = ("train", "test")
-    train, test = (_load_images(config, data, split, network.input_shape).to(device) for split in splits)
+    train, test = (_load_images(config, data_source, split, network.input_shape).to(device) for split in splits)
     network = control(network.to(device), train, config.conductances, seed)
     counts, test_counts = (
         simulate_counts(network, images, stream(purpose, seed))[1:]
@@ -88,9 +95,9 @@ def run(config: ConvertConfig) -> None:
         quantise: measure_fidelity(conversion.frontend.to(device), test, test_counts)
         for quantise, conversion in conversions.items()
     }
-    chosen = replace(conversions[config.quantise_input], data=data, parent_digest=parent_digest)
+    chosen = replace(conversions[config.quantise_input], data_source=data_source, parent_digest=parent_digest)
     chosen.frontend.cpu()
-    digest = save_frontend(config.out, chosen, fidelity=fidelity, command=command_line("bridge.convert", config))
+    digest = save(chosen, config.out, fidelity=fidelity, command=command_line("bridge.convert", config))
     print(
         f"converted {len(chosen.layers)} layers of {config.conductances} conductances, fitted on {len(train)} "
         f"training images; on {len(test)} test images:"
@@ -102,20 +109,26 @@ def run(config: ConvertConfig) -> None:
     outputs.finish({"layers": layers, "quantise_input": config.quantise_input, "digest": digest})
 
 
-def _load_images(config: ConvertConfig, data: DataSource, split: Split, shape: tuple[int, int, int]) -> Tensor:
+def _load_images(config: ConvertConfig, data_source: DataSource, split: Split, shape: tuple[int, int, int]) -> "Tensor":
     """Images of one split, uint8 (N, C, H, W), which must have ``shape`` (C, H, W)."""
-    limited = replace(data, limit_train=config.images, limit_test=config.test_images)
+    from snn.data import load_images
+
+    limited = replace(data_source, limit_train=config.images, limit_test=config.test_images)
     loaded = load_images(limited, split, config.options.seed)
     check(
         loaded.shape == shape,
-        f"the {split} images of {data.data} have shape {loaded.shape}, {config.snn} was learned on {shape} (channels, "
-        "height, width); give the data it was learned on with `data`",
+        f"the {split} images of {data_source.data} have shape {loaded.shape}, {config.snn} was learned on {shape} "
+        "(channels, height, width); give the data it was learned on with `data`",
     )
     return loaded.images
 
 
-def _report(number: int, conversions: dict[bool, Conversion], fidelity: dict[bool, list[Fidelity]]) -> dict[str, dict]:
+def _report(
+    number: int, conversions: "dict[bool, Conversion]", fidelity: "dict[bool, list[Fidelity]]"
+) -> dict[str, dict]:
     """Print the result for a layer in both modes; return the same figures."""
+    from bridge.fidelity import MODES
+
     simulated = fidelity[False][number]
     print(f"  conv{number + 1}: {simulated.mean_rate:.1f} Hz; {simulated.levels} counts hold 5% of the neurons each")
     figures = {}

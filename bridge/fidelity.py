@@ -11,7 +11,6 @@ from snn.runtime.progress import progress
 
 MODES = {False: "without_quantise_input", True: "with_quantise_input"}
 """Names, in files and reports, of the two modes: whether the first layer's input is rounded to whole spikes."""
-
 LEVEL_SHARE = 0.05
 """A spike count is a level in use if this share of the neurons has it."""
 

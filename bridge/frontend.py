@@ -29,10 +29,8 @@ from snn.runtime.errors import check
 
 INTENSITY_STEPS = 4 * 255
 """Steps of intensity from 0 to 1 in the input of the first layer: 8-bit images lose nothing."""
-
 FLOOR_MARGIN = 1e-5
 """F T counts as a whole number of spikes if it falls short of it by at most this much."""
-
 DRAWS = 1024
 """Resolution of the distribution of deviations: so many equally likely values per step."""
 

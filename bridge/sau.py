@@ -20,10 +20,8 @@ from snn.runtime.threads import for_each
 
 COMPILED = (torch.float32, torch.float64)
 """Types of CPU tensors that one compiled pass handles. For others, PyTorch searches the step and gathers its height."""
-
 ROW = 2**12
 """Drives per row where all share their steps."""
-
 THREAD_SHARE = 2**16
 """Smallest number of drives worth a thread of its own."""
 

@@ -11,31 +11,29 @@ from bridge.fidelity import MODES, Fidelity
 from bridge.frontend import FrontEndSpec, LayerSpec, Response, SpikingFrontEnd, deviations
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
 from snn.parameters import Encoding
-from snn.runtime.h5 import Schema, Tree, from_tree, read_file, write_file
+from snn.runtime.h5 import Schema, read_file, write_file
 from snn.runtime.pretrained import resolve
+from snn.runtime.tree import Tree, from_tree
 
 if TYPE_CHECKING:
     from bridge.conversion import Conversion
     from snn.layer import SpikingConv2d
 
 SCHEMA = Schema("frontend/2", "python -m bridge.convert snn.h5 --out FILE", LOCATION)
-
 SHIPPED_FRONTENDS = Path(__file__).parent / "shipped"
 """Front ends that ship with the package (:func:`snn.runtime.pretrained.resolve`)."""
-
 COLUMNS = ("maps", "kernel_sizes", "strides", "paddings", "steps", "per_channel")
 """Names in a file of the fields of :class:`bridge.frontend.LayerSpec`, in their order; each holds a value per layer."""
 
 
-class StoredFrontEnd(NamedTuple):
+class FrontEndFile(NamedTuple):
     """Content of ``frontend.h5``."""
 
     frontend: SpikingFrontEnd
     """On the CPU."""
-    data: DataSource
+    data_source: DataSource
     """Data on which it was fitted."""
     digest: str
-    """Digest of the file."""
 
 
 def load(path: str | Path) -> SpikingFrontEnd:
@@ -46,20 +44,20 @@ def load(path: str | Path) -> SpikingFrontEnd:
     return load_frontend(path).frontend
 
 
-def load_frontend(path: str | Path) -> StoredFrontEnd:
+def load_frontend(path: str | Path) -> FrontEndFile:
     """:func:`load`, with the data and the digest of the file."""
-    return read_file(resolve(Path(path), SHIPPED_FRONTENDS), SCHEMA, _frontend_from_tree)
+    return read_file(resolve(path, SHIPPED_FRONTENDS), SCHEMA, _frontend_from_tree)
 
 
-def _frontend_from_tree(tree: Tree) -> StoredFrontEnd:
-    data, shape = read_input(tree["input"])
+def _frontend_from_tree(tree: Tree) -> FrontEndFile:
+    data_source, shape = read_input(tree["input"])
     frontend = SpikingFrontEnd.empty(spec_from_tree(tree["spec"], shape))
     for number, layer in enumerate(frontend.layers, 1):
         stored = tree["layers"][f"conv{number}"]
         layer.load_state_dict({key: torch.from_numpy(value) for key, value in stored["state"].items()})
         response = Response(*(stored["response"][name] for name in Response._fields))
         layer.deviations = deviations(layer.activation, response)
-    return StoredFrontEnd(frontend, data, tree["digest"])
+    return FrontEndFile(frontend, data_source, tree["digest"])
 
 
 def load_spiking_layers(path: str | Path) -> "list[SpikingConv2d]":
@@ -71,26 +69,26 @@ def load_spiking_layers(path: str | Path) -> "list[SpikingConv2d]":
         dt, layers = tree["spec"]["encoding"]["dt"], tree["layers"]
         return [layer_from_tree(layers[f"conv{number}"]["spiking"], dt) for number in range(1, len(layers) + 1)]
 
-    return read_file(resolve(Path(path), SHIPPED_FRONTENDS), SCHEMA, parse)
+    return read_file(resolve(path, SHIPPED_FRONTENDS), SCHEMA, parse)
 
 
-def save_frontend(
-    path: str | Path,
+def save(
     conversion: "Conversion",
+    path: str | Path,
     *,
     fidelity: Mapping[bool, Sequence[Fidelity]] | None = None,
-    command: str = "bridge.save_frontend called as a library",
+    command: str = "bridge.save",
 ) -> str:
     """Write ``frontend.h5``; return its digest.
 
     Args:
-        path: of the file.
         conversion: the front end and the record of its conversion.
+        path: of the file.
         fidelity: of each layer, with the input rounded to whole spikes (True) and without (False), for the record.
         command: that made the file, for the record.
     """
     tree = {
-        "input": input_tree(conversion.data, conversion.frontend.spec.input_shape),
+        "input": input_tree(conversion.data_source, conversion.frontend.spec.input_shape),
         "spec": spec_tree(conversion.frontend.spec),
         "layers": {
             f"conv{number + 1}": _layer_tree(conversion, number)
@@ -98,9 +96,7 @@ def save_frontend(
             for number in range(len(conversion.layers))
         },
     }
-    return write_file(
-        Path(path), SCHEMA, tree, seed=conversion.seed, command=command, parent_digest=conversion.parent_digest
-    )
+    return write_file(path, SCHEMA, tree, seed=conversion.seed, command=command, parent_digest=conversion.parent_digest)
 
 
 def _layer_tree(conversion: "Conversion", number: int) -> Tree:

@@ -26,7 +26,8 @@ from bridge.responses import simulate_counts
 from bridge.storage import load_frontend, spec_from_tree, spec_tree
 from snn.data import load_images
 from snn.encoding import encode
-from snn.layer import SpikingConv2d, hold
+from snn.engines.norse import convolve, hold
+from snn.layer import SpikingConv2d
 from snn.parameters import Encoding, LayerParameters, LIFParameters
 from snn.runtime.errors import UserError
 from snn.storage import load_network, save_network
@@ -61,7 +62,7 @@ def test_converted_weights_give_the_mean_current_of_the_simulation():
     for step in range(6):
         spikes[step * 18] = counts > step
     assert hold(spikes, 6).sum() == 6 * spikes.sum()
-    mean = sum(drive.clone() for drive in layer.convolve(spikes)) / 120 * layer.gain.reshape(1, 4, 1, 1)
+    mean = sum(drive.clone() for drive in convolve(layer, spikes)) / 120 * layer.gain.reshape(1, 4, 1, 1)
     for unit in (1.0, 0.125):
         converted = convert_weights(layer, presentation=300.0, top=6.0 / unit, unit=unit)
         torch.testing.assert_close(converted.drive(counts / unit), mean, rtol=1e-4, atol=1e-3)
@@ -270,14 +271,14 @@ print(json.dumps([light, bridge.convert is bridge.conversion.convert, main.__mod
 def test_a_file_is_converted_as_the_command_converts_it(pipeline, tmp_path, kind):
     # The command's front end was fitted on 40 images.
     stored = load_frontend(pipeline.frontend)
-    images = load_images(replace(stored.data, limit_train=40), "train", seed=0).images
+    images = load_images(replace(stored.data_source, limit_train=40), "train", seed=0).images
     conversion = bridge.convert(kind(pipeline.snn), images)
     expected = stored.frontend.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in conversion.frontend.state_dict().items())
     assert conversion.frontend.spec == stored.frontend.spec
-    bridge.save_frontend(kind(tmp_path / "frontend.h5"), conversion)
+    bridge.save(conversion, kind(tmp_path / "frontend.h5"))
     again = bridge.load_frontend(kind(tmp_path / "frontend.h5"))
-    assert again.data == stored.data
+    assert again.data_source == stored.data_source
     with h5py.File(pipeline.frontend) as command, h5py.File(tmp_path / "frontend.h5") as library:
         assert library.attrs["source_digest"] == command.attrs["source_digest"]
         for name in ("response/drive", "spiking/conductance", "state/activation.edges"):

@@ -18,7 +18,7 @@ from bridge.storage import load_frontend, load_spiking_layers
 from snn.data import load_images
 from snn.data_source import DataSource
 from snn.encoding import encode
-from snn.layer import feed_forward
+from snn.engines.base import choose_engine, feed_forward
 from snn.learner import learn
 from snn.learning import Learning
 from snn.parameters import Encoding
@@ -110,9 +110,9 @@ def test_nir_runs_in_norse_with_the_same_spikes(pipeline, images, nir_file):
     layers = [learned.layer for learned in network.layers]
     output = run_in_norse(nir_file, spikes)
     assert output.sum() > 10_000
-    assert torch.equal(output, feed_forward(map(in_float64, layers), spikes))
+    assert torch.equal(output, feed_forward(choose_engine(), map(in_float64, layers), spikes))
     # The simulator's own precision moves a spike now and then.
-    counts = [value.sum(0) for value in (output, feed_forward(layers, spikes))]
+    counts = [value.sum(0) for value in (output, feed_forward(choose_engine(), layers, spikes))]
     assert (counts[0] != counts[1]).double().mean() < 1e-3
 
 
@@ -142,7 +142,7 @@ def test_first_layer_of_the_file_by_hand(pipeline, images, nir_file):
         dt=dt,
     )
     state = LIFBoxFeedForwardState(v=torch.full((3, *lif.v_leak.shape), float(lif.metadata["v_start"])).double())
-    expected = in_float64(layer).simulate(spikes, inhibition=False)
+    expected = choose_engine().simulate(in_float64(layer), spikes, inhibition=False)
     for step in range(len(spikes)):
         held = spikes[max(0, step - 5) : step + 1].any(0).double()
         current = torch.nn.functional.conv2d(held, torch.from_numpy(conv.weight), padding=1)
@@ -158,8 +158,8 @@ def test_spikes_within_a_pulse_restart_it(pipeline, images, tmp_path, encoding):
     layers = [learned.layer.with_values(gain=learned.layer.gain * 6) for learned in network.layers]
     write_nir(layers, network.input_shape, tmp_path / "fast.nir")
     spikes = encode((images[:2] * 255).to(torch.uint8), encoding, draw_seeds(2, torch.Generator().manual_seed(2)))
-    expected = feed_forward(map(in_float64, layers), spikes)
-    for counts in (spikes.sum(0), layers[0].simulate(spikes, inhibition=False).sum(0)):
+    expected = feed_forward(choose_engine(), map(in_float64, layers), spikes)
+    for counts in (spikes.sum(0), choose_engine().simulate(layers[0], spikes, inhibition=False).sum(0)):
         assert counts.max() > 20
     assert torch.equal(run_in_norse(tmp_path / "fast.nir", spikes), expected)
 

@@ -77,7 +77,7 @@ def test_functions_take_it_by_name():
     assert torch.equal(bridge.load(str(NAME))(x), bridge.load(SHIPPED_FRONTENDS / "cifar10-fd.h5")(x))
     _, data, digest = load_network(resolve(NAME, SHIPPED_NETWORKS))
     conversion = bridge.convert(str(NAME), (x * 255).to(torch.uint8), layers=1)
-    assert (conversion.data, conversion.parent_digest) == (data, digest)
+    assert (conversion.data_source, conversion.parent_digest) == (data, digest)
     assert conversion.frontend(x).shape == (2, 32, 32, 32)
 
 

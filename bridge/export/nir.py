@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from bridge.frontend import FrontEndSpec
 from snn.encoding import encode
-from snn.layer import SpikingConv2d, feed_forward
+from snn.engines.base import choose_engine, feed_forward
+from snn.layer import SpikingConv2d
 from snn.runtime.errors import check
 from snn.runtime.outputs import write_atomically
 from snn.runtime.random import draw_seeds
@@ -47,7 +48,7 @@ def spiking_graph(layers: list[SpikingConv2d], shape: tuple[int, int, int]) -> n
             edges += [(before, delay), (delay, f"pulse{number}")]
         nodes[f"conv{number}"] = _convolution(layer, shape[1:])
         edges.append((f"pulse{number}", f"conv{number}"))
-        shape = (layer.geometry.maps, *layer.output_size(*shape[1:]))
+        shape = layer.convolution(shape).shape_out
         nodes[f"lif{number}"] = _neurons(layer, shape)
         edges.append((f"conv{number}", f"lif{number}"))
         before = f"lif{number}"
@@ -177,7 +178,7 @@ def export_nir(layers: list[SpikingConv2d], spec: FrontEndSpec, path: str | Path
         layer.with_values(**{name: getattr(layer, name).double() for name in ("conductance", "gain", "v_threshold")})
         for layer in layers
     ]
-    simulated = feed_forward(double, spikes)
+    simulated = feed_forward(choose_engine(), double, spikes)
     assert isinstance(simulated, Tensor)
     total, different = int(simulated.sum()), int((simulated != run_in_norse(path, spikes)).sum())
     check(

@@ -17,10 +17,8 @@ from snn.runtime.errors import check
 from snn.runtime.outputs import write_atomically
 
 OPSET = 18
-
 CHECKED_IMAGES = 16
 """Random images on which :func:`export_onnx` runs the file."""
-
 TOLERANCE = 1e-5
 """Largest difference of a feature that :func:`export_onnx` accepts."""
 
