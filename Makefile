@@ -11,7 +11,7 @@ help:
 	@echo "make demo     learn, convert, train and evaluate on bundled digits (results in $(RUNS))"
 	@echo "make test     run the test suite"
 	@echo "make validate compare neuron, rule and network with Brian2 at full size (results in runs/validation)"
-	@echo "make lint     check style (ruff)"
+	@echo "make lint     check style (ruff) and types (mypy)"
 	@echo "make format   apply the project's formatting (ruff)"
 	@echo "make install  make or update the environment in $(VENV)"
 	@echo "make clean    remove $(VENV) and caches (not runs/)"
@@ -61,10 +61,11 @@ validate: install
 lint: install
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
 format: install
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
