@@ -1,4 +1,4 @@
-"""An installed copy has every file of the packages that a checkout has, and pytest runs with the extra ``dev`` alone."""
+"""An installed copy has every file of the packages that a checkout has; the extra ``dev`` has what the tests need."""
 
 import re
 import tomllib
