@@ -1,10 +1,11 @@
 """What a GPU computes is what the CPU computes: to the last bit where sums are exact, else up to rounding.
 
-Every test runs on the CPU, too. There it compares the two ways of computing that devices choose between: the dense
-engine and the search for steps, which run on any device, with the event-driven engine and independent sums.
+Every test runs on the CPU, too. There it compares the ways of computing that devices choose between: engines and the
+search for steps that run on any device, with the event-driven engine and independent sums.
 """
 
 import csv
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from conftest import DEVICES, LEARN, TRAIN
 from bridge.convert import main as convert
 from bridge.sau import SpecialActivationUnit
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend
-from hybrid.complexity import main as complexity
 from hybrid.conditions.attack import fgsm
 from hybrid.embedding import main as embedding
 from hybrid.evaluate import main as evaluate
@@ -27,21 +27,20 @@ from hybrid.storage import load_model
 from hybrid.swap import main as swap
 from hybrid.train import main as train
 from snn.calibration import mean_count, normalised_rates, sample_drive
-from snn.encoding import encode, encode_sparse
-from snn.engines.norse import count_events_dense
+from snn.engines.base import Engine, choose_engine
+from snn.geometry import ConvGeometry
 from snn.layer import SpikingConv2d
 from snn.learn import main as learn
 from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
-from snn.plasticity import EventCounts, count_events, update
-from snn.rules import chances
+from snn.plasticity import update
+from snn.registries import ENGINES, RULES
 from snn.runtime.device import choose_device
 from snn.runtime.random import stream
-from snn.spikes import SpikeEvents
+from snn.spikes import SpikeEvents, Spikes
 from snn.storage import load_network
-from validation.freq_response import main as freq_response
-from validation.network import main as network
-from validation.stdp_window import main as stdp_window
 
+EVENTS = choose_engine("events", "cpu")
+"""The engine that the others are compared with."""
 SEEDS = torch.tensor([3, 2**61 - 1, 77])
 EDGES = torch.tensor([[1.0, 2.0, 4.0], [-1.0, 3.0, torch.inf], [0.5, 0.75, 9.0]])
 HEIGHTS = torch.tensor([[0.0, 5.0, 7.0, 12.0], [1.0, 2.0, 3.0, 3.0], [0.0, 2.0, 1.0, 6.0]])
@@ -51,6 +50,18 @@ HEIGHTS = torch.tensor([[0.0, 5.0, 7.0, 12.0], [1.0, 2.0, 3.0, 3.0], [0.0, 2.0, 
 def device(request) -> str:
     """Set up as commands set it up: without TF32 on a GPU."""
     return choose_device(request.param).type
+
+
+@pytest.fixture(params=[name for name in ENGINES if name != "events"])
+def engine(request, device) -> Engine:
+    """Every other engine, where it simulates on the device."""
+    if not ENGINES[request.param]().preference(device):
+        pytest.skip(f"{request.param} does not simulate on {device}")
+    return choose_engine(request.param, device)
+
+
+def dense(spikes: Spikes) -> torch.Tensor:
+    return spikes.to_dense() if isinstance(spikes, SpikeEvents) else spikes.cpu()
 
 
 def random_images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -79,46 +90,46 @@ def digest(path: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["regular", "poisson"])
-def test_encoded_spikes_are_those_of_the_event_driven_engine(device, kind):
+def test_encoded_spikes_are_those_of_the_event_driven_engine(device, engine, kind):
     images, p = random_images(3, 2, 5, 7), Encoding(kind=kind, f_min=0, quiet=50)
-    dense = encode(images.to(device), p, SEEDS.to(device))
-    assert dense.device.type == device
-    expected = encode_sparse(images, p, SEEDS).to_dense()
+    spikes = engine.encode(images.to(device), p, SEEDS.to(device))
+    expected = dense(EVENTS.encode(images, p, SEEDS))
     assert expected.any()
-    assert torch.equal(dense.cpu(), expected)
+    assert torch.equal(dense(spikes), expected)
 
 
 @pytest.mark.parametrize("inhibition", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_spikes_of_a_layer_are_those_of_the_event_driven_engine(device, inhibition, stride):
+def test_spikes_of_a_layer_are_those_of_the_event_driven_engine(device, engine, inhibition, stride):
     layer, pre = random_layer(stride), random_spikes(80, 3, 3, 8, 6, share=0.08, seed=1)
-    events = layer.simulate(SpikeEvents.from_dense(pre), inhibition=inhibition, seeds=SEEDS).to_dense()
-    dense = layer.to(device).simulate_dense(pre.to(device), inhibition=inhibition, seeds=SEEDS.to(device))
-    assert events.sum() > 100
-    assert torch.equal(dense.cpu(), events)
+    expected = dense(EVENTS.simulate(layer, pre, inhibition=inhibition, seeds=SEEDS))
+    spikes = engine.simulate(layer.to(device), pre.to(device), inhibition=inhibition, seeds=SEEDS.to(device))
+    assert expected.sum() > 100
+    assert torch.equal(dense(spikes), expected)
 
 
-def test_measured_drives_and_rates_are_those_of_the_event_driven_engine(device):
+def test_measured_drives_and_rates_are_those_of_the_event_driven_engine(device, engine):
     layer, pre = random_layer(), random_spikes(80, 3, 3, 8, 6, share=0.08, seed=1)
-    expected = sample_drive(layer, SpikeEvents.from_dense(pre), stream("places"))
-    drive = sample_drive(layer.to(device), pre.to(device), stream("places"))
+    expected = sample_drive(EVENTS, layer, pre, stream("places"))
+    drive = sample_drive(engine, layer.to(device), pre.to(device), stream("places"))
     assert torch.equal(drive.cpu(), expected)
-    assert mean_count(layer.to(device), drive) == mean_count(layer, expected) > 0
+    assert mean_count(engine, layer.to(device), drive) == mean_count(EVENTS, layer, expected) > 0
 
 
-@pytest.mark.parametrize("rule", ["fd", "stochastic", "deterministic"])
+@pytest.mark.parametrize("rule", list(RULES))
 @pytest.mark.parametrize("pairing", ["post", "two-sided"])
-def test_counts_of_synaptic_events_are_those_of_the_event_driven_engine(device, rule, pairing):
+def test_counts_of_synaptic_events_are_those_of_the_event_driven_engine(device, engine, rule, pairing):
     p = STDPParameters(rule=rule, pairing=pairing, ltd_delay=100.0)
     pre, post = random_spikes(60, 3, 3, 8, 6, share=0.06, seed=1), random_spikes(60, 3, 4, 4, 3, share=0.1, seed=2)
     rates = normalised_rates(pre, 150.0, (0.0, 40.0))
-    expected = count_events(SpikeEvents.from_dense(pre), SpikeEvents.from_dense(post), rates, 3, 2, 1, 2.5, p, SEEDS)
-    tables = chances(p, len(pre), 2.5, rates.fn)
-    on_device = (values.to(device) for values in (pre, post, rates.level))
-    counts = EventCounts(*count_events_dense(*on_device, tables, 3, 2, 1, SEEDS.to(device)))
-    for dense, events in zip(counts, expected, strict=True):
-        assert events.sum() > 0
-        assert torch.equal(dense.cpu(), events)
+    tables = RULES[rule](p).chances(len(pre), 2.5, rates.fn)
+    geometry = ConvGeometry.of(LayerParameters(4, 3, stride=2, padding=1), (3, 8, 6))
+    expected = EVENTS.count_events(pre, post, rates.level, tables, geometry, SEEDS)
+    on_device = [values.to(device) for values in (pre, post, rates.level)]
+    counts = engine.count_events(*on_device, tables, geometry, SEEDS.to(device))
+    for ours, theirs in zip(counts, expected, strict=True):
+        assert theirs.sum() > 0
+        assert torch.equal(ours.cpu(), theirs)
     conductance = torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(3))
     # The exponential of Eq. 2 is a library's, in float64, rounded to float32.
     torch.testing.assert_close(
@@ -126,18 +137,21 @@ def test_counts_of_synaptic_events_are_those_of_the_event_driven_engine(device, 
     )
 
 
-def test_a_learned_network_is_the_cpus(device, pipeline, tmp_path):
+@pytest.mark.parametrize("engine", ["auto", *(name for name in ENGINES if name != "events")])
+def test_a_learned_network_is_the_cpus(device, engine, pipeline, tmp_path):
+    if engine != "auto" and not ENGINES[engine]().preference(device):
+        pytest.skip(f"{engine} does not simulate on {device}")
     out = tmp_path / "snn.h5"
-    assert learn([*LEARN, "--no-figures", "--device", device, "--out", str(out)]) == 0
+    assert learn([*LEARN, "--no-figures", "--device", device, "--engine", engine, "--out", str(out)]) == 0
     if device == "cpu":
         assert digest(out) == digest(pipeline.snn)
     for ours, theirs in zip(load_network(out)[0].layers, load_network(pipeline.snn)[0].layers, strict=True):
         assert torch.equal(ours.initial_conductance, theirs.initial_conductance)
         assert torch.equal(ours.history.wins, theirs.history.wins)
+        # On a GPU, exponentials and sums of values that lie on no grid differ in their last bit.
         torch.testing.assert_close(ours.layer.conductance, theirs.layer.conductance, rtol=0, atol=1e-6)
         torch.testing.assert_close(ours.layer.v_threshold, theirs.layer.v_threshold, rtol=0, atol=1e-4)
         torch.testing.assert_close(ours.layer.gain, theirs.layer.gain, rtol=1e-5, atol=0)
-        # A sum of as many changes as there are synapses, in another order.
         torch.testing.assert_close(ours.history.mean_change, theirs.history.mean_change, rtol=1e-5, atol=0)
 
 
@@ -269,9 +283,16 @@ def test_every_other_command_runs(device, out, pipeline, mu, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.slow
+@pytest.mark.needs_validation
 @pytest.mark.parametrize(
-    ("main", "arguments"),
-    [(complexity, []), (freq_response, ["--quick"]), (network, ["--quick"]), (stdp_window, ["--quick"])],
+    ("command", "flags"),
+    [
+        ("hybrid.complexity", []),
+        ("validation.freq_response", ["--quick"]),
+        ("validation.network", ["--quick"]),
+        ("validation.stdp_window", ["--quick"]),
+    ],
 )
-def test_commands_that_other_files_run_on_the_cpu(main, arguments, tmp_path):
-    assert main([*arguments, "--device", "cuda", "--out", str(tmp_path / "out")]) == 0
+def test_commands_that_take_long_on_a_cpu(command, flags, tmp_path):
+    main = importlib.import_module(command).main
+    assert main([*flags, "--device", "cuda", "--out", str(tmp_path / "out")]) == 0
