@@ -51,6 +51,7 @@ def digest(path: Path) -> str:
         return file.attrs["digest"]
 
 
+@pytest.mark.slow
 def test_every_stage_repeats_itself_bit_by_bit(pipeline, tmp_path):
     again = run_pipeline(tmp_path)
     for name in ("snn", "frontend", "safe", "baseline"):
@@ -130,6 +131,7 @@ def test_results_are_traceable_and_do_not_depend_on_the_batch_size(pipeline, tmp
     assert all(f"{float(row['value_percent']):.1f}" in shown for row in told)
 
 
+@pytest.mark.slow
 def test_commands_run_as_processes_on_a_folder_of_images(image_folder, tmp_path, capsys):
     def python(*arguments):
         command = [sys.executable, "-m", *map(str, arguments)]
@@ -400,6 +402,7 @@ def test_only_an_interrupt_makes_a_system_error_an_interruption(cause):
             run_command(Config, work, [])
 
 
+@pytest.mark.slow
 def test_interrupted_learning_leaves_nothing(tmp_path):
     command = [sys.executable, "-m", "snn.learn", "--data", "digits", "--out", str(tmp_path / "snn.h5")]
     process = subprocess.Popen(

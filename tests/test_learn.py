@@ -48,6 +48,7 @@ def same_values(one: Path, other: Path) -> None:
     assert digest == other_digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_goes_on_to_the_same_bits(stop, uninterrupted, tmp_path, capsys):
     out = tmp_path / "snn.h5"
@@ -94,6 +95,7 @@ def test_resuming_takes_the_same_settings_images_and_seed(uninterrupted, tmp_pat
     same_values(tmp_path / "new.h5", out)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path):
     assert main([*SMALL, "--out", str(tmp_path / "one.h5"), "--device", "cpu"]) == 0
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
