@@ -1,11 +1,11 @@
 """Which network: everything that determines its shape."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from bridge.frontend import FrontEndSpec
 from hybrid.backbones.torchvision import check_backbone
-from hybrid.preprocess import parse_preprocess
+from hybrid.preprocess import UNCHANGED, Preprocess, preprocess_flag
 from snn.runtime.errors import check
 
 Variant = Literal["safe", "baseline", "mu", "lambda"]
@@ -36,8 +36,8 @@ class Architecture:
     """Side of its two layers' kernels, in pixels, odd."""
     auxiliary_activation: AuxiliaryActivation = "relu6"
     """relu6, or steps: 8 equal steps from 0 to 6, as small deviations vanish in."""
-    auxiliary_input: str = "none"
-    """What becomes of its images first, as --preprocess, which both paths see."""
+    auxiliary_input: Annotated[Preprocess, preprocess_flag("auxiliary_input")] = UNCHANGED
+    """What is done to the images of the auxiliary CNN alone, as for --preprocess, which is for both paths."""
     auxiliary_drop: float = 0.0
     """Share of training images whose auxiliary features are 0, so that the main CNN learns to do without them."""
     variability: bool = False
@@ -48,10 +48,10 @@ class Architecture:
     embedding: int | None = None
     """Units between two fully connected layers at the end; 0: torchvision's head with one layer; None: 128 for images
     below 96 pixels, else 0."""
-    preprocess: str = "none"
-    """What becomes of images first, in training and ever after: average:N (mean of N x N pixels), quantise (to the
-    levels that the encoder tells apart) or quantise:F_MIN,F_MAX,T (Hz, ms), spikes or spikes:F_MIN,F_MAX,T (the same
-    at random phase, while training alone); several joined by +."""
+    preprocess: Annotated[Preprocess, preprocess_flag()] = UNCHANGED
+    """What is done to images first, in training and in evaluation. average:N takes the mean of N x N pixels. quantise
+    rounds to the levels that the encoder can represent, and spikes does so at random while training; both take
+    F_MIN,F_MAX,T (Hz, Hz, ms). Join several by +."""
 
     def __post_init__(self) -> None:
         check_backbone(self.backbone, self.width)
@@ -78,8 +78,9 @@ class Architecture:
             "`feature_norm` is of a front end's features, which `variant` baseline does not have",
         )
         check(self.embedding is None or self.embedding >= 0, f"`embedding` {self.embedding}: must be 0 or more")
-        parse_preprocess(self.preprocess)
-        parse_preprocess(self.auxiliary_input, "`auxiliary_input`")
+        for name in ("preprocess", "auxiliary_input"):
+            value = getattr(self, name)
+            check(isinstance(value, Preprocess), f"`{name}` {value!r}: expected an object, such as Preprocess('none')")
 
 
 @dataclass(frozen=True)

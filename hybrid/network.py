@@ -12,7 +12,6 @@ from bridge.frontend import FrontEndSpec, SpikingFrontEnd, empty_activation
 from bridge.sau import SpecialActivationUnit
 from hybrid.architecture import Architecture, ModelSpec, Paths
 from hybrid.backbones.torchvision import full_backbone, last_linear, main_cnn
-from hybrid.preprocess import parse_preprocess
 
 AUXILIARY_STEPS = 8
 """Of the auxiliary CNN's step function, from 0 to 6 (ours)."""
@@ -47,7 +46,7 @@ class BaselineNetwork(nn.Module):
         super().__init__()
         channels, height, _ = spec.input_shape
         a = spec.architecture
-        self.preprocess = parse_preprocess(a.preprocess)
+        self.preprocess = a.preprocess.build()
         self.normalise = Normalise(channels)
         self.main = full_backbone(a.backbone, channels, len(spec.classes), height, a.width, a.embedding)
 
@@ -88,7 +87,7 @@ class HybridNetwork(nn.Module):
         super().__init__()
         channels, height, _ = spec.input_shape
         a = spec.architecture
-        self.preprocess = parse_preprocess(a.preprocess)
+        self.preprocess = a.preprocess.build()
         self.normalise = Normalise(channels)
         if a.variant == "safe":
             self.frontend = frontend if frontend is not None else SpikingFrontEnd.empty(spec.frontend)
@@ -98,7 +97,7 @@ class HybridNetwork(nn.Module):
             self.frontend.variability = a.variability
         stride = spec.frontend.stride
         self.feature_norm = nn.BatchNorm2d(spec.frontend.maps[-1]) if a.feature_norm else nn.Identity()
-        self.auxiliary_input, self.auxiliary_drop = parse_preprocess(a.auxiliary_input), a.auxiliary_drop
+        self.auxiliary_input, self.auxiliary_drop = a.auxiliary_input.build(), a.auxiliary_drop
         self.auxiliary = auxiliary_cnn(channels, a, stride) if a.auxiliary_maps else None
         features = spec.frontend.maps[-1] + a.auxiliary_maps
         self.main = main_cnn(a.backbone, features, len(spec.classes), height, a.width, a.embedding, stride)

@@ -11,9 +11,12 @@ from torch import nn
 from bridge.storage import spec_from_tree
 from hybrid.architecture import Architecture, ModelSpec
 from hybrid.network import build_model
+from hybrid.preprocess import Preprocess
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
 from snn.runtime.h5 import PARENT, Schema, Tree, from_tree, read_file, write_file
 
+PREPROCESSING = ("preprocess", "auxiliary_input")
+"""Fields of :class:`Architecture` that are stored as text."""
 SCHEMA = Schema("hybrid/4", "python -m hybrid.train --out FILE", LOCATION)
 
 
@@ -45,6 +48,8 @@ def history_rows(history: Mapping[str, Iterable[float]]) -> list[dict]:
 def save_model(path: Path, model: TrainedModel, command: str, parent_digest: str) -> str:
     """Write ``hybrid.h5``; return its digest. ``parent_digest``: of the front end's file, "" for a baseline."""
     spec = asdict(model.spec)
+    # Stored as they are written.
+    spec["architecture"] |= {name: str(getattr(model.spec.architecture, name)) for name in PREPROCESSING}
     shape = spec.pop("input_shape")
     if spec["frontend"] is not None:
         del spec["frontend"]["input_shape"]
@@ -67,7 +72,9 @@ def _model_from_tree(tree: Tree) -> TrainedModel:
     source, shape = read_input(tree["input"])
     config = tree["config"]
     frontend = spec_from_tree(config["frontend"], shape) if "frontend" in config else None
-    architecture = from_tree(Architecture, config["architecture"])
+    stored = config["architecture"]
+    preprocessing = {name: Preprocess(stored[name]) for name in PREPROCESSING if name in stored}
+    architecture = from_tree(Architecture, stored, **preprocessing)
     spec = from_tree(ModelSpec, config, architecture=architecture, input_shape=shape, frontend=frontend)
     network = build_model(spec)
     network.load_state_dict({key: torch.from_numpy(value) for key, value in tree["state"].items()})

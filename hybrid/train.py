@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
@@ -68,7 +68,7 @@ def completed(config: TrainConfig, parent_digest: str) -> bool:
     found = load_model(config.out)
     same = (found.spec.architecture, found.recipe, found.seed, found.parent_digest, _images(found.source)) == (
         config.architecture,
-        asdict(config.recipe),
+        config.recipe.as_tree(),
         config.options.seed,
         parent_digest,
         _images(config.source),

@@ -4,7 +4,6 @@ import copy
 import hashlib
 import pickle
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 
 import lightning
@@ -140,7 +139,7 @@ def train(
         source=data.source,
         seed=seed,
         history=history,
-        recipe=asdict(recipe),
+        recipe=recipe.as_tree(),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hybrid.conditions import Noise
 from hybrid.lightning_module import Batches
 from hybrid.recipe import RECIPES, Recipe, choose_recipe
 from hybrid.storage import load_model
@@ -193,7 +194,7 @@ def test_noise_training_sees_noise_and_is_recorded(tmp_path):
 @pytest.mark.parametrize("noise", ["fgsm:8", "corruption:fog,3", "snow:1"])
 def test_training_on_what_is_not_drawn_is_refused(noise):
     with pytest.raises(UserError, match="`train_noise`"):
-        Recipe(train_noise=noise)
+        Recipe(train_noise=Noise.parse(noise, "train_noise"))
 
 
 def test_recipes_follow_the_data(tmp_path):
