@@ -12,7 +12,7 @@ from hybrid.conditions import Noise, condition_flag
 from hybrid.conditions.drawn import CLEAN
 from snn.data import balanced_subset
 from snn.runtime.errors import check
-from snn.runtime.h5 import Tree, from_tree
+from snn.runtime.tree import Tree, from_tree
 
 RecipeName = Literal["auto", "digits", "cifar10", "imagenet"]
 

@@ -13,7 +13,8 @@ from hybrid.architecture import Architecture, ModelSpec
 from hybrid.network import build_model
 from hybrid.preprocess import Preprocess
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
-from snn.runtime.h5 import PARENT, Schema, Tree, from_tree, read_file, write_file
+from snn.runtime.h5 import PARENT, Schema, read_file, write_file
+from snn.runtime.tree import Tree, from_tree
 
 PREPROCESSING = ("preprocess", "auxiliary_input")
 """Fields of :class:`Architecture` that are stored as text."""
