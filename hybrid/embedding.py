@@ -249,7 +249,8 @@ def _draw_panel(axes: Axes, panel: Panel, colours: list) -> None:
     order = np.random.default_rng(0).permutation(len(panel.labels))
     points, labels = panel.points[order], panel.labels[order]
     size = float(np.clip(6000 / len(points), 4, 24))
-    axes.scatter(*points.T, s=size, c=[colours[label] for label in labels], alpha=0.8, linewidths=0)
+    colour = [colours[label] for label in labels]
+    axes.scatter(points[:, 0], points[:, 1], s=size, c=colour, alpha=0.8, linewidths=0)
     axes.set_title(
         f"{panel.condition}\nsilhouette {panel.silhouette:.3f}, top-1 {panel.accuracy:.1f} %",
         fontsize=9,
@@ -263,7 +264,8 @@ def _draw_panel(axes: Axes, panel: Panel, colours: list) -> None:
 def _colours(count: int) -> list:
     """A colour for each class: tab10, tab20, or as many hues as needed."""
     if count <= 20:
-        return list(colormaps["tab10" if count <= 10 else "tab20"].colors[:count])
+        shades = colormaps["tab10" if count <= 10 else "tab20"]
+        return [shades(number) for number in range(count)]
     return [colormaps["hsv"](number / count) for number in range(count)]
 
 

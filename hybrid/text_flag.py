@@ -34,6 +34,10 @@ class TextFlag(PrimitiveConstructorSpec, Generic[Value]):
             # The class is frozen.
             object.__setattr__(self, name, value)
 
+    # An annotation is hashed where it stands, before all names are registered.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
     @property
     def metavar(self) -> str:  # type: ignore[override]
         """As in ``{clean|awgn:DB}``."""
