@@ -27,11 +27,11 @@ from rich.table import Table
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybrid.conditions import CHUNK, Condition, Noise, condition_flag
 from hybrid.evaluation import check_same_data, distinct, load_test_images, name_models
-from hybrid.network import embed
+from hybrid.network import Network, embed
 from hybrid.storage import TrainedModel, load_model
 from snn.data import Images
 from snn.runtime.cli import RunOptions, run_command
@@ -104,7 +104,7 @@ class Panel(NamedTuple):
 
 
 @torch.no_grad()
-def embeddings(network: nn.Module, images: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def embeddings(network: Network, images: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Input and output of the last linear layer.
 
     Args:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hybrid.architecture import Paths
 from hybrid.conditions import Condition, Context, Perturbed
 from hybrid.conditions.drawn import Clean, awgn_sigma
+from hybrid.network import Paths
 from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe
 from hybrid.storage import TrainedModel, load_model
@@ -249,7 +249,7 @@ def load_test_images(
 
     ``data``, ``root`` and ``limit`` replace what that model's training recorded, unless they are None.
     """
-    data_source = next(iter(models.values())).source.override(data=data, root=root, limit_test=limit)
+    data_source = next(iter(models.values())).data_source.override(data=data, root=root, limit_test=limit)
     images = load_images(data_source, "test", seed)
     check_same_data(models, images)
     return images
@@ -261,7 +261,7 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Imag
 
     def origin(model: TrainedModel) -> tuple:
         # The folder of CIFAR-10 does not change its images.
-        return replace(model.source, root=Path()), model.seed, model.recipe["holdout"]
+        return replace(model.data_source, root=Path()), model.seed, model.recipe["holdout"]
 
     for name, other in models.items():
         check(
@@ -269,7 +269,7 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Imag
             f"model {name} was trained with images, seed or `holdout` {origin(other)}, {first} with {origin(model)}: "
             "they held out different images; evaluate them one by one",
         )
-    data = load_images(model.source.override(root=root), "train", model.seed)
+    data = load_images(model.data_source.override(root=root), "train", model.seed)
     rows = torch.from_numpy(Recipe.from_tree(model.recipe).held_out(data.labels, model.seed))
     held_out = data._replace(images=data.images[rows], labels=data.labels[rows])
     check_same_data(models, held_out)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hybrid.backbones.torchvision import PAPER_BACKBONES
+from hybrid.backbones import PAPER_BACKBONES
 from hybrid.storage import TrainedModel
 from snn.runtime.outputs import save_figure
 

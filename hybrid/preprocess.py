@@ -23,7 +23,7 @@ from torch.nn.functional import avg_pool2d, pad
 from bridge.frontend import input_spikes, whole_spikes
 from hybrid.text_flag import TextFlag
 from snn.parameters import Encoding
-from snn.runtime.errors import UserError
+from snn.runtime.errors import UserError, check
 
 EXPECTED = (
     "none, average:N with a window of 1 to 16 pixels, quantise or spikes, also followed by :F_MIN,F_MAX,T in Hz and "
@@ -103,6 +103,12 @@ class Preprocess:
             raise UserError(f"`{argument}` {error}") from error
 
 
+def check_preprocess(value: object, argument: str) -> None:
+    """Raise :class:`UserError` unless ``value`` is a :class:`Preprocess`."""
+    example = f"Preprocess({value!r})" if isinstance(value, str) else "Preprocess('average:2')"
+    check(isinstance(value, Preprocess), f"`{argument}` {value!r}: expected an object, for example {example}")
+
+
 def preprocess_flag(argument: str = "preprocess") -> TextFlag[Preprocess]:
     """Annotation of a command's field that holds a :class:`Preprocess`."""
     forms = "none|average:N|quantise[:F_MIN,F_MAX,T]|spikes[:F_MIN,F_MAX,T]"
@@ -120,8 +126,8 @@ def _read_step(text: str, whole: str) -> Callable[[], nn.Module]:
     if name == "average" and len(values) == 1 and values[0] in range(1, 17):
         return partial(AverageFilter, int(values[0]))
     if name in ("quantise", "spikes") and len(values) == (3 if colon else 0):
-        rates = dict(zip(("f_min", "f_max", "presentation"), values, strict=False))
-        return partial(Spikes, Encoding(**rates), random_phase=name == "spikes")
+        encoding = Encoding(f_min=values[0], f_max=values[1], presentation=values[2]) if values else Encoding()
+        return partial(Spikes, encoding, random_phase=name == "spikes")
     raise UserError(f"{whole}: unknown; expected {EXPECTED}")
 
 

@@ -1,4 +1,4 @@
-"""How networks are trained: every hyperparameter of supervised training, and named sets of them."""
+"""Every hyperparameter of supervised training, and named sets of them."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -10,6 +10,7 @@ from torch import Tensor
 from hybrid.augment import Augmentation
 from hybrid.conditions import Noise, condition_flag
 from hybrid.conditions.drawn import CLEAN
+from hybrid.image_size import recipe_name
 from snn.data import balanced_subset
 from snn.runtime.errors import check
 from snn.runtime.tree import Tree, from_tree
@@ -19,7 +20,7 @@ RecipeName = Literal["auto", "digits", "cifar10", "imagenet"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters of supervised training, the same for all variants (ours; the paper states only SGD)."""
+    """Hyperparameters, the same for all variants (ours; the paper states only SGD)."""
 
     epochs: int = 30
     """Passes over the training images."""
@@ -30,13 +31,14 @@ class Recipe:
     weight_decay: float = 5e-4
     """L2 penalty on convolution and linear weights; normalisation and biases have none."""
     label_smoothing: float = 0.1
-    """Share of the target spread over all classes."""
+    """Share of the target that is spread over all classes."""
     augmentation: Augmentation = "auto"
-    """Random shifts, also mirrored or not; auto mirrors anything but digits."""
+    """none, shift (at random, by up to an eighth of the side), or shift-flip (half of the images are mirrored, too);
+    auto: shift for digits, else shift-flip."""
     train_noise: Annotated[Noise, condition_flag(Noise, "train_noise")] = CLEAN
     """Noise on every training image (paper: awgn:30, wald:3,0.3, poisson:255, salt-pepper:0.05); clean: none."""
     holdout: float = 0.1
-    """Share of the training images, balanced over classes, kept for the validation curve."""
+    """Share of the training images, balanced over classes, that is kept for the validation curve."""
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, f"`epochs` {self.epochs}: must be 1 or more")
@@ -62,32 +64,38 @@ class Recipe:
         return from_tree(cls, tree, **noise)
 
     def held_out(self, labels: Tensor, seed: int) -> np.ndarray:
-        """Rows of the training images that are kept for the validation curve, of the labels (N,) of all of them."""
+        """Indices of the training images that are kept for the validation curve, given the labels (N,) of all."""
         return balanced_subset(labels.numpy(), max(1, round(self.holdout * len(labels))), seed)
 
 
 RECIPES: dict[str, Recipe] = {
-    # Some hundreds of small images: many steps per pass.
+    # Some hundreds of small images: small batches, so that a pass has many steps.
     "digits": Recipe(),
-    # 50,000 images of 32 pixels. Long enough for the paper's clean accuracies with all three backbones; large batches
-    # keep a GPU busy, and the rate grows with them (0.1 for 128 images, as usual for CIFAR). Few images are held out.
+    # 50,000 images of 32 pixels. Large batches keep a GPU busy, and the rate grows with them (0.1 for 128 images, as
+    # usual for CIFAR). Few images are held out.
     "cifar10": Recipe(epochs=100, batch_size=512, learning_rate=0.4, holdout=0.02),
     # Tens of thousands of images of 64 to 224 pixels.
     "imagenet": Recipe(epochs=90, batch_size=256, learning_rate=0.2, weight_decay=1e-4, holdout=0.02),
 }
 
 
-def choose_recipe(name: RecipeName, data: str, image_size: int | None) -> Recipe:
-    """``auto``: by the data set, and by the image size where that is given."""
+def choose_recipe(name: RecipeName, data: str, image_size: int) -> tuple[str, str]:
+    """Name of the recipe in :data:`RECIPES`, and the reason for it in words.
+
+    Args:
+        name: auto, or the recipe's own name.
+        data: :attr:`snn.data_source.DataSource.data`.
+        image_size: height of the images in pixels.
+    """
     if name != "auto":
-        return RECIPES[name]
+        return name, "as chosen"
     if data == "digits":
-        return RECIPES["digits"]
-    return RECIPES["imagenet" if image_size and image_size >= 64 else "cifar10"]
+        return data, "by the data set"
+    return recipe_name(image_size), f"by the images' {image_size} pixels"
 
 
 def one_cycle(step: int, steps: int) -> float:
-    """Share of the peak learning rate at a step: linear rise over the first fifth, then half a cosine down to 0."""
+    """Learning rate over its peak at a step: a linear rise over the first fifth, then half a cosine down to 0."""
     rise = steps / 5
     if step < rise:
         return (step + 1) / (rise + 1)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from bridge.frontend import SpikingFrontEnd
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend
-from hybrid.network import build_model
+from hybrid.architecture import build_model
+from hybrid.network import HybridNetwork, TrainableFrontEnd
 from hybrid.storage import TrainedModel, load_model, save_model
 from snn.data import balanced_subset, load_images
 from snn.runtime.cli import RunOptions, command_line, run_command
@@ -82,12 +83,15 @@ def swap(model: TrainedModel, frontend: SpikingFrontEnd, images: Tensor, scale: 
     architecture = replace(spec.architecture, variant="lambda")
     shape = replace(spec.frontend, steps=frontend.spec.steps, per_channel=frontend.spec.per_channel)
     network = build_model(replace(spec, architecture=architecture, frontend=shape)).eval()
+    assert isinstance(network, HybridNetwork)
+    assert isinstance(network.frontend, TrainableFrontEnd)
     network.load_state_dict(model.network.state_dict(), strict=False)
     x = network.normalise(network.preprocess(images.float() / 255))
     last = frontend.layers[-1]
     for layer, converted in zip(network.frontend.layers, frontend.layers, strict=True):
         edges, heights = converted.activation.edges.clone(), converted.activation.heights.clone()
-        drive = layer.norm(layer.conv(x))
+        convolution, norm, activation = layer.children()
+        drive = norm(convolution(x))
         if scale == "range":
             top = percentile(drive.relu()).clamp(min=1e-6)
             edges = edges * (top / edges[edges.isfinite()].amax())
@@ -95,9 +99,8 @@ def swap(model: TrainedModel, frontend: SpikingFrontEnd, images: Tensor, scale: 
         elif converted is last:
             # The output of a front end is a share of its top height.
             heights = heights / heights.amax()
-        state = layer.activation.state_dict() | {"edges": edges, "heights": heights}
-        layer.activation.load_state_dict(state)
-        x = layer.activation(drive)
+        activation.load_state_dict(activation.state_dict() | {"edges": edges, "heights": heights})
+        x = activation(drive)
     return replace(model, spec=replace(spec, architecture=architecture, frontend=shape), network=network, digest="")
 
 
@@ -114,7 +117,7 @@ def run(config: SwapConfig) -> None:
     model = load_model(config.model)
     frontend, _, _ = load_frontend(file)
     # Images that the model was trained on.
-    data = load_images(model.source.override(root=config.root), "train", model.seed)
+    data = load_images(model.data_source.override(root=config.root), "train", model.seed)
     chosen = balanced_subset(data.labels.numpy(), config.images, config.options.seed)
     swapped = swap(model, frontend, data.images[chosen], config.scale)
     swapped = replace(swapped, recipe=model.recipe | {"swapped": config.scale})

@@ -168,7 +168,7 @@ def test_held_out_images_must_be_those_of_all_networks_but_of_a_source(pipeline,
     moved, other = tmp_path / "moved.h5", tmp_path / "other.h5"
     safe = models["safe"]
     for path, model in (
-        (moved, replace(safe, source=replace(safe.source, root=tmp_path))),
+        (moved, replace(safe, data_source=replace(safe.data_source, root=tmp_path))),
         (other, replace(models["baseline"], seed=7)),
     ):
         save_model(path, model, "test", safe.parent_digest)

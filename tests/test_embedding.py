@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import hybrid.embedding
-from hybrid.backbones.torchvision import last_linear
+from hybrid.backbones import last_linear
 from hybrid.conditions import Noise
 from hybrid.embedding import Panel, draw_embedding, embed_models, embeddings, lay_out, main
 from hybrid.evaluation import predict

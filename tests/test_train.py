@@ -106,12 +106,12 @@ def test_two_processes_share_every_batch_and_hold_the_same_weights(tmp_path):
         import os, sys, torch
         from hybrid.architecture import Architecture
         from hybrid.recipe import Recipe
-        from hybrid.train import train
+        from hybrid.training import Hardware, train
         from snn.data import DataSource, load_images
 
         data = load_images(DataSource(limit_train=140), "train", seed=0)
         recipe = Recipe(epochs=2, batch_size=16)
-        model = train(data, Architecture(variant="baseline", width=0.1), recipe, devices=2)
+        model = train(data, Architecture(variant="baseline", width=0.1), recipe, hardware=Hardware(devices=2))
         weights = {name: value.detach() for name, value in model.network.named_parameters()}
         torch.save((weights, model.history), f"{sys.argv[1]}/{os.environ['RANK']}.pt")
         """)

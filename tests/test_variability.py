@@ -9,9 +9,9 @@ import torch
 from bridge.frontend import DRAWS, Response, deviations
 from bridge.sau import SpecialActivationUnit
 from bridge.storage import load_frontend
-from hybrid.architecture import Architecture, ModelSpec
-from hybrid.network import build_model
+from hybrid.architecture import Architecture, ModelSpec, build_model
 from hybrid.preprocess import Preprocess
+from hybrid.variations import Variations
 from snn.runtime.errors import UserError
 
 
@@ -75,7 +75,9 @@ def test_drawn_counts_have_the_simulated_distribution(pipeline):
 
 def test_gradients_pass_drawn_counts(pipeline):
     frontend, _, _ = load_frontend(pipeline.frontend)
-    spec = ModelSpec(Architecture(width=0.25, variability=True), (1, 8, 8), tuple("0123456789"), frontend.spec)
+    spec = ModelSpec(
+        Architecture(width=0.25, variations=Variations(variability=True)), (1, 8, 8), tuple("0123456789"), frontend.spec
+    )
     network = build_model(spec, frontend).train()
     network(torch.rand(4, 1, 8, 8)).sum().backward()
     assert frontend.layers[0].norm.weight.grad.abs().sum() > 0
@@ -111,3 +113,5 @@ def test_preprocessing_is_done_in_the_order_written():
     assert torch.equal(Preprocess("quantise+average:3").build()(images), average(quantise(images)))
     with pytest.raises(UserError, match="`auxiliary_input` average:3\\+blur"):
         Preprocess.parse("average:3+blur", "auxiliary_input")
+    with pytest.raises(UserError, match=r"`auxiliary_input` 'average:3'.*Preprocess\('average:3'\)"):
+        Variations(auxiliary_input="average:3")
