@@ -171,7 +171,7 @@ def test_wrong_flags_end_in_one_line(pipeline, image_folder, tmp_path, capsys):
 
     safe, both = pipeline.safe, (pipeline.safe, pipeline.baseline)
     refused(safe, "--noise", "fgsm:8", words=["--noise fgsm:8", "choose from clean, awgn, salt-pepper"])
-    refused(safe, "--noise", "corruption:fog,3", words=["corruption:fog,3", "embeddings are drawn for noise only"])
+    refused(safe, "--noise", "corruption:fog,3", words=["corruption:fog,3", "choose from clean, awgn"])
     refused(safe, "--noise", "awgn:x", words=["--noise awgn:x", "not a number"])
     refused(*both, "--names", "one", words=["--names one", "1 for 2 models", "one for each"])
     refused(*both, "--names", "a", "a", words=["--names a a", "different names"])
