@@ -55,18 +55,15 @@ def history_rows(history: Mapping[str, Iterable[float]]) -> list[dict]:
     return [{"epoch": number, **dict(zip(history, row, strict=True))} for number, row in enumerate(rows, 1)]
 
 
-def save_model(
-    path: str | Path, model: TrainedModel, command: str = "called as a library", parent_digest: str | None = None
-) -> str:
+def save_model(path: str | Path, model: TrainedModel, command: str, parent_digest: str) -> str:
     """Write ``hybrid.h5``; return its digest.
 
     Args:
         path: file to write.
         model: to be written.
         command: that made the model.
-        parent_digest: digest of the file that the model was made from (None: as ``model`` says).
+        parent_digest: digest of the file that the model was made from ("": none).
     """
-    parent_digest = model.parent_digest if parent_digest is None else parent_digest
     spec = asdict(model.spec)
     shape = spec.pop("input_shape")
     if spec["frontend"] is not None:
@@ -84,6 +81,11 @@ def save_model(
         "input": input_tree(model.data_source, shape),
     }
     return write_file(Path(path), SCHEMA, tree, seed=model.seed, command=command, parent_digest=parent_digest)
+
+
+def save(model: TrainedModel, path: str | Path) -> str:
+    """Write a trained model to ``hybrid.h5``; return the file's digest."""
+    return save_model(path, model, "hybrid.save", model.parent_digest)
 
 
 def load_model(path: str | Path) -> TrainedModel:
@@ -118,5 +120,5 @@ def _model_from_tree(tree: Tree) -> TrainedModel:
     )
 
 
-load, save = load_model, save_model
-"""The names that :mod:`hybrid` publishes."""
+load = load_model
+"""Published as ``hybrid.load``."""
