@@ -38,7 +38,7 @@ class Architecture:
     embedding: int | None = None
     """Units between two fully connected layers at the end; 0: torchvision's head with one layer; None: 128 for images
     below 96 pixels, else 0."""
-    preprocess: Annotated[Preprocess, check_preprocess, preprocess_flag()] = UNCHANGED
+    preprocess: Annotated[Preprocess, preprocess_flag()] = UNCHANGED
     """What is done to images first, in training and in evaluation. average:N takes the mean of N x N pixels. quantise
     rounds to the levels that the encoder can represent, and spikes does so at random while training; both take
     F_MIN,F_MAX,T (Hz, Hz, ms). Join several by +."""
