@@ -22,7 +22,7 @@ from hybrid.training import train
 from hybrid.variations import Variations
 from snn.data import load_images
 from snn.data_source import DataSource
-from snn.learn import learn
+from snn.learner import learn
 from snn.learning import Learning
 from snn.runtime.errors import UserError
 
