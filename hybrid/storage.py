@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.storage import spec_from_tree
+from bridge.storage import spec_from_tree, spec_tree
 from hybrid.architecture import Architecture, ModelSpec, build_model
 from hybrid.network import Network
 from hybrid.preprocess import Preprocess
@@ -66,9 +66,8 @@ def save_model(path: str | Path, model: TrainedModel, command: str, parent_diges
     """
     spec = asdict(model.spec)
     shape = spec.pop("input_shape")
-    if spec["frontend"] is not None:
-        del spec["frontend"]["input_shape"]
-    # One flat group, as the options of the search had no record of their own in the first files.
+    spec["frontend"] = model.spec.frontend and spec_tree(model.spec.frontend)
+    # One flat group: the variations had no record of their own when the schema was made.
     spec["architecture"] |= spec["architecture"].pop("variations")
     architecture = model.spec.architecture
     spec["architecture"]["preprocess"] = str(architecture.preprocess)
