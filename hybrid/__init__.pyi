@@ -4,8 +4,13 @@ from hybrid.architecture import safe_dnn as safe_dnn
 from hybrid.backbones import BACKBONES as BACKBONES
 from hybrid.backbones import Adapter as Adapter
 from hybrid.backbones import register_backbone as register_backbone
+from hybrid.conditions import Condition as Condition
+from hybrid.conditions import Noise as Noise
+from hybrid.conditions import register_condition as register_condition
 from hybrid.evaluation import evaluate as evaluate
+from hybrid.evaluation import summarise as summarise
 from hybrid.network import HybridNetwork as HybridNetwork
+from hybrid.preprocess import Preprocess as Preprocess
 from hybrid.recipe import RECIPES as RECIPES
 from hybrid.recipe import Recipe as Recipe
 from hybrid.storage import TrainedModel as TrainedModel

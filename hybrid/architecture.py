@@ -12,7 +12,7 @@ from bridge.frontend import FrontEndSpec, SpikingFrontEnd
 from bridge.storage import load_frontend
 from hybrid.backbones import BACKBONES, check_backbone, full_backbone, main_cnn
 from hybrid.network import BaselineNetwork, Network, Normalise, TrainableFrontEnd
-from hybrid.preprocess import parse_preprocess
+from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preprocess_flag
 from hybrid.variations import Variations
 from snn.runtime.errors import check
 
@@ -37,10 +37,10 @@ class Architecture:
     embedding: int | None = None
     """Units between two fully connected layers at the end; 0: torchvision's head with one layer; None: 128 for images
     below 96 pixels, else 0."""
-    preprocess: str = "none"
-    """What becomes of images first, in training and ever after: average:N (mean of N x N pixels), quantise (to the
-    levels that the encoder tells apart) or quantise:F_MIN,F_MAX,T (Hz, ms), spikes or spikes:F_MIN,F_MAX,T (the same
-    at random phase, while training alone); several joined by +."""
+    preprocess: Annotated[Preprocess, preprocess_flag()] = UNCHANGED
+    """What is done to images first, in training and in evaluation. average:N takes the mean of N x N pixels. quantise
+    rounds to the levels that the encoder can represent, and spikes does so at random while training; both take
+    F_MIN,F_MAX,T (Hz, Hz, ms). Join several by +."""
     variations: Variations = field(default_factory=Variations)
     """What the search tried and rejected."""
 
@@ -52,7 +52,7 @@ class Architecture:
         )
         check(self.auxiliary_maps >= 0, f"`auxiliary_maps` {self.auxiliary_maps}: must be 0 or more")
         check(self.embedding is None or self.embedding >= 0, f"`embedding` {self.embedding}: must be 0 or more")
-        parse_preprocess(self.preprocess)
+        check_preprocess(self.preprocess, "preprocess")
         self.variations.check_variant(self.variant)
 
 
@@ -94,7 +94,7 @@ def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> Net
     """
     a, variations = spec.architecture, spec.architecture.variations
     channels, height, _ = spec.input_shape
-    normalise, preprocess = Normalise(channels), parse_preprocess(a.preprocess)
+    normalise, preprocess = Normalise(channels), a.preprocess.build()
     network: Network
     if spec.frontend is None:
         main = full_backbone(a.backbone, channels, len(spec.classes), height, a.width, a.embedding)

@@ -20,7 +20,6 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from hybrid.augment import Augmentation, augment
-from hybrid.conditions.drawn import parse_condition
 from hybrid.network import Network
 from hybrid.recipe import Recipe, one_cycle
 from hybrid.storage import history_rows
@@ -88,7 +87,6 @@ class Classifier(lightning.LightningModule):
         super().__init__()
         self.metrics = metrics
         self.network, self.recipe, self.augmentation, self.seed = network, recipe, augmentation, seed
-        self.noise = parse_condition(recipe.train_noise)
         self.data: dict[str, tuple[Tensor, Tensor]] = {"train": training, "val": held_out}
         names = [f"{part}_{what}" for part in PARTS for what in ("loss", "accuracy")]
         self.history: dict[str, list[float]] = {name: [] for name in (*names, "learning_rate")}
@@ -114,7 +112,7 @@ class Classifier(lightning.LightningModule):
         draws = stream(self.seed, "step", self.global_step, rank)
         images = augment(images, self.augmentation, draws).float() / 255
         noise, dropout = torch.randint(2**62, (2,), generator=draws).tolist()
-        images = self.noise.apply(images, torch.Generator(self.device).manual_seed(noise))
+        images = self.recipe.train_noise.apply(images, torch.Generator(self.device).manual_seed(noise))
         # torchvision's dropout draws from the global generator.
         torch.manual_seed(dropout)
         logits = self.network(images.contiguous(memory_format=torch.channels_last))

@@ -1,17 +1,19 @@
 """Every hyperparameter of supervised training, and named sets of them."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 from torch import Tensor
 
 from hybrid.augment import Augmentation
-from hybrid.conditions.drawn import DRAWN, parse_condition
+from hybrid.conditions import Noise, condition_flag
+from hybrid.conditions.drawn import CLEAN
 from hybrid.image_size import recipe_name
 from snn.data import balanced_subset
 from snn.runtime.errors import check
+from snn.runtime.tree import Tree, from_tree
 
 RecipeName = Literal["auto", "digits", "cifar10", "imagenet"]
 
@@ -33,9 +35,8 @@ class Recipe:
     augmentation: Augmentation = "auto"
     """none, shift (at random, by up to an eighth of the side), or shift-flip (half of the images are mirrored, too);
     auto: shift for digits, else shift-flip."""
-    train_noise: str = "clean"
-    """Noise on every training image, as for hybrid.evaluate (paper: awgn:30, wald:3,0.3, poisson:255,
-    salt-pepper:0.05); clean: none."""
+    train_noise: Annotated[Noise, condition_flag(Noise, "train_noise")] = CLEAN
+    """Noise on every training image (paper: awgn:30, wald:3,0.3, poisson:255, salt-pepper:0.05); clean: none."""
     holdout: float = 0.1
     """Share of the training images, balanced over classes, that is kept for the validation curve."""
 
@@ -48,9 +49,19 @@ class Recipe:
         check(0 <= self.label_smoothing < 1, f"`label_smoothing` {self.label_smoothing}: expected 0 to below 1")
         check(0 < self.holdout < 1, f"`holdout` {self.holdout}: must lie between 0 and 1")
         check(
-            parse_condition(self.train_noise, "`train_noise`").drawn,
-            f"`train_noise` {self.train_noise}: expected one of {', '.join(DRAWN)}",
+            isinstance(self.train_noise, Noise),
+            f"`train_noise` {self.train_noise!r}: expected noise that can be drawn, such as Noise.parse('awgn:30')",
         )
+
+    def as_tree(self) -> Tree:
+        """Fields as ``hybrid.h5`` stores them: the noise as text."""
+        return asdict(self) | {"train_noise": str(self.train_noise)}
+
+    @classmethod
+    def from_tree(cls, tree: Tree) -> "Recipe":
+        """What :meth:`as_tree` stored; fields that the file does not have get their defaults."""
+        noise = {"train_noise": Noise.parse(tree["train_noise"], "train_noise")} if "train_noise" in tree else {}
+        return from_tree(cls, tree, **noise)
 
     def held_out(self, labels: Tensor, seed: int) -> np.ndarray:
         """Indices of the training images that are kept for the validation curve, given the labels (N,) of all."""

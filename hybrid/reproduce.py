@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from hybrid.complexity import complexity_rows, draw_complexity
-from hybrid.conditions.drawn import parse_condition
+from hybrid.conditions import Noise
 from hybrid.embedding import draw_embedding, embed_models, panel_rows
 from hybrid.evaluation import load_test_images
 from hybrid.figures import draw_frontier, draw_table, draw_training
@@ -272,7 +272,7 @@ class Parts:
         limit = min(EMBEDDED, models[names[0]].data_source.limit_test or EMBEDDED)
         seed, device = self.config.options.seed, choose_device(self.config.options.device)
         data = load_test_images(models, None, self.config.root, limit, seed)
-        panels = embed_models(models, data, [parse_condition(c) for c in noise], seed, device)
+        panels = embed_models(models, data, [Noise.parse(c) for c in noise], seed, device)
         rows = panel_rows(panels)
         write_csv(table, rows)
         lines = [f"# {heading(part)}", "", f"Embedding of test images of {data.source.data}, {self._made}.", ""]

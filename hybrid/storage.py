@@ -12,6 +12,7 @@ from torch import Tensor
 from bridge.storage import spec_from_tree, spec_tree
 from hybrid.architecture import Architecture, ModelSpec, build_model
 from hybrid.network import Network
+from hybrid.preprocess import Preprocess
 from hybrid.variations import Variations
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
 from snn.runtime.h5 import PARENT, Schema, read_file, write_file
@@ -68,6 +69,9 @@ def save_model(path: str | Path, model: TrainedModel, command: str, parent_diges
     spec["frontend"] = model.spec.frontend and spec_tree(model.spec.frontend)
     # One flat group: the variations had no record of their own when the schema was made.
     spec["architecture"] |= spec["architecture"].pop("variations")
+    architecture = model.spec.architecture
+    spec["architecture"]["preprocess"] = str(architecture.preprocess)
+    spec["architecture"]["auxiliary_input"] = str(architecture.variations.auxiliary_input)
     tree = {
         "state": {_renamed(key, *STORED): value.cpu().numpy() for key, value in model.network.state_dict().items()},
         "config": spec,
@@ -96,8 +100,9 @@ def _model_from_tree(tree: Tree) -> TrainedModel:
     data_source, shape = read_input(tree["input"])
     config = tree["config"]
     frontend = spec_from_tree(config["frontend"], shape) if "frontend" in config else None
-    variations = from_tree(Variations, config["architecture"])
-    architecture = from_tree(Architecture, config["architecture"], variations=variations)
+    options: Tree = dict(config["architecture"])
+    options |= {name: Preprocess(options[name]) for name in ("preprocess", "auxiliary_input") if name in options}
+    architecture = from_tree(Architecture, options, variations=from_tree(Variations, options))
     spec = from_tree(ModelSpec, config, architecture=architecture, input_shape=shape, frontend=frontend)
     network = build_model(spec)
     state = {_renamed(key, *reversed(STORED)): torch.from_numpy(value) for key, value in tree["state"].items()}

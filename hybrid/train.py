@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
@@ -60,7 +60,7 @@ def completed(config: TrainConfig, parent_digest: str) -> bool:
     model = load_model(config.out)
     same = (model.spec.architecture, model.recipe, model.seed, model.parent_digest, images(model.data_source)) == (
         config.architecture,
-        asdict(config.recipe),
+        config.recipe.as_tree(),
         config.options.seed,
         parent_digest,
         images(config.data_source),

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import pickle
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
@@ -141,7 +141,7 @@ def train(
         data_source=data.source,
         seed=seed,
         history={name: np.array(values) for name, values in module.history.items()},
-        recipe=asdict(recipe),
+        recipe=recipe.as_tree(),
         parent_digest=parent_digest,
     )
 

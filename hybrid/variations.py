@@ -1,14 +1,14 @@
 """Options that the search tried and rejected (docs/results.md); kept so that its numbers can be made again."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bridge.sau import SpecialActivationUnit
 from hybrid.network import HybridNetwork, Join, Paths, auxiliary_cnn
-from hybrid.preprocess import parse_preprocess
+from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preprocess_flag
 from snn.runtime.errors import check
 
 AuxiliaryActivation = Literal["relu6", "steps"]
@@ -25,8 +25,8 @@ class Variations:
     """Side of the kernels of the auxiliary CNN's two layers, in pixels, odd."""
     auxiliary_activation: AuxiliaryActivation = "relu6"
     """Activation of the auxiliary CNN: relu6, or 8 equal steps from 0 to 6, in which small deviations vanish."""
-    auxiliary_input: str = "none"
-    """Preprocessing of the images that the auxiliary CNN is given, in the form of --preprocess."""
+    auxiliary_input: Annotated[Preprocess, preprocess_flag("auxiliary_input")] = UNCHANGED
+    """Preprocessing of the images that the auxiliary CNN receives, in the form of --preprocess."""
     auxiliary_drop: float = 0.0
     """Share of training images whose auxiliary features are 0, so that the main CNN learns to do without them."""
     variability: bool = False
@@ -45,7 +45,7 @@ class Variations:
             f"`auxiliary_activation` {self.auxiliary_activation}: unknown; choose relu6 or steps",
         )
         check(0 <= self.auxiliary_drop < 1, f"`auxiliary_drop` {self.auxiliary_drop}: expected 0 to below 1")
-        parse_preprocess(self.auxiliary_input, "`auxiliary_input`")
+        check_preprocess(self.auxiliary_input, "auxiliary_input")
 
     def check_variant(self, variant: str) -> None:
         """Raise :class:`UserError` for an option that ``variant`` has no use for."""
@@ -69,7 +69,7 @@ class Variations:
 
     def network(self, *modules: Any, **named: Any) -> HybridNetwork:
         """A hybrid network of ``modules`` whose auxiliary CNN is given the images of :attr:`auxiliary_input`."""
-        return VariedNetwork(*modules, auxiliary_input=parse_preprocess(self.auxiliary_input), **named)
+        return VariedNetwork(*modules, auxiliary_input=self.auxiliary_input.build(), **named)
 
 
 class VariedJoin(Join):

@@ -19,7 +19,7 @@ from hybrid.backbones import BACKBONES, Adapter, full_backbone, last_linear, mai
 from hybrid.backbones.base import EMBEDDING
 from hybrid.evaluate import main as evaluate_command
 from hybrid.network import embed
-from hybrid.preprocess import parse_preprocess
+from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe
 from hybrid.swap import percentile, swap
 from hybrid.train import main as train_command
@@ -206,20 +206,20 @@ def test_average_filter_is_the_mean_of_a_window():
     for y in range(5):
         for x in range(6):
             expected[:, :, y, x] = padded[:, :, y : y + 2, x : x + 2].mean((2, 3))
-    torch.testing.assert_close(parse_preprocess("average:2")(images), expected)
-    assert torch.equal(parse_preprocess("average:1")(images), images)
-    assert parse_preprocess("average:3")(images).shape == images.shape
+    torch.testing.assert_close(Preprocess("average:2").build()(images), expected)
+    assert torch.equal(Preprocess("average:1").build()(images), images)
+    assert Preprocess("average:3").build()(images).shape == images.shape
 
 
 def test_quantising_keeps_the_encoders_levels():
     images = torch.arange(256.0).reshape(1, 1, 16, 16) / 255
-    levels = parse_preprocess("quantise")(images)
+    levels = Preprocess("quantise").build()(images)
     # 3 to 9 spikes in 300 ms at 10 to 30 Hz.
     expected = [(int(3 + 6 * value / 255 + 1e-9) - 3) / 6 for value in range(256)]
     torch.testing.assert_close(levels.flatten(), torch.tensor(expected))
-    assert len(parse_preprocess("quantise:0,20,400")(images).unique()) == 9
+    assert len(Preprocess("quantise:0,20,400").build()(images).unique()) == 9
     images.requires_grad_()
-    parse_preprocess("quantise")(images).sum().backward()
+    Preprocess("quantise").build()(images).sum().backward()
     torch.testing.assert_close(images.grad, torch.ones_like(images))
 
 
@@ -228,7 +228,7 @@ def test_quantising_keeps_the_encoders_levels():
 )
 def test_unknown_preprocessing_is_refused(text):
     with pytest.raises(UserError, match=r"preprocess|encoding rates"):
-        Architecture(preprocess=text)
+        Architecture(preprocess=Preprocess.parse(text))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from hybrid.architecture import Architecture, ModelSpec, baseline, build_model, 
 from hybrid.augment import augment, resolve_augmentation
 from hybrid.backbones import full_backbone, main_cnn
 from hybrid.network import HybridNetwork, Join, Normalise
+from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe, one_cycle
 from hybrid.storage import TrainedModel, load_model, save, save_model
 from hybrid.training import train
@@ -219,7 +220,7 @@ def test_the_auxiliary_cnn_has_other_forms(pipeline):
     assert stepped(x).unique().tolist() == [0.75 * n for n in range(9)]
     assert (stepped(x) - nn.functional.relu6(x)).abs().max() <= 0.375 + 1e-6
     # Only the auxiliary CNN sees its own preprocessing.
-    plain, averaged = network(), network(auxiliary_input="average:3")
+    plain, averaged = network(), network(auxiliary_input=Preprocess("average:3"))
     with torch.no_grad():
         assert torch.equal(averaged(images, "spiking"), plain(images, "spiking"))
         expected = plain.auxiliary(plain.normalise(averaged.auxiliary_input(images)))

@@ -20,6 +20,7 @@ from torch import nn
 import hybrid
 from bridge.storage import load_frontend
 from hybrid.architecture import Architecture, baseline
+from hybrid.conditions import Noise
 from hybrid.image_size import has_small_strides, learning_preset
 from hybrid.lightning_module import Batches, Classifier
 from hybrid.recipe import RECIPES, Recipe
@@ -234,7 +235,7 @@ def test_noise_training_sees_noise_and_is_recorded(tmp_path):
 @pytest.mark.parametrize("noise", ["fgsm:8", "corruption:fog,3", "snow:1"])
 def test_training_on_what_is_not_drawn_is_refused(noise):
     with pytest.raises(UserError, match="`train_noise`"):
-        Recipe(train_noise=noise)
+        Recipe(train_noise=Noise.parse(noise, "train_noise"))
 
 
 @pytest.fixture

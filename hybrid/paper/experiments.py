@@ -197,7 +197,7 @@ class Experiments:
         flags: tuple[str, ...] = (),
     ) -> Run:
         """Their accuracy under conditions; ``flags`` are further ones of hybrid.evaluate."""
-        inputs = (*(("", model) for model in models), *((("--source", source),) if source else ()))
+        inputs = (*(("", model) for model in models), *((("--attack-model", source),) if source else ()))
         name = models[0].label if len(models) == 1 else f"{len(models)}-networks"
         return Run(f"results-{name}", "hybrid.evaluate", ("--noise", *conditions, *flags), inputs, ".csv")
 

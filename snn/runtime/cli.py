@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
@@ -106,7 +107,8 @@ def _flags(config_type: type, prefix: str = "") -> dict[str, str]:
     nested: list[dict[str, str]] = []
     for name, hint in get_type_hints(config_type, include_extras=True).items():
         kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        if isinstance(kind, type) and is_dataclass(kind):
+        parsed = any(isinstance(extra, PrimitiveConstructorSpec) for extra in extras)
+        if isinstance(kind, type) and is_dataclass(kind) and not parsed:
             flat = any(getattr(extra, "name", None) == "" for extra in extras)
             nested.append(_flags(kind, prefix if flat else f"{prefix}{name}."))
         elif tyro.conf.Positional in extras:
