@@ -264,7 +264,7 @@ def mu(pipeline, tmp_path_factory) -> Path:
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
-    "attack.csv": (evaluate, ["{baseline}", "--source", "{safe}", "--noise", "fgsm:8", "--limit-test", "60"]),
+    "attack.csv": (evaluate, ["{baseline}", "--attack-model", "{safe}", "--noise", "fgsm:8", "--limit-test", "60"]),
     "embedding.png": (embedding, ["{safe}", "--noise", "clean", "--limit-test", "60"]),
     "lambda.h5": (swap, ["{mu}", "--frontend", "{frontend}", "--images", "60"]),
     "margins.csv": (margins, ["{frontend}", "--limit-test", "40"]),
