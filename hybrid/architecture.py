@@ -11,7 +11,7 @@ from torch import nn
 from bridge.frontend import FrontEndSpec, SpikingFrontEnd
 from bridge.storage import load_frontend
 from hybrid.backbones import BACKBONES, check_backbone, full_backbone, main_cnn
-from hybrid.network import BaselineNetwork, Network, Normalise, TrainableFrontEnd
+from hybrid.network import BaselineNetwork, HybridNetwork, Network, Normalise, TrainableFrontEnd
 from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preprocess_flag
 from hybrid.variations import Variations
 from snn.runtime.errors import check
@@ -110,8 +110,15 @@ def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> Net
         auxiliary = variations.auxiliary_cnn(channels, a.auxiliary_maps, stride) if a.auxiliary_maps else None
         features = front_channels + a.auxiliary_maps
         main = main_cnn(a.backbone, features, len(spec.classes), height, a.width, a.embedding, stride)
-        join = variations.join(front_channels)
-        network = variations.network(front, auxiliary, join, main, normalise=normalise, preprocess=preprocess)
+        network = HybridNetwork(
+            front,
+            auxiliary,
+            variations.join(front_channels),
+            main,
+            normalise=normalise,
+            preprocess=preprocess,
+            auxiliary_input=variations.auxiliary_input.build(),
+        )
     network.spec = spec
     return network
 

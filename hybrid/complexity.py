@@ -7,6 +7,7 @@ the frozen convolution weights; running statistics and the edges of step functio
 """
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +16,6 @@ import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +24,7 @@ from hybrid.architecture import Architecture, ModelSpec, build_model, class_name
 from hybrid.backbones import PAPER_BACKBONES
 from hybrid.image_size import learning_preset
 from hybrid.paper.numbers import paper_value
+from hybrid.printing import print_table
 from snn.learning import PRESETS, PresetName
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.outputs import Outputs, beside, save_figure, write_csv
@@ -38,7 +38,7 @@ STEPS = 8
 DIGITS = 9
 """Decimal places of differences in G: one multiply-accumulate."""
 
-QUANTITIES = ("params_M", "macs_G")
+QUANTITIES = {"params_M": "parameters (M)", "macs_G": "multiply-accumulates (G)"}
 
 Row = dict[str, Any]
 
@@ -113,26 +113,19 @@ def complexity_rows() -> list[Row]:
 
 
 def draw_complexity(rows: list[Row], path: Path) -> None:
-    """What SAFE adds to each baseline at 224x224, ours and the paper's.
-
-    Args:
-        rows: of :func:`complexity_rows`.
-        path: PNG to write.
-    """
+    """Draw what SAFE adds to each baseline at 224x224, ours and the paper's, as PNG."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     added = [row for row in rows if row["paper_added_params_M"] != ""]
-    for axes, (quantity, unit) in zip(
-        figure.subplots(1, 2), (("params_M", "parameters (M)"), ("macs_G", "multiply-accumulates (G)")), strict=True
-    ):
+    for axes, (quantity, words) in zip(figure.subplots(1, 2), QUANTITIES.items(), strict=True):
         places = np.arange(len(added))
         ours = axes.bar(places - 0.2, [row[f"added_{quantity}"] for row in added], 0.4, label="ours")
         paper = axes.bar(places + 0.2, [row[f"paper_added_{quantity}"] for row in added], 0.4, label="paper")
         # The paper gives two digits behind the point.
-        for bars, digits in ((ours, 3), (paper, 2)):
-            axes.bar_label(bars, fmt=f"%+.{digits}f", padding=2, fontsize=8)
+        axes.bar_label(ours, fmt="%+.3f", padding=2, fontsize=8)
+        axes.bar_label(paper, fmt="%+.2f", padding=2, fontsize=8)
         axes.axhline(0, color="0.3", linewidth=0.8)
         axes.set_xticks(places, [row["network"].removeprefix("safe ") for row in added])
-        axes.set_ylabel(f"added {unit}")
+        axes.set_ylabel(f"added {words}")
         axes.margins(y=0.18)
         axes.grid(axis="y", alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
@@ -140,38 +133,26 @@ def draw_complexity(rows: list[Row], path: Path) -> None:
     save_figure(figure, path)
 
 
-def print_rows(rows: list[Row], console: Console) -> None:
+def print_rows(rows: list[Row]) -> None:
     """First baselines and SAFE beside the paper's numbers, then all networks and front ends that it does not have."""
-    quantities = (("params_M", "M", "parameters (M)"), ("macs_G", "GMAC", "multiply-accumulates (G)"))
-    for quantity, unit, words in quantities:
-        table = Table(title=f"{words[0].upper()}{words[1:]} at 224x224, 1000 classes")
-        for heading in ("network", unit, "paper", "difference", "added", "paper added"):
-            table.add_column(heading, justify="left" if heading == "network" else "right")
-        for row in rows:
-            if row[f"paper_{quantity}"] != "":
-                table.add_row(
-                    row["network"],
-                    _text(row[quantity], "", 3),
-                    _text(row[f"paper_{quantity}"], "", 2),
-                    _text(row[f"difference_{quantity}"], "+", 3),
-                    _text(row[f"added_{quantity}"], "+", 3),
-                    _text(row[f"paper_added_{quantity}"], "+", 2),
-                )
-        console.print(table)
-    table = Table(title="Networks at 32x32, 10 classes, and front ends alone")
-    for heading in ("network", "pixels", "M", "added", "GMAC", "added"):
-        table.add_column(heading, justify="left" if heading == "network" else "right")
+    formats = {"": ".3f", "paper_": ".2f", "difference_": "+.3f", "added_": "+.3f", "paper_added_": "+.2f"}
+
+    def cells(row: Row, quantity: str, kinds: Iterable[str]) -> list[str]:
+        values = {kind: row[f"{kind}{quantity}"] for kind in kinds}
+        return ["" if value == "" else f"{value:{formats[kind]}}" for kind, value in values.items()]
+
+    published = [row for row in rows if row["paper_params_M"] != ""]
+    for quantity, words in QUANTITIES.items():
+        headings = ("network", words, "paper", "difference", "added", "paper added")
+        lines = [[row["network"], *cells(row, quantity, formats)] for row in published]
+        print_table("Networks at 224x224, 1000 classes", headings, lines)
+    headings = ("network", "pixels", "parameters (M)", "added", "multiply-accumulates (G)", "added")
+    lines = []
     for row in rows:
-        if row["paper_params_M"] == "":
-            cells = [
-                _text(row[f"{added}{q}"], "+" if added else "", 3) for q, _, _ in quantities for added in ("", "added_")
-            ]
-            table.add_row(row["network"], str(row["image_size_pixels"]), *cells)
-    console.print(table)
-
-
-def _text(value: float | str, sign: str, digits: int) -> str:
-    return "" if value == "" else f"{value:{sign}.{digits}f}"
+        if row not in published:
+            numbers = [cell for quantity in QUANTITIES for cell in cells(row, quantity, ("", "added_"))]
+            lines.append([row["network"], str(row["image_size_pixels"]), *numbers])
+    print_table("Networks at 32x32, 10 classes, and front ends alone", headings, lines)
 
 
 def run(config: ComplexityConfig) -> None:
@@ -179,7 +160,7 @@ def run(config: ComplexityConfig) -> None:
     figures = [beside(config.out, ".png")] if config.out else []
     outputs = Outputs(config.out, options=config.options, figures=figures)
     rows = complexity_rows()
-    print_rows(rows, Console())
+    print_rows(rows)
     print(
         "MACs are those of convolutions and matrix products (torch.utils.flop_counter); element-wise layers, which the "
         "paper's counter seems to include, are not counted"

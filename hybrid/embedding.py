@@ -21,9 +21,6 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
@@ -32,6 +29,7 @@ from torch import Tensor
 from hybrid.conditions import CHUNK, Condition, Noise, condition_flag
 from hybrid.evaluation import check_same_data, distinct, load_test_images, name_models
 from hybrid.network import Network, embed
+from hybrid.printing import print_table
 from hybrid.storage import TrainedModel, load_model
 from snn.data import Images
 from snn.runtime.cli import RunOptions, run_command
@@ -105,15 +103,9 @@ class Panel(NamedTuple):
 
 @torch.no_grad()
 def embeddings(network: Network, images: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Input and output of the last linear layer.
+    """The embedding (N, D) and the logits (N, classes) of images (N, C, H, W) in [0, 1], float32, on the CPU.
 
-    Args:
-        network: moved to ``device`` and set to evaluation mode.
-        images: float32 (N, C, H, W) in [0, 1].
-        device: where to compute.
-
-    Returns:
-        The embedding (N, D) and the logits (N, classes) of all N images, float32, on the CPU.
+    The network is moved to ``device`` and set to evaluation mode.
     """
     network = network.to(device).eval()
     batches = [
@@ -148,17 +140,10 @@ def embed_models(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[Panel]:
-    """A panel for each model (outer) and condition (inner).
+    """A panel for each model (outer), by the name of its row, and each condition (inner).
 
-    Args:
-        models: trained models by the name of their row.
-        data: test images. Every model sees the same noise on them.
-        conditions: noise on the images.
-        seed: of the noise and of t-SNE.
-        device: where networks compute.
-
-    Raises:
-        UserError: a condition that is no noise, models of other data, too few images or classes.
+    Every model sees the same noise on the test images; ``seed`` is that of the noise and of t-SNE. Raises
+    :class:`UserError` for a condition that is no noise, models of other data, and too few images or classes.
     """
     for condition in conditions:
         check(isinstance(condition, Noise), f"`conditions` {condition}: embeddings are drawn for noise only")
@@ -183,8 +168,7 @@ def embed_models(
                     )
                 )
                 bar.update()
-    order = list(models)
-    return sorted(panels, key=lambda panel: order.index(panel.model))
+    return sorted(panels, key=lambda panel: list(models).index(panel.model))
 
 
 def _check_images(data: Images) -> None:
@@ -204,13 +188,7 @@ def _check_images(data: Images) -> None:
 
 
 def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) -> None:
-    """Panels as a grid of models x conditions, with one legend of the classes beside it.
-
-    Args:
-        panels: one for each model and condition, as :func:`embed_models` makes them.
-        classes: names, by label.
-        path: PNG to write.
-    """
+    """Draw panels of :func:`embed_models` as a grid of models x conditions, beside a legend of the classes, as PNG."""
     models = list(dict.fromkeys(panel.model for panel in panels))
     conditions = list(dict.fromkeys(panel.condition for panel in panels))
     colours = _colours(len(classes))
@@ -240,7 +218,9 @@ def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) ->
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set(text=name, parse_math=False)
-    figure.supxlabel(_wrapped(CAPTION, figure.get_figwidth()), fontsize=8, color="0.35")
+    # A letter of this size is 0.066 inches wide.
+    caption = textwrap.fill(CAPTION, max(20, int(figure.get_figwidth() / 0.066)))
+    figure.supxlabel(caption, fontsize=8, color="0.35")
     save_figure(figure, path)
 
 
@@ -249,55 +229,27 @@ def _draw_panel(axes: Axes, panel: Panel, colours: list) -> None:
     order = np.random.default_rng(0).permutation(len(panel.labels))
     points, labels = panel.points[order], panel.labels[order]
     size = float(np.clip(6000 / len(points), 4, 24))
-    colour = [colours[label] for label in labels]
-    axes.scatter(points[:, 0], points[:, 1], s=size, c=colour, alpha=0.8, linewidths=0)
-    axes.set_title(
-        f"{panel.condition}\nsilhouette {panel.silhouette:.3f}, top-1 {panel.accuracy:.1f} %",
-        fontsize=9,
-        linespacing=1.3,
-    )
+    axes.scatter(*points.T, s=size, c=[colours[label] for label in labels], alpha=0.8, linewidths=0)
+    title = f"{panel.condition}\nsilhouette {panel.silhouette:.3f}, top-1 {panel.accuracy:.1f} %"
+    axes.set_title(title, fontsize=9, linespacing=1.3)
     axes.set(xticks=[], yticks=[], box_aspect=1)
-    for side in axes.spines.values():
-        side.set_color("0.8")
+    axes.spines[:].set_color("0.8")
 
 
 def _colours(count: int) -> list:
     """A colour for each class: tab10, tab20, or as many hues as needed."""
-    if count <= 20:
-        shades = colormaps["tab10" if count <= 10 else "tab20"]
-        return [shades(number) for number in range(count)]
-    return [colormaps["hsv"](number / count) for number in range(count)]
-
-
-def _wrapped(text: str, width: float) -> str:
-    """``text`` in lines of small print of at most ``width`` inches."""
-    return "\n".join(textwrap.wrap(text, max(20, int(width / 0.066))))
+    if count > 20:
+        return [colormaps["hsv"](number / count) for number in range(count)]
+    return [colormaps["tab10" if count <= 10 else "tab20"](number) for number in range(count)]
 
 
 def panel_rows(panels: list[Panel]) -> list[dict]:
     """The scores of each panel, as rows of a table."""
     return [
-        {
-            "model": panel.model,
-            "condition": panel.condition,
-            "images": len(panel.labels),
-            "silhouette": round(panel.silhouette, 6),
-            "accuracy_percent": round(panel.accuracy, 3),
-        }
+        {"model": panel.model, "condition": panel.condition, "images": len(panel.labels)}
+        | {"silhouette": round(panel.silhouette, 6), "accuracy_percent": round(panel.accuracy, 3)}
         for panel in panels
     ]
-
-
-def print_table(rows: list[dict], console: Console) -> None:
-    """Silhouette and accuracy of every panel."""
-    table = Table(title=f"Embeddings of {rows[0]['images']} test images")
-    for heading in ("model", "condition", "silhouette", "top-1 (%)"):
-        numeric = heading not in ("model", "condition")
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        numbers = (f"{row['silhouette']:.3f}", f"{row['accuracy_percent']:.1f}")
-        table.add_row(escape(row["model"]), row["condition"], *numbers)
-    console.print(table)
 
 
 def run(config: EmbeddingConfig) -> None:
@@ -316,7 +268,9 @@ def run(config: EmbeddingConfig) -> None:
     }
     rows = [row | about[row["model"]] for row in panel_rows(panels)]
     write_csv(table, rows)
-    print_table(rows, Console())
+    lines = [(r["model"], r["condition"], f"{r['silhouette']:.3f}", f"{r['accuracy_percent']:.1f}") for r in rows]
+    headings = ("model", "condition", "silhouette", "top-1 (%)")
+    print_table(f"Embeddings of {len(data.labels)} test images", headings, lines, words=2)
     for figure in outputs.figures:
         draw_embedding(panels, data.classes, figure)
     outputs.finish({"panels": rows, "seed": seed})

@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from hybrid.conditions import Condition, condition_flag
 from hybrid.evaluation import (
     DEFAULT_CONDITIONS,
     METRICS,
-    check_same_data,
     evaluate,
     load_held_out,
     load_test_images,
@@ -22,8 +19,8 @@ from hybrid.evaluation import (
 )
 from hybrid.figures import draw_noise
 from hybrid.preprocess import UNCHANGED, Preprocess, preprocess_flag
-from hybrid.storage import TrainedModel, load_model
-from snn.data import Images
+from hybrid.printing import print_table
+from hybrid.storage import load_model
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -78,63 +75,37 @@ class EvaluateConfig:
         )
 
 
-def print_tables(rows: list[dict], repeats: int, console: Console) -> None:
+def print_tables(rows: list[dict], repeats: int) -> None:
     """Print accuracy in percent by condition and model, a table per metric, then the accuracy of each path alone."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    deviation = f"deviation over {repeats} noise seeds; standard error where nothing is drawn"
+    spread = deviation if repeats > 1 else "standard error"
     for metric in METRICS:
-        console.print(_accuracy_table(summarise(rows, metric, "both"), metric, repeats))
+        cells = {(row["condition"], row["model"]): row for row in summarise(rows, metric, "both")}
+        lines = []
+        for condition in dict.fromkeys(condition for condition, _ in cells):
+            sigma = cells[condition, models[0]]["mean_sigma_intensity"]
+            accuracies = (_percent(cells[condition, model]) for model in models)
+            lines.append((condition, f"{sigma:.3f}" if sigma != "" else "", *accuracies))
+        title = f"{metric} accuracy (% ± {spread}) on {rows[0]['images']} images"
+        print_table(title, ("condition", "mean sigma", *models), lines)
     top1 = summarise(rows, "top1")
-    if any(row["paths"] != "both" for row in top1):
-        console.print(_paths_table(top1))
-
-
-def _accuracy_table(summary: list[dict], metric: str, repeats: int) -> Table:
-    """Conditions x models, of rows of one metric."""
-    models = list(dict.fromkeys(row["model"] for row in summary))
-    by_place = {(row["condition"], row["model"]): row for row in summary}
-    spread = f"deviation over {repeats} noise seeds; standard error where nothing is drawn"
-    spread = spread if repeats > 1 else "standard error"
-    table = _table(
-        f"{metric} accuracy (% ± {spread}) on {summary[0]['images']} images", "condition", "mean sigma", *models
-    )
-    for condition in dict.fromkeys(row["condition"] for row in summary):
-        sigma = by_place[condition, models[0]]["mean_sigma_intensity"]
-        cells = (_percent(by_place[condition, model]) for model in models)
-        table.add_row(condition, f"{sigma:.3f}" if sigma != "" else "", *cells)
-    return table
-
-
-def _paths_table(summary: list[dict]) -> Table:
-    """Models x paths, under the condition for which each path was measured."""
-    alone = [row for row in summary if row["paths"] != "both"]
-    condition = alone[0]["condition"]
-    by_place = {(row["model"], row["paths"]): row for row in summary if row["condition"] == condition}
-    title = f"Both paths, and each alone with the other set to zero (top1, %, {condition})"
-    table = _table(title, "model", "both", "spiking alone", "auxiliary alone")
-    for model in dict.fromkeys(row["model"] for row in alone):
-        table.add_row(model, *(_percent(by_place[model, paths]) for paths in ("both", "spiking", "auxiliary")))
-    return table
-
-
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title)
-    table.add_column(first, overflow="fold")
-    for heading in others:
-        table.add_column(heading, justify="right", overflow="fold")
-    return table
+    alone = [row for row in top1 if row["paths"] != "both"]
+    if alone:
+        condition = alone[0]["condition"]
+        cells = {(row["model"], row["paths"]): row for row in top1 if row["condition"] == condition}
+        print_table(
+            f"Both paths, and each alone with the other set to zero (top1, %, {condition})",
+            ("model", "both", "spiking alone", "auxiliary alone"),
+            [
+                (model, *(_percent(cells[model, paths]) for paths in ("both", "spiking", "auxiliary")))
+                for model in dict.fromkeys(row["model"] for row in alone)
+            ],
+        )
 
 
 def _percent(row: dict) -> str:
     return f"{row['value_percent']:.1f} ± {row['deviation_percent']:.1f}"
-
-
-def load_data(config: EvaluateConfig, models: dict[str, TrainedModel], attack_model: TrainedModel | None) -> Images:
-    """The images to measure on; :class:`UserError` if a model or the attack model was trained on others."""
-    everyone = models | ({f"`attack_model` {config.attack_model}": attack_model} if attack_model else {})
-    if config.split == "held-out":
-        data = load_held_out(models, config.root)
-        check_same_data(everyone, data)
-        return data
-    return load_test_images(everyone, config.data, config.root, config.limit_test, config.options.seed)
 
 
 def run(config: EvaluateConfig) -> None:
@@ -144,13 +115,16 @@ def run(config: EvaluateConfig) -> None:
     device = choose_device(config.options.device)
     paths = list(dict.fromkeys(config.models))
     models = dict(zip(name_models(paths), map(load_model, paths), strict=True))
-    attack_model = load_model(config.attack_model) if config.attack_model else None
+    if config.split == "held-out":
+        data = load_held_out(models, config.root)
+    else:
+        data = load_test_images(models, config.data, config.root, config.limit_test, config.options.seed)
     rows = evaluate(
         models,
-        load_data(config, models, attack_model),
+        data,
         config.noise,
         repeats=config.repeats,
-        attack_model=attack_model,
+        attack_model=config.attack_model,
         preprocess=config.preprocess,
         cifar10_c=config.cifar10_c,
         batch_size=config.batch_size,
@@ -158,7 +132,7 @@ def run(config: EvaluateConfig) -> None:
         device=device,
     )
     write_csv(config.out, rows)
-    print_tables(rows, config.repeats, Console())
+    print_tables(rows, config.repeats)
     for figure in outputs.figures:
         draw_noise(summarise(rows, "top1", "both"), figure)
     outputs.finish({"results": rows, "seed": config.options.seed})

@@ -50,7 +50,7 @@ def predict(
 
     ``network`` is moved to ``device`` and set to evaluation mode.
     """
-    network = network.to(device).eval()
+    network.to(device).eval()
     arguments = {} if paths == "both" else {"paths": paths}
     logits = []
     with torch.inference_mode():
@@ -93,8 +93,6 @@ def evaluate(
         preprocess: what is done to images before all models.
         cifar10_c: folder of the published files for ``cifar10-c``.
         batch_size: images per forward pass; results do not depend on it.
-        seed: of the draws.
-        device: where to compute.
 
     Returns:
         A row per model, condition, noise seed, choice of paths and metric; accuracies are in %. What is unknown of a
@@ -130,30 +128,33 @@ def evaluate(
             about = {
                 "condition": str(condition),
                 "snr_dB": "" if condition.snr is None else condition.snr,
-                "mean_sigma_intensity": _mean_sigma(data.images, condition),
+                "mean_sigma_intensity": "" if condition.snr is None else _mean_sigma(data.images, condition.snr),
                 "source_digest": attack_digest,
                 "preprocess": str(preprocess),
                 "images": len(perturbed.labels),
             }
             every_path = condition == ablated and noise_seed == seed
             for name, (network, description, provenance) in subjects.items():
-                for paths, metric, share in _accuracies(network, perturbed, every_path, predict_batches):
-                    run = {"model": name, **description, "paths": paths, **about, "metric": metric, **share}
+                for paths, accuracy in _accuracies(network, perturbed, every_path, predict_batches):
+                    run = {"model": name, **description, "paths": paths, **about, **accuracy}
                     rows.append(run | {"noise_seed": noise_seed, **provenance})
                 bar.update()
-    order = list(subjects)
-    return sorted(rows, key=lambda row: (order.index(row["model"]), row["paths"] != "both"))
+    return sorted(rows, key=lambda row: (list(subjects).index(row["model"]), row["paths"] != "both"))
 
 
 def _accuracies(
     network: nn.Module, perturbed: Perturbed, every_path: bool, logits_of: Callable[..., Tensor]
-) -> Iterator[tuple[Paths, str, dict[str, int | float]]]:
-    """Paths, metric and accuracy; ``every_path``: also with each path alone, where the network has two."""
+) -> Iterator[tuple[Paths, dict[str, str | float]]]:
+    """Paths, and accuracy by each metric; ``every_path``: also with each path alone, where the network has two."""
     alternatives: tuple[Paths, ...] = ("both", "spiking", "auxiliary")
     for paths in alternatives if every_path and getattr(network, "has_two_paths", False) else alternatives[:1]:
         logits = logits_of(network, perturbed.images, paths=paths)
         for metric, among in METRICS.items():
-            yield paths, metric, _share(correct_in(logits, perturbed.labels, among), len(logits))
+            correct = correct_in(logits, perturbed.labels, among)
+            share = correct / len(logits)
+            error = round(100 * (share * (1 - share) / len(logits)) ** 0.5, 3)
+            values = {"correct": correct, "value_percent": round(100 * share, 3), "standard_error_percent": error}
+            yield paths, {"metric": metric, **values}
 
 
 def distinct(conditions: Iterable[Condition | str]) -> list[Condition]:
@@ -167,18 +168,16 @@ def name_models(models: Sequence[Model]) -> list[str]:
 
     Where two are equal, files have their whole path, and other models a number.
     """
-    names = []
-    for model in models:
-        if isinstance(model, TrainedModel):
+    names, unique = [], []
+    for number, model in enumerate(models, 1):
+        if isinstance(model, str | Path):
+            names.append(Path(model).stem)
+        elif isinstance(model, TrainedModel):
             names.append(f"{model.spec.architecture.variant} {model.spec.architecture.backbone}")
         else:
-            names.append(type(model).__name__ if isinstance(model, nn.Module) else Path(model).stem)
-    if len(set(names)) == len(names):
-        return names
-    return [
-        str(model) if isinstance(model, str | Path) else f"{name} {number}"
-        for number, (name, model) in enumerate(zip(names, models, strict=True), 1)
-    ]
+            names.append(type(model).__name__)
+        unique.append(str(model) if isinstance(model, str | Path) else f"{names[-1]} {number}")
+    return names if len(set(names)) == len(names) else unique
 
 
 class _Subject(NamedTuple):
@@ -191,42 +190,26 @@ class _Subject(NamedTuple):
 
 def _subject(name: str, model: Model, data: Images) -> _Subject:
     model = load_model(model) if isinstance(model, str | Path) else model
-    if isinstance(model, TrainedModel):
-        check_same_data({name: model}, data)
-        architecture, train_noise = model.spec.architecture, model.recipe.get("train_noise", "clean")
-        description = {"variant": architecture.variant, "backbone": architecture.backbone, "train_noise": train_noise}
-        return _Subject(model.network, description, {"training_seed": model.seed, "model_digest": model.digest})
-    return _Subject(
-        model,
-        dict.fromkeys(("variant", "backbone", "train_noise"), ""),
-        dict.fromkeys(("training_seed", "model_digest"), ""),
-    )
+    if isinstance(model, nn.Module):
+        unknown = {"variant": "", "backbone": "", "train_noise": ""}
+        return _Subject(model, unknown, {"training_seed": "", "model_digest": ""})
+    check_same_data({name: model}, data)
+    architecture, train_noise = model.spec.architecture, model.recipe.get("train_noise", "clean")
+    description = {"variant": architecture.variant, "backbone": architecture.backbone, "train_noise": train_noise}
+    return _Subject(model.network, description, {"training_seed": model.seed, "model_digest": model.digest})
 
 
-def _mean_sigma(images: Tensor, condition: Condition) -> float | str:
-    """Mean standard deviation of the noise, in units of intensity; "" where the condition states no SNR."""
-    return "" if condition.snr is None else round(awgn_sigma(images.float() / 255, condition.snr).mean().item(), 5)
-
-
-def _share(correct: int, count: int) -> dict[str, int | float]:
-    share = correct / count
-    return {
-        "correct": correct,
-        "value_percent": round(100 * share, 3),
-        "standard_error_percent": round(100 * (share * (1 - share) / count) ** 0.5, 3),
-    }
+def _mean_sigma(images: Tensor, decibel: float) -> float:
+    """Mean standard deviation of noise on uint8 images, in units of intensity."""
+    return round(awgn_sigma(images.float() / 255, decibel).mean().item(), 5)
 
 
 def summarise(rows: list[dict], metric: str = "", paths: str = "") -> list[dict]:
     """One row for all noise seeds of a model, condition, choice of paths and metric.
 
-    Args:
-        rows: of :func:`evaluate`.
-        metric, paths: keep only these rows ("": all).
-
-    Returns:
-        Rows whose ``value_percent`` is the mean over seeds. ``deviation_percent`` is the standard deviation over seeds,
-        or the standard error of the images drawn where there is one seed.
+    Only those rows of :func:`evaluate` are taken that have this ``metric`` and ``paths`` ("": all). ``value_percent``
+    becomes the mean over seeds. ``deviation_percent`` is the standard deviation over seeds, or, for one seed, the
+    standard error of the images drawn.
     """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -243,19 +226,17 @@ def summarise(rows: list[dict], metric: str = "", paths: str = "") -> list[dict]
 def load_test_images(
     models: Mapping[str, TrainedModel], data: str | None, root: Path | None, limit: int | None, seed: int
 ) -> Images:
-    """Test images of the first model's data, checked against every model.
+    """Test images of the first model's data.
 
     ``data``, ``root`` and ``limit`` replace what that model's training recorded, unless they are None.
     """
     data_source = next(iter(models.values())).data_source.override(data=data, root=root, limit_test=limit)
-    images = load_images(data_source, "test", seed)
-    check_same_data(models, images)
-    return images
+    return load_images(data_source, "test", seed)
 
 
 def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Images:
     """Training images that training kept for its validation curve; they must be the same for all models."""
-    (first, *_), model = models, next(iter(models.values()))
+    first, model = next(iter(models.items()))
 
     def origin(model: TrainedModel) -> tuple:
         # The folder of CIFAR-10 does not change its images.
@@ -269,9 +250,7 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Imag
         )
     data = load_images(model.data_source.override(root=root), "train", model.seed)
     rows = torch.from_numpy(Recipe.from_tree(model.recipe).held_out(data.labels, model.seed))
-    held_out = data._replace(images=data.images[rows], labels=data.labels[rows])
-    check_same_data(models, held_out)
-    return held_out
+    return data._replace(images=data.images[rows], labels=data.labels[rows])
 
 
 def check_same_data(models: Mapping[str, TrainedModel], data: Images) -> None:

@@ -22,10 +22,9 @@ def draw_training(model: TrainedModel, title: str, path: Path) -> None:
     for part, label, colour in (("train", "training (augmented)", "C0"), ("val", "held out", "C1")):
         loss.plot(epochs, model.history[f"{part}_loss"], color=colour, label=label)
         accuracy.plot(epochs, 100 * model.history[f"{part}_accuracy"], color=colour, label=label)
-    loss.set_ylabel("cross-entropy (nat)")
-    accuracy.set_ylabel("accuracy (%)")
+    loss.set(xlabel="epoch", ylabel="cross-entropy (nat)")
+    accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     for panel in (loss, accuracy):
-        panel.set_xlabel("epoch")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
         panel.legend(frameon=False)
@@ -36,15 +35,12 @@ def draw_training(model: TrainedModel, title: str, path: Path) -> None:
 def draw_noise(rows: list[dict], path: Path) -> None:
     """Draw accuracy against SNR with the clean accuracy beside it, and bars for all other conditions.
 
-    Args:
-        rows: of :func:`hybrid.evaluation.summarise`, one for each model and condition.
-        path: PNG to write.
+    Rows are those of :func:`hybrid.evaluation.summarise`, one for each model and condition.
     """
     models = list(dict.fromkeys(row["model"] for row in rows))
-    others = list(
-        dict.fromkeys(row["condition"] for row in rows if row["snr_dB"] == "" and row["condition"] != "clean")
-    )
-    has_snr = any(row["snr_dB"] != "" for row in rows)
+    conditions = {row["condition"]: row["snr_dB"] != "" for row in rows}
+    has_snr = any(conditions.values())
+    others = [condition for condition, with_snr in conditions.items() if not with_snr and condition != "clean"]
     panels = has_snr + bool(others) or 1
     figure = Figure(figsize=(5.2 * panels, 3.8), layout="constrained")
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
@@ -59,9 +55,8 @@ def _draw_snr(axes: Axes, rows: list[dict], models: list[str]) -> None:
     levels = sorted({row["snr_dB"] for row in rows if row["snr_dB"] != ""}, reverse=True)
     place = {"": 0, **{level: index for index, level in enumerate(levels, 1)}}
     for number, model in enumerate(models):
-        shown = [row for row in rows if row["model"] == model]
-        shown = [row for row in shown if row["condition"] == "clean" or row["snr_dB"] != ""]
-        shown.sort(key=lambda row: place[row["snr_dB"]])
+        shown = [row for row in rows if row["condition"] == "clean" or row["snr_dB"] != ""]
+        shown = sorted((row for row in shown if row["model"] == model), key=lambda row: place[row["snr_dB"]])
         axes.errorbar(
             [place[row["snr_dB"]] for row in shown],
             [row["value_percent"] for row in shown],
@@ -71,8 +66,7 @@ def _draw_snr(axes: Axes, rows: list[dict], models: list[str]) -> None:
             label=model,
         )
     axes.set_xticks(range(len(levels) + 1), ["clean", *(f"{level:g}" for level in levels)])
-    axes.set_xlabel("signal-to-noise ratio of white Gaussian noise (dB)")
-    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set(xlabel="signal-to-noise ratio of white Gaussian noise (dB)", ylabel="top-1 accuracy (%)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
 
@@ -90,9 +84,7 @@ def _draw_bars(axes: Axes, rows: list[dict], models: list[str], conditions: list
             label=model,
         )
     axes.set_xticks(range(len(conditions)), conditions)
-    axes.set_xlabel("noise and its level")
-    axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_ylim(0, 100)
+    axes.set(xlabel="noise and its level", ylabel="top-1 accuracy (%)", ylim=(0, 100))
     axes.grid(axis="y", alpha=0.3)
     # Above the bars, which may fill the panel.
     axes.legend(frameon=False, ncols=len(models), loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -180,12 +172,7 @@ def draw_frontier(rows: list[dict], path: Path) -> None:
 
 
 def draw_margins(rows: list[dict[str, float]], path: Path) -> None:
-    """Draw the shares of :mod:`hybrid.margins` against SNR: pixels, drives of layer 1, outputs of every layer.
-
-    Args:
-        rows: of :func:`hybrid.margins.measure_margins`.
-        path: PNG to write.
-    """
+    """Draw the rows of :func:`hybrid.margins.measure_margins`: pixels, drives of layer 1, outputs of every layer."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     rows = sorted(rows, key=lambda row: -row["snr_dB"])
@@ -200,9 +187,7 @@ def draw_margins(rows: list[dict[str, float]], path: Path) -> None:
     for number, (name, label) in enumerate(labels.items()):
         axes.plot([row[name] for row in rows], marker="os^Dv<>"[number % 7], label=label)
     axes.set_xticks(range(len(rows)), [f"{row['snr_dB']:g}" for row in rows])
-    axes.set_xlabel("signal-to-noise ratio of white Gaussian noise (dB)")
-    axes.set_ylabel("share (%)")
-    axes.set_ylim(0, 100)
+    axes.set(xlabel="signal-to-noise ratio of white Gaussian noise (dB)", ylabel="share (%)", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     save_figure(figure, path)

@@ -18,8 +18,3 @@ def has_small_strides(size: int) -> bool:
 def learning_preset(size: int) -> Literal["cifar10", "imagenet"]:
     """Preset of snn.learn for images of this size."""
     return "cifar10" if has_small_strides(size) else "imagenet"
-
-
-def recipe_name(size: int) -> Literal["cifar10", "imagenet"]:
-    """Recipe of hybrid.train for images of this size."""
-    return "cifar10" if size < IMAGENET_RECIPE else "imagenet"

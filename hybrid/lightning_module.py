@@ -29,18 +29,14 @@ from snn.runtime.progress import progress
 from snn.runtime.random import stream
 
 PARTS = ("train", "val")
-
 VALIDATION_BATCH = 256
 
 
 class Batches:
     """Indices of the images of each mini-batch, from where training stands to the end of that pass.
 
-    Args:
-        count: number of images.
-        batch_size: images of a mini-batch; the last, smaller one is left out.
-        seed: of their order, which differs from pass to pass.
-        step: returns the number of steps that are done.
+    Of ``count`` images, the last, smaller mini-batch is left out. Their order differs from pass to pass. ``step``
+    returns the number of steps that are done.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, step: Callable[[], int]) -> None:
@@ -63,15 +59,10 @@ class Batches:
 
 
 class Classifier(lightning.LightningModule):
-    """The training and validation steps, and a history with one row for each epoch.
+    """The training and validation steps, and a history with one row for each epoch, also in the CSV file ``metrics``.
 
-    Args:
-        network: to be trained.
-        recipe: hyperparameters.
-        augmentation: any but auto.
-        seed: of all draws.
-        training, held_out: images, uint8 (N, C, H, W), and labels, int64 (N,).
-        metrics: CSV file that holds the history (None: none).
+    ``training`` and ``held_out`` are images, uint8 (N, C, H, W), and labels, int64 (N,); ``augmentation`` is any but
+    auto; ``seed`` is that of all draws.
     """
 
     def __init__(
@@ -102,13 +93,9 @@ class Classifier(lightning.LightningModule):
         share = torch.arange(self.trainer.global_rank, len(self.data["val"][1]), self.trainer.world_size)
         return DataLoader(share.split(VALIDATION_BATCH), batch_size=None)  # type: ignore[arg-type]
 
-    def _take(self, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-        images, labels = self.data[part]
-        return images[rows], labels[rows]
-
     def training_step(self, rows: Tensor, index: int) -> Tensor:
         rank, size = self.trainer.global_rank, self.trainer.world_size
-        images, labels = self._take("train", rows[rank::size])
+        images, labels = (values[rows[rank::size]] for values in self.data["train"])
         draws = stream(self.seed, "step", self.global_step, rank)
         images = augment(images, self.augmentation, draws).float() / 255
         noise, dropout = torch.randint(2**62, (2,), generator=draws).tolist()
@@ -121,7 +108,7 @@ class Classifier(lightning.LightningModule):
         return loss
 
     def validation_step(self, rows: Tensor, index: int) -> None:
-        images, labels = self._take("val", rows)
+        images, labels = (values[rows] for values in self.data["val"])
         self._add("val", self.network(images.float() / 255), labels)
 
     def _add(self, part: str, logits: Tensor, labels: Tensor) -> None:
@@ -196,12 +183,9 @@ class TrainingProgress(Callback):
 
 
 class Checkpoints(Callback):
-    """Writes where training stands, every ``interval`` seconds.
+    """Writes where training stands every ``interval`` seconds, with the ``identity`` of the training.
 
-    Args:
-        path: file of the checkpoint, which is always whole.
-        identity: of the training run, kept in the checkpoint.
-        interval: in s.
+    The file at ``path`` is always whole.
     """
 
     def __init__(self, path: Path, identity: str, interval: float) -> None:

@@ -12,8 +12,6 @@ from typing import Annotated
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from bridge.frontend import SpikingFrontEnd, whole_spikes
@@ -22,6 +20,7 @@ from bridge.storage import SHIPPED_FRONTENDS, load_frontend
 from hybrid.conditions import CHUNK, Noise
 from hybrid.conditions.drawn import awgn_sigma
 from hybrid.figures import draw_margins
+from hybrid.printing import print_table
 from snn.data import load_images
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
@@ -57,13 +56,10 @@ class MarginsConfig:
 def measure_margins(
     frontend: SpikingFrontEnd, images: Tensor, ratios: tuple[float, ...], *, seed: int = 0
 ) -> list[dict[str, float]]:
-    """One row of shares, in percent, for each signal-to-noise ratio.
+    """One row of shares, in percent, for each of the signal-to-noise ``ratios`` in dB.
 
-    Args:
-        frontend: converted layers, on any device, in evaluation mode.
-        images: uint8 (N, C, H, W).
-        ratios: signal-to-noise ratios in dB.
-        seed: of the noise. With the same seed :mod:`hybrid.evaluate` draws the same noise.
+    ``frontend`` is in evaluation mode, on any device; images are uint8 (N, C, H, W). With the same seed
+    :mod:`hybrid.evaluate` draws the same noise.
     """
     device = next(frontend.buffers()).device
     rows = []
@@ -72,8 +68,7 @@ def measure_margins(
         sums: dict[str, float] = {}
         for noisy, clean in zip(batches, images.split(CHUNK), strict=True):
             shares = _compare(frontend, (clean.float() / 255).to(device), noisy.to(device), ratio)
-            for name, value in shares.items():
-                sums[name] = sums.get(name, 0.0) + value * len(noisy)
+            sums = {name: sums.get(name, 0.0) + value * len(noisy) for name, value in shares.items()}
         rows.append({"snr_dB": ratio} | {name: round(total / len(images), 4) for name, total in sums.items()})
     return rows
 
@@ -81,42 +76,32 @@ def measure_margins(
 def _compare(frontend: SpikingFrontEnd, clean: Tensor, noisy: Tensor, ratio: float) -> dict[str, float]:
     """Shares of one batch, and its mean standard deviation of the noise."""
     p, layer = frontend.spec.encoding, frontend.layers[0]
-
-    def percent(kept: Tensor) -> float:
-        return 100 * kept.double().mean().item()
-
-    sigma = awgn_sigma(clean, ratio)
-    margin = pixel_margin(clean, p)
-    counts = [whole_spikes(images, p) for images in (clean, noisy)]
+    sigma, margin = awgn_sigma(clean, ratio), pixel_margin(clean, p)
     inputs = [frontend.encode(images) for images in (clean, noisy)]
     drives = [layer.norm(layer.drive(spikes)) for spikes in inputs]
     distance = drive_margin(drives[0], layer.activation)
-    features = [frontend.spikes(images) for images in (clean, noisy)]
-    row = {
-        "mean_sigma_intensity": sigma.mean().item(),
-        "pixels_further_than_sigma_percent": percent(margin > sigma),
-        "pixels_changed_less_than_margin_percent": percent((noisy - clean).abs() < margin),
-        "pixels_same_count_percent": percent(counts[0] == counts[1]),
-        "drives_within_step_by_bound_percent": percent(summed_change(layer, inputs[1] - inputs[0]) < distance),
-        "drives_within_step_percent": percent((drives[1] - drives[0]).abs() < distance),
+    kept = {
+        "pixels_further_than_sigma": margin > sigma,
+        "pixels_changed_less_than_margin": (noisy - clean).abs() < margin,
+        "pixels_same_count": whole_spikes(clean, p) == whole_spikes(noisy, p),
+        "drives_within_step_by_bound": summed_change(layer, inputs[1] - inputs[0]) < distance,
+        "drives_within_step": (drives[1] - drives[0]).abs() < distance,
     }
-    for number, (before, after) in enumerate(zip(*features, strict=True), 1):
-        row[f"conv{number}_same_output_percent"] = percent(before == after)
-    return row
+    for number, (before, after) in enumerate(zip(frontend.spikes(clean), frontend.spikes(noisy), strict=True), 1):
+        kept[f"conv{number}_same_output"] = before == after
+    shares = {f"{name}_percent": 100 * same.double().mean().item() for name, same in kept.items()}
+    return {"mean_sigma_intensity": sigma.mean().item()} | shares
 
 
-def print_table(rows: list[dict[str, float]], images: int, console: Console) -> None:
+def print_rows(rows: list[dict[str, float]], images: int) -> None:
     """All shares, a column for each signal-to-noise ratio."""
-    table = Table(title=f"Share that stays within its step under white Gaussian noise (%), {images} test images")
-    table.add_column("")
-    for row in rows:
-        table.add_column(f"{row['snr_dB']:g} dB", justify="right")
-    for name in rows[0]:
-        if name != "snr_dB":
-            digits = 3 if name.startswith("mean_sigma") else 1
-            label = name.removesuffix("_percent").replace("_", " ")
-            table.add_row(label, *(f"{row[name]:.{digits}f}" for row in rows))
-    console.print(table)
+    title = f"Share that stays within its step under white Gaussian noise (%), {images} test images"
+    lines = []
+    for name in list(rows[0])[1:]:
+        digits = 3 if name.startswith("mean_sigma") else 1
+        label = name.removesuffix("_percent").replace("_", " ")
+        lines.append([label, *(f"{row[name]:.{digits}f}" for row in rows)])
+    print_table(title, ["", *(f"{row['snr_dB']:g} dB" for row in rows)], lines)
 
 
 def run(config: MarginsConfig) -> None:
@@ -134,7 +119,7 @@ def run(config: MarginsConfig) -> None:
     )
     rows = measure_margins(frontend.to(device), data.images, config.snr, seed=config.options.seed)
     write_csv(config.out, rows)
-    print_table(rows, len(data.images), Console())
+    print_rows(rows, len(data.images))
     for figure in outputs.figures:
         draw_margins(rows, figure)
     outputs.finish({"rows": rows, "images": len(data.images), "frontend_digest": digest})

@@ -45,10 +45,7 @@ class Normalise(nn.Module):
 class Network(nn.Module):
     """What all networks share. Images (B, C, H, W) in [0, 1] to logits (B, classes).
 
-    Args:
-        main: normalised images, or features, to logits (B, classes).
-        normalise: applied to images behind ``preprocess``.
-        preprocess: images in [0, 1] to images in [0, 1], in training and evaluation.
+    ``preprocess`` maps images in [0, 1] to such images, which ``normalise`` then normalises.
     """
 
     has_two_paths = False
@@ -134,6 +131,7 @@ class HybridNetwork(Network):
         join: both features and :data:`Paths` to the input of ``main``.
         main: joined features to logits (B, classes).
         normalise, preprocess: as in :class:`Network`.
+        auxiliary_input: what else is done to preprocessed images before the auxiliary CNN; None: nothing.
     """
 
     def __init__(
@@ -145,9 +143,11 @@ class HybridNetwork(Network):
         *,
         normalise: Normalise,
         preprocess: nn.Module,
+        auxiliary_input: nn.Module | None = None,
     ) -> None:
         super().__init__(main, normalise, preprocess)
         self.frontend, self.auxiliary, self.join = frontend, auxiliary, join
+        self.auxiliary_input = auxiliary_input or nn.Identity()
         self.has_two_paths = auxiliary is not None
 
     def forward(self, images: Tensor, paths: Paths = "both") -> Tensor:
@@ -158,11 +158,10 @@ class HybridNetwork(Network):
                 features = self.frontend(images)
         else:
             features = self.frontend(self.normalise(images))
-        return self.main(self.join(features, self.auxiliary_features(images), paths))
-
-    def auxiliary_features(self, images: Tensor) -> Tensor | None:
-        """Features of the auxiliary CNN, if there is one, for preprocessed images (B, C, H, W) in [0, 1]."""
-        return None if self.auxiliary is None else self.auxiliary(self.normalise(images))
+        auxiliary = None
+        if self.auxiliary is not None:
+            auxiliary = self.auxiliary(self.normalise(self.auxiliary_input(images)))
+        return self.main(self.join(features, auxiliary, paths))
 
 
 def embed(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,7 @@
 Steps joined by ``+`` are done in the order written: ``average:3+quantise``.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +45,7 @@ class AverageFilter(nn.Module):
 class Spikes(nn.Module):
     """Intensities that whole numbers of spikes stand for. The gradient ignores the rounding.
 
-    Args:
-        encoding: rates and presentation time.
-        random_phase: round at random while training, and not at all in evaluation. False: always round down.
+    With ``random_phase`` they are rounded at random while training, and not at all in evaluation; else always down.
     """
 
     def __init__(self, encoding: Encoding, random_phase: bool) -> None:
@@ -79,19 +75,15 @@ class Preprocess:
     text: str = "none"
 
     def __post_init__(self) -> None:
-        # Read here, so that no wrong text is ever held.
-        _ = self._steps
+        # No wrong text is ever held.
+        self.build()
 
     def __str__(self) -> str:
         return self.text
 
-    @cached_property
-    def _steps(self) -> tuple[Callable[[], nn.Module], ...]:
-        return tuple(_read_step(part, self.text) for part in self.text.split("+"))
-
     def build(self) -> nn.Module:
         """A new module that maps images (B, C, H, W) in [0, 1] to such images."""
-        modules = [build() for build in self._steps]
+        modules = [_read_step(part, self.text) for part in self.text.split("+")]
         return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
 
     @classmethod
@@ -115,19 +107,19 @@ def preprocess_flag(argument: str = "preprocess") -> TextFlag[Preprocess]:
     return TextFlag(lambda text: Preprocess.parse(text, argument), lambda: forms)
 
 
-def _read_step(text: str, whole: str) -> Callable[[], nn.Module]:
+def _read_step(text: str, whole: str) -> nn.Module:
     name, colon, numbers = text.partition(":")
     try:
         values = [float(part) for part in numbers.split(",")] if colon else []
     except ValueError as error:
         raise UserError(f"{whole}: {numbers!r} is not a number; expected {EXPECTED}") from error
     if name == "none" and not colon:
-        return nn.Identity
+        return nn.Identity()
     if name == "average" and len(values) == 1 and values[0] in range(1, 17):
-        return partial(AverageFilter, int(values[0]))
+        return AverageFilter(int(values[0]))
     if name in ("quantise", "spikes") and len(values) == (3 if colon else 0):
         encoding = Encoding(f_min=values[0], f_max=values[1], presentation=values[2]) if values else Encoding()
-        return partial(Spikes, encoding, random_phase=name == "spikes")
+        return Spikes(encoding, random_phase=name == "spikes")
     raise UserError(f"{whole}: unknown; expected {EXPECTED}")
 
 

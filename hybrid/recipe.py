@@ -10,7 +10,7 @@ from torch import Tensor
 from hybrid.augment import Augmentation
 from hybrid.conditions import Noise, condition_flag
 from hybrid.conditions.drawn import CLEAN
-from hybrid.image_size import recipe_name
+from hybrid.image_size import IMAGENET_RECIPE
 from snn.data import balanced_subset
 from snn.runtime.errors import check
 from snn.runtime.tree import Tree, from_tree
@@ -82,16 +82,13 @@ RECIPES: dict[str, Recipe] = {
 def choose_recipe(name: RecipeName, data: str, image_size: int) -> tuple[str, str]:
     """Name of the recipe in :data:`RECIPES`, and the reason for it in words.
 
-    Args:
-        name: auto, or the recipe's own name.
-        data: :attr:`snn.data_source.DataSource.data`.
-        image_size: height of the images in pixels.
+    ``data`` is :attr:`snn.data_source.DataSource.data`, ``image_size`` the height of the images in pixels.
     """
     if name != "auto":
         return name, "as chosen"
     if data == "digits":
         return data, "by the data set"
-    return recipe_name(image_size), f"by the images' {image_size} pixels"
+    return "cifar10" if image_size < IMAGENET_RECIPE else "imagenet", f"by the images' {image_size} pixels"
 
 
 def one_cycle(step: int, steps: int) -> float:

@@ -58,18 +58,13 @@ def history_rows(history: Mapping[str, Iterable[float]]) -> list[dict]:
 def save_model(path: str | Path, model: TrainedModel, command: str, parent_digest: str) -> str:
     """Write ``hybrid.h5``; return its digest.
 
-    Args:
-        path: file to write.
-        model: to be written.
-        command: that made the model.
-        parent_digest: digest of the file that the model was made from ("": none).
+    ``command`` made the model, ``parent_digest`` is that of the file that it was made from ("": none).
     """
-    spec = asdict(model.spec)
+    spec, architecture = asdict(model.spec), model.spec.architecture
     shape = spec.pop("input_shape")
     spec["frontend"] = model.spec.frontend and spec_tree(model.spec.frontend)
     # One flat group: the variations had no record of their own when the schema was made.
     spec["architecture"] |= spec["architecture"].pop("variations")
-    architecture = model.spec.architecture
     spec["architecture"]["preprocess"] = str(architecture.preprocess)
     spec["architecture"]["auxiliary_input"] = str(architecture.variations.auxiliary_input)
     tree = {

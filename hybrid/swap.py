@@ -58,16 +58,11 @@ class SwapConfig:
 
 @torch.no_grad()
 def swap(model: TrainedModel, frontend: SpikingFrontEnd, images: Tensor, scale: Scale) -> TrainedModel:
-    """The network lambda of a trained mu.
+    """The network lambda of a trained mu, which is left unchanged.
 
-    Args:
-        model: of variant mu; it is left unchanged.
-        frontend: has the step functions, and as many channels in each layer as the model.
-        images: uint8 (N, C, H, W), on which activations are measured (``range``).
-        scale: ``range`` or ``literal``, see the module.
-
-    Raises:
-        UserError: a model of another variant, or a front end of another shape.
+    The front end has the step functions, and as many channels in each layer as the model. With ``range`` activations
+    are measured on images, uint8 (N, C, H, W). Raises :class:`UserError` for a model of another variant, or a front end
+    of another shape.
     """
     spec = model.spec
     check(
@@ -80,11 +75,11 @@ def swap(model: TrainedModel, frontend: SpikingFrontEnd, images: Tensor, scale: 
         f"`frontend` has layers of {frontend.spec.channels} channels, the model of {spec.frontend.channels}; give the "
         "front end whose shape the model was trained with",
     )
-    architecture = replace(spec.architecture, variant="lambda")
     layers = zip(spec.frontend.layers, frontend.spec.layers, strict=True)
     stepped = tuple(replace(own, steps=other.steps, per_channel=other.per_channel) for own, other in layers)
-    shape = replace(spec.frontend, layers=stepped)
-    network = build_model(replace(spec, architecture=architecture, frontend=shape)).eval()
+    shape, architecture = replace(spec.frontend, layers=stepped), replace(spec.architecture, variant="lambda")
+    spec = replace(spec, architecture=architecture, frontend=shape)
+    network = build_model(spec).eval()
     assert isinstance(network, HybridNetwork)
     assert isinstance(network.frontend, TrainableFrontEnd)
     network.load_state_dict(model.network.state_dict(), strict=False)
@@ -103,7 +98,7 @@ def swap(model: TrainedModel, frontend: SpikingFrontEnd, images: Tensor, scale: 
             heights = heights / heights.amax()
         activation.load_state_dict(activation.state_dict() | {"edges": edges, "heights": heights})
         x = activation(drive)
-    return replace(model, spec=replace(spec, architecture=architecture, frontend=shape), network=network, digest="")
+    return replace(model, spec=spec, network=network, digest="")
 
 
 def percentile(values: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ def train(
 
 
 def training_identity(spec: ModelSpec, recipe: Recipe, seed: int, data: Images, network: Network) -> str:
-    """A digest of all that decides the result: description, hyperparameters, seed, images and starting values."""
+    """A digest of all that decides the result."""
     digest = hashlib.sha256(repr((spec, recipe, seed)).encode())
     for values in (data.images, data.labels, *network.state_dict().values()):
         digest.update(values.contiguous().numpy().tobytes())
@@ -177,9 +177,7 @@ def _describe(
     spec = getattr(network, "spec", None)
     check(frontend is None, "`frontend` goes with an architecture; this `network` has its own: leave it out")
     if not isinstance(spec, ModelSpec):
-        raise UserError(
-            "`network` has no description to be saved with; make it with hybrid.safe_dnn or hybrid.baseline"
-        )
+        raise UserError("`network` has no description to be saved; make it with hybrid.safe_dnn or hybrid.baseline")
     check(
         (spec.input_shape, len(spec.classes)) == (data.shape, len(data.classes)),
         f"`network` is for images of shape {spec.input_shape} of {len(spec.classes)} classes, `data` has shape "
@@ -229,13 +227,13 @@ def _fit(
         num_sanity_val_steps=0,
     )
     with warnings.catch_warnings():
-        for message in (
-            ".*does not have many workers.*",
-            ".*LeafSpec.*is deprecated.*",
-            ".*number of training batches.*smaller than the logging interval.*",
-            ".*[Cc]heckpoint directory.*exists and is not empty.*",
+        for words in (
+            "does not have many workers",
+            "LeafSpec.*is deprecated",
+            "number of training batches.*smaller than the logging interval",
+            "[Cc]heckpoint directory.*exists and is not empty",
         ):
-            warnings.filterwarnings("ignore", message=message)
+            warnings.filterwarnings("ignore", message=f".*{words}")
         try:
             trainer.fit(module, ckpt_path=start)
         except SystemExit as stop:

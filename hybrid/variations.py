@@ -1,20 +1,17 @@
 """Options that the search tried and rejected (docs/results.md); kept so that its numbers can be made again."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bridge.sau import SpecialActivationUnit
-from hybrid.network import HybridNetwork, Join, Paths, auxiliary_cnn
+from hybrid.network import Join, Paths, auxiliary_cnn
 from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preprocess_flag
 from snn.runtime.errors import check
 
 AuxiliaryActivation = Literal["relu6", "steps"]
-
-AUXILIARY_STEPS = 8
-"""Steps of :func:`even_steps` (ours)."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +64,11 @@ class Variations:
         """Joins features of which ``channels`` are the front end's."""
         return VariedJoin(nn.BatchNorm2d(channels) if self.feature_norm else nn.Identity(), self.auxiliary_drop)
 
-    def network(self, *modules: Any, **named: Any) -> HybridNetwork:
-        """A hybrid network of ``modules`` whose auxiliary CNN is given the images of :attr:`auxiliary_input`."""
-        return VariedNetwork(*modules, auxiliary_input=self.auxiliary_input.build(), **named)
-
 
 class VariedJoin(Join):
-    """Join that normalises the front end's features, and drops auxiliary features of whole images in training.
+    """Join that passes the front end's features through ``norm``.
 
-    Args:
-        norm: of the front end's features.
-        drop: share of the images whose auxiliary features are 0.
+    In training it sets the auxiliary features of a share ``drop`` of the images to 0.
     """
 
     def __init__(self, norm: nn.Module, drop: float) -> None:
@@ -92,24 +83,7 @@ class VariedJoin(Join):
         return super().forward(features, auxiliary, paths)
 
 
-class VariedNetwork(HybridNetwork):
-    """Hybrid network whose auxiliary CNN is given images of its own.
-
-    Args:
-        auxiliary_input: images in [0, 1] to images in [0, 1].
-        modules, named: as in :class:`HybridNetwork`.
-    """
-
-    def __init__(self, *modules: Any, auxiliary_input: nn.Module, **named: Any) -> None:
-        super().__init__(*modules, **named)
-        self.auxiliary_input = auxiliary_input
-
-    def auxiliary_features(self, images: Tensor) -> Tensor | None:
-        return super().auxiliary_features(self.auxiliary_input(images))
-
-
 def even_steps() -> SpecialActivationUnit:
-    """:data:`AUXILIARY_STEPS` equal steps from 0 to 6, never more than half a step from ReLU6."""
-    height = 6 / AUXILIARY_STEPS
-    heights = height * torch.arange(AUXILIARY_STEPS + 1)
-    return SpecialActivationUnit(heights[1:] - height / 2, heights)
+    """Eight equal steps (ours) from 0 to 6, never more than half a step from ReLU6."""
+    heights = 0.75 * torch.arange(9)
+    return SpecialActivationUnit(heights[1:] - 0.75 / 2, heights)

@@ -81,8 +81,7 @@ def full_backbone(
 
     Args:
         name: of :data:`BACKBONES`.
-        in_channels: channels of the images.
-        classes: number of classes.
+        in_channels, classes: channels of the images, number of classes.
         image_size: height of the images in pixels.
         width: multiplier of the backbone's channels.
         embedding: units between two fully connected layers; 0: torchvision's head with one layer; None:
@@ -113,9 +112,8 @@ def main_cnn(
 ) -> nn.Module:
     """The classifier without stem and following block: features (B, in_channels, H, W) to logits (B, classes).
 
-    Args as :func:`full_backbone`, with ``in_channels`` of the features, and:
-        front_stride: stride of what makes the features. The first kept block takes what remains of the strides of all
-            that is removed, so that the blocks behind it work at their usual resolution.
+    Other arguments are those of :func:`full_backbone`. The first kept block takes what ``front_stride``, the stride of
+    what makes the features, leaves of the removed strides, so that the blocks behind it work at their usual resolution.
     """
     adapter, network = _classifier(name, classes, image_size, width, embedding)
     stride = adapter.strides[has_small_strides(image_size)]

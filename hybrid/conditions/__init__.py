@@ -2,18 +2,7 @@
 
 A perturbation is written ``name`` or ``name:level``, for example ``awgn:20``, and applies to images in [0, 1] before a
 model normalises them. ``Condition.parse("awgn:20")`` reads it. A further one takes one class in a file of your own,
-which ``--plugin FILE`` imports::
-
-    import torch
-    from hybrid.conditions import Noise, register_condition
-
-    @register_condition("uniform")
-    class UniformNoise(Noise):
-        form, meaning, ranges = "WIDTH", "a width from 0 to 1", ((0, 1),)
-
-        def add(self, images, generator):
-            draw = torch.rand(images.shape, generator=generator, device=images.device)
-            return images + self.levels[0] * (draw - 0.5)
+which ``--plugin FILE`` imports (docs/contributing.md has an example).
 """
 
 from abc import ABC, abstractmethod
@@ -108,17 +97,13 @@ class Condition(ABC):
 
     @classmethod
     def parse(cls, text: str, argument: str = "noise") -> Self:
-        """Read ``name`` or ``name:level``.
+        """Read ``name`` or ``name:level``, for example ``awgn:20``.
 
-        Args:
-            text: for example ``awgn:20``.
-            argument: which argument the text is of, for messages.
-
-        Raises:
-            UserError: an unknown name, a level out of range, or a perturbation that is no ``cls``.
+        Raises :class:`UserError`, which names the ``argument``, for an unknown name, a level out of range, or a
+        perturbation that is no ``cls``.
         """
         kind, colon, level = text.partition(":")
-        names = [name for name in CONDITIONS if issubclass(CONDITIONS[name], cls)]
+        names = usable(cls)
         try:
             check(
                 kind in names,
@@ -154,14 +139,9 @@ class Noise(Condition):
         """Perturbed images, not yet clipped; see :meth:`apply`."""
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Perturbed images.
+        """Perturbed images, clipped to [0, 1], of floating-point images (B, C, H, W) in [0, 1].
 
-        Args:
-            images: floating point (B, C, H, W) in [0, 1].
-            generator: on the device of ``images``.
-
-        Returns:
-            Like ``images``, clipped to [0, 1].
+        The generator is on their device.
         """
         return self.add(images, generator).clamp(0, 1)
 
@@ -186,6 +166,11 @@ register_condition = CONDITIONS.register
 """Class decorator that adds a kind of perturbation: ``@register_condition("awgn")``."""
 
 
+def usable(kind: type[Condition]) -> list[str]:
+    """Names of all perturbations that are of this kind, as Noise."""
+    return [name for name in CONDITIONS if issubclass(CONDITIONS[name], kind)]
+
+
 def condition_flag(kind: type[Kind], argument: str = "noise", many: bool = False) -> TextFlag[Kind]:
     """Annotation of a command's field that holds a condition of this kind, or a tuple of them (``many``).
 
@@ -193,7 +178,6 @@ def condition_flag(kind: type[Kind], argument: str = "noise", many: bool = False
     """
 
     def forms() -> str:
-        usable = {name: entry for name in CONDITIONS if issubclass(entry := CONDITIONS[name], kind)}
-        return "|".join(f"{name}:{entry.form}" if entry.form else name for name, entry in usable.items())
+        return "|".join(f"{name}:{CONDITIONS[name].form}".removesuffix(":") for name in usable(kind))
 
     return TextFlag(lambda text: kind.parse(text, argument), forms, many)

@@ -12,17 +12,11 @@ from snn.runtime.errors import UserError
 
 
 def fgsm(network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
-    """Images moved by one step that raises the loss of ``network``.
+    """Images moved by one step of ``eps`` 8-bit units that raises the loss of ``network``.
 
-    Args:
-        network: whose gradient is taken, in evaluation mode: images in [0, 1] to logits.
-        images: float32 (B, C, H, W) in [0, 1].
-        labels: true classes (B,).
-        eps: size of the step in 8-bit units.
-
-    Returns:
-        Like ``images``: each value moved by ``eps / 255`` up or down (not at all where its gradient is 0), then clipped
-        to [0, 1].
+    The network, in evaluation mode, maps images, float32 (B, C, H, W) in [0, 1], to logits; labels are true classes
+    (B,). Each value moves by ``eps / 255`` up or down (not at all where its gradient is 0), and is then clipped to
+    [0, 1].
     """
     images = images.detach().clone().requires_grad_()
     with torch.enable_grad():

@@ -40,39 +40,24 @@ DETERMINISTIC = frozenset(("defocus_blur", "zoom_blur", "brightness", "contrast"
 """Corruptions without random draws."""
 SEVERITIES = range(1, 6)
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_SMALLEST_SIDE = 32
 _TAKE_A_SEED = {"impulse_noise", "glass_blur"}
 
 
 def corrupt(images: Tensor, name: str, severity: int, seed: int) -> Tensor:
-    """Images with one corruption at one severity of ImageNet-C, computed on the CPU.
+    """Images, uint8 RGB (N, 3, H, W), with one corruption at one severity of ImageNet-C, computed on the CPU.
 
     The draws for image ``i`` depend on ``(seed, i)`` alone: they are the same for any number of images and for all
-    corruptions and severities. Those in :data:`DETERMINISTIC` draw nothing. Results repeat bit by bit with the same
-    versions of the libraries. The function uses NumPy's global random state and restores it at the end, so call it from
-    one thread at a time.
+    corruptions and severities. Results repeat bit by bit with the same versions of the libraries. The function uses
+    NumPy's global random state and restores it at the end, so call it from one thread at a time.
 
-    Args:
-        images: uint8 RGB (N, 3, H, W), H and W at least 32 pixels.
-        name: one of :data:`CORRUPTIONS`.
-        severity: 1 to 5.
-        seed: not negative.
-
-    Returns:
-        Like ``images``.
-
-    Raises:
-        UserError: an unknown name, a severity out of range, images of another type or smaller size, or the library is
-            not installed.
+    Raises :class:`UserError` for an unknown name, a severity out of 1 to 5, images of another type or of less than 32
+    pixels, and if the library is not installed.
     """
     _check_request(name, severity)
     check(
-        images.dtype == torch.uint8
-        and images.ndim == 4
-        and images.shape[1] == 3
-        and min(images.shape[2:]) >= _SMALLEST_SIDE,
+        images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3 and min(images.shape[2:]) >= 32,
         f"corruption {name}: cannot take {str(images.dtype).removeprefix('torch.')} images of shape "
-        f"{tuple(images.shape)}; expected uint8 RGB (N, 3, H, W) of at least {_SMALLEST_SIDE} pixels a side; "
+        f"{tuple(images.shape)}; expected uint8 RGB (N, 3, H, W) of at least 32 pixels a side; "
         "take `data` cifar10 or folder:PATH, small images with `image_size` 32",
     )
     library = _library(name)
@@ -117,13 +102,9 @@ def load_corrupted(folder: str | Path, name: str, severity: int, limit: int | No
     Args:
         folder: holds ``NAME.npy``, uint8 (5 n, 32, 32, 3): the n = 10,000 test images of CIFAR-10 in their order, once
             for each severity from 1 to 5; and ``labels.npy``, integers (5 n,) from 0 to 9.
-        name: one of :data:`CORRUPTIONS`.
-        severity: 1 to 5.
-        limit: take at most this many images, balanced over classes; None takes all.
-        seed: of the choice of these images, which is the same for all corruptions and severities.
-
-    Returns:
-        uint8 images (N, 3, 32, 32) and int64 labels (N,).
+        name, severity: as for :func:`corrupt`.
+        limit: take at most this many images, balanced over classes and drawn with ``seed``, the same for all
+            corruptions and severities; None takes all.
 
     Raises:
         UserError: an unknown name, a severity or limit out of range, or files that are missing, unreadable or of
