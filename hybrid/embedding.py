@@ -229,7 +229,8 @@ def _draw_panel(axes: Axes, panel: Panel, colours: list) -> None:
     order = np.random.default_rng(0).permutation(len(panel.labels))
     points, labels = panel.points[order], panel.labels[order]
     size = float(np.clip(6000 / len(points), 4, 24))
-    axes.scatter(*points.T, s=size, c=[colours[label] for label in labels], alpha=0.8, linewidths=0)
+    colour = [colours[label] for label in labels]
+    axes.scatter(points[:, 0], points[:, 1], s=size, c=colour, alpha=0.8, linewidths=0)
     title = f"{panel.condition}\nsilhouette {panel.silhouette:.3f}, top-1 {panel.accuracy:.1f} %"
     axes.set_title(title, fontsize=9, linespacing=1.3)
     axes.set(xticks=[], yticks=[], box_aspect=1)

@@ -67,15 +67,12 @@ class Condition(ABC):
     """Smallest and largest value of each number."""
     needs_attack_model: ClassVar[bool] = False
     """Whether it takes the gradient of ``Context.attack_model``."""
+    draws: ClassVar[bool] = True
+    """Whether another seed gives other images."""
 
     @abstractmethod
     def perturb(self, context: Context) -> Perturbed:
         """Images of ``context`` under this condition; :class:`UserError` where it cannot be applied to them."""
-
-    @property
-    def draws(self) -> bool:
-        """Whether another seed gives other images."""
-        return True
 
     @property
     def snr(self) -> float | None:

@@ -31,11 +31,7 @@ class FastGradientSign(Condition):
     """One step along the sign of the gradient of an attack model."""
 
     form, meaning, ranges = "EPS", "a step of 0 to 255 (8-bit units)", ((0, 255),)
-    needs_attack_model = True
-
-    @property
-    def draws(self) -> bool:
-        return False
+    needs_attack_model, draws = True, False
 
     def perturb(self, context: Context) -> Perturbed:
         if context.attack_model is None:

@@ -202,7 +202,7 @@ class ComputedCorruption(Corruption):
     """A corruption that is computed on the test images."""
 
     @property
-    def draws(self) -> bool:
+    def draws(self) -> bool:  # type: ignore[override]
         return self.corruption not in DETERMINISTIC
 
     def perturb(self, context: Context) -> Perturbed:
@@ -214,9 +214,7 @@ class ComputedCorruption(Corruption):
 class PublishedCorruption(Corruption):
     """A corruption from the published files of CIFAR-10-C, which bring their own images and labels."""
 
-    @property
-    def draws(self) -> bool:
-        return False
+    draws = False
 
     def perturb(self, context: Context) -> Perturbed:
         if context.cifar10_c is None:

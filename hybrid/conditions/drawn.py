@@ -41,9 +41,7 @@ def inverse_gaussian(shape: torch.Size, mean: float, scale: float, generator: to
 class Clean(Noise):
     """Images as they are."""
 
-    @property
-    def draws(self) -> bool:
-        return False
+    draws = False
 
     def add(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return images
