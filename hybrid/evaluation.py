@@ -15,8 +15,8 @@ from hybrid.recipe import Recipe
 from hybrid.storage import TrainedModel
 from snn.data import Images, load_images
 from snn.runtime.errors import check
-from snn.runtime.h5 import from_tree
 from snn.runtime.progress import progress
+from snn.runtime.tree import from_tree
 
 METRICS = {"top1": 1, "top5": 5}
 """Accuracies by name: the true class is among so many of the highest logits."""

@@ -12,7 +12,8 @@ from bridge.storage import spec_from_tree
 from hybrid.architecture import Architecture, ModelSpec
 from hybrid.network import build_model
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
-from snn.runtime.h5 import PARENT, Schema, Tree, from_tree, read_file, write_file
+from snn.runtime.h5 import PARENT, Schema, read_file, write_file
+from snn.runtime.tree import Tree, from_tree
 
 SCHEMA = Schema("hybrid/4", "python -m hybrid.train --out FILE", LOCATION)
 

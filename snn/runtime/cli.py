@@ -18,6 +18,7 @@ import tyro
 
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
+from snn.runtime.progress import SHOWN
 from snn.runtime.registry import load_plugin
 
 Config = TypeVar("Config")
@@ -67,6 +68,7 @@ def run_command(
         config = _parse(config_type, arguments, program)
         if defaults:
             config = _parse(config_type, arguments, program, defaults(config))
+        SHOWN.set(lambda message: with_flags(message, config_type))
         with _interrupts():
             return function(config) or 0
     except (UserError, OSError) as error:
