@@ -12,17 +12,22 @@ import pytest
 import torch
 from scipy import stats
 
+import snn.engines.events
+import snn.engines.norse
 import snn.layer
 import snn.plasticity
-from snn.layer import SheetState
-from snn.parameters import LayerParameters, STDPParameters
+from snn.engines.norse import NorseEngine, SheetState
+from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
+from snn.rules.deterministic import Deterministic
+from snn.rules.fd import FrequencyDependent
 from snn.spikes import Raster, SpikeEvents
-from validation.brian2_network import connections, most_waiting
-from validation.equations import euler_interval, magnitudes, probabilities
-from validation.freq_response import flat_regions
+from validation.comparisons.response import flat_regions
 from validation.freq_response import main as freq_response
 from validation.network import main as network
 from validation.random_networks import switch_rule
+from validation.reference.base import reference_of
+from validation.reference.equations import euler_interval, magnitudes
+from validation.reference.network import connections, most_waiting
 from validation.significance import binomial_band, binomial_p, same_distribution_p, same_rate_p, same_spread_p, total_p
 from validation.stdp_window import main as stdp_window
 
@@ -49,13 +54,13 @@ def test_the_command_agrees(name, tmp_path):
             assert len(figures["flat_regions"]) == len(file["flat_regions"]) >= 4 * 18
 
 
-def swapped_time(function):
-    """An STDP probability that is given t_pre - t_post."""
-    return lambda dt, fn, p: function(-dt, fn, p)
+def swapped_time(probability):
+    """A rule that is given t_pre - t_post."""
+    return lambda rule, lag, fn: probability(rule, -lag, fn)
 
 
-def without_phi(function):
-    return lambda dt, fn, p: function(dt, fn, replace(p, phi_p=0.0, phi_d=0.0))
+def without_phi(probability):
+    return lambda rule, lag, fn: probability(type(rule)(replace(rule.p, phi_p=0.0, phi_d=0.0)), lag, fn)
 
 
 def swapped_magnitudes(conductance, p, magnitude=snn.plasticity.magnitude):
@@ -66,23 +71,23 @@ def reset_too_high(p, v_threshold, norse_parameters=snn.layer.norse_parameters):
     return norse_parameters(replace(p, v_reset=p.v_reset + 1.0), v_threshold)
 
 
-def one_step_late(layer, pre, simulate=snn.layer.simulate_events, **options):
+def one_step_late(layer, pre, simulate=snn.engines.events.simulate_events, **options):
     late = (Raster(neuron, np.concatenate([[0], start[:-1]])) for neuron, start in pre.rasters)
     return simulate(layer, SpikeEvents(tuple(late), pre.shape), **options)
 
 
-def fires_at_threshold(layer, pre, simulate=snn.layer.simulate_events, **options):
+def fires_at_threshold(layer, pre, simulate=snn.engines.events.simulate_events, **options):
     below = torch.nextafter(layer.v_threshold, torch.full_like(layer.v_threshold, -torch.inf))
     return simulate(layer.with_values(v_threshold=below), pre, **options)
 
 
-def norse_fires_at_threshold(depolarisation, v, p, dt, integrate=snn.layer.integrate):
+def norse_fires_at_threshold(depolarisation, v, p, dt, integrate=snn.engines.norse.integrate):
     _, v = integrate(depolarisation, v, p, dt)
     return v >= p.v_th, v
 
 
-def leaking_inhibition(depolarisation, state, p, *rest, step=snn.layer.inhibited_step):
-    """Maps at the place to the right of a spike are reset, too."""
+def leaking_inhibition(depolarisation, state, p, *rest, step=snn.engines.norse.inhibited_step):
+    """Channels at the place to the right of a spike are reset, too."""
     fired, after = step(depolarisation, state, p, *rest)
     beside = torch.zeros_like(fired[:, :1])
     beside[..., 1:] = fired.any(1, keepdim=True)[..., :-1]
@@ -90,36 +95,36 @@ def leaking_inhibition(depolarisation, state, p, *rest, step=snn.layer.inhibited
     return fired, SheetState(v, after.blocked)
 
 
-def weights_one_column_off(shape, pre, *rest, count_pairs=snn.plasticity.count_event_pairs):
+def weights_one_column_off(*arguments, count_pairs=snn.engines.events.count_pairs):
     """Synapses learn what their neighbours to the left should."""
-    return np.roll(count_pairs(shape, pre, *rest), 1, -1)
+    return np.roll(count_pairs(*arguments), 1, -1)
 
 
-def rates_of_other_pixels(pre, post, rates, *rest, count_events=snn.plasticity.count_events):
-    return count_events(pre, post, rates._replace(level=rates.level.flip(-1)), *rest)
+def rates_of_other_pixels(engine, layer, pre, post, rates, *rest, count_events=snn.plasticity.count_events):
+    return count_events(engine, layer, pre, post, rates._replace(level=rates.level.flip(-1)), *rest)
 
 
+PROBABILITIES = [(rule, name) for rule in (FrequencyDependent, Deterministic) for name in ("ltp", "ltd")]
 FAULTS = {
     "rates of other pixels": [("snn.learner.count_events", rates_of_other_pixels)],
     "sign of dt swapped": [
-        ("snn.rules.ltp_probability", swapped_time(snn.rules.ltp_probability)),
-        ("snn.rules.ltd_probability", swapped_time(snn.rules.ltd_probability)),
+        (f"{rule.__module__}.{rule.__name__}.{name}", swapped_time(getattr(rule, name))) for rule, name in PROBABILITIES
     ],
     "alpha_p and alpha_d swapped": [("snn.plasticity.magnitude", swapped_magnitudes)],
     "phi ignored": [
-        ("snn.rules.ltp_probability", without_phi(snn.rules.ltp_probability)),
-        ("snn.rules.ltd_probability", without_phi(snn.rules.ltd_probability)),
+        ("snn.rules.fd.FrequencyDependent.ltp", without_phi(FrequencyDependent.ltp)),
+        ("snn.rules.fd.FrequencyDependent.ltd", without_phi(FrequencyDependent.ltd)),
     ],
     "reset off by 1 mV": [("snn.layer.norse_parameters", reset_too_high)],
-    # The engine's loops are compiled: the leak is put into norse's in its place.
+    # The event-driven engine's loops are compiled: the leak is put into norse's in its place.
     "inhibition leaks to the neighbouring place": [
-        ("snn.layer.SpikingConv2d.simulate", snn.layer.SpikingConv2d.simulate_dense),
-        ("snn.layer.inhibited_step", leaking_inhibition),
+        ("snn.engines.events.EventEngine.simulate", NorseEngine.simulate),
+        ("snn.engines.norse.inhibited_step", leaking_inhibition),
     ],
-    "spike used one step late": [("snn.layer.simulate_events", one_step_late)],
-    "fires at v = v_threshold": [("snn.layer.simulate_events", fires_at_threshold)],
-    "norse fires at v = v_threshold": [("snn.layer.integrate", norse_fires_at_threshold)],
-    "synapses one column off": [("snn.plasticity.count_event_pairs", weights_one_column_off)],
+    "spike used one step late": [("snn.engines.events.simulate_events", one_step_late)],
+    "fires at v = v_threshold": [("snn.engines.events.simulate_events", fires_at_threshold)],
+    "norse fires at v = v_threshold": [("snn.engines.norse.integrate", norse_fires_at_threshold)],
+    "synapses one column off": [("snn.engines.events.count_pairs", weights_one_column_off)],
 }
 SPIKES = [network, "--networks", "2", "--deterministic", "0", "--stochastic", "0"]
 LEARNING = [network, "--networks", "0", "--deterministic", "4", "--batches", "1", "--stochastic", "0"]
@@ -225,7 +230,7 @@ def test_flat_regions_of_a_staircase():
 
 
 def test_euler_interval_counts_steps():
-    p = snn.layer.LIFParameters()
+    p = LIFParameters()
     for current, threshold, dt in ((12.0, -60.2, 2.5), (40.0, -67.0, 1.0), (2.61, -60.2, 2.5)):
         v, steps = p.v_reset, 0
         while v <= threshold:
@@ -240,10 +245,11 @@ def test_equations_at_hand_made_values():
     up, down = magnitudes(np.array([1.0]), p)
     assert up[0] == pytest.approx(0.005 * np.exp(-0.5))
     assert down[0] == pytest.approx(0.01 * np.exp(-2.25))
-    ltp, ltd = probabilities(np.array([0.0, 15.0, 17.5, 60.0, np.inf]), 0.5, p)
+    ltp, ltd = reference_of(p).probabilities(np.array([0.0, 15.0, 17.5, 60.0, np.inf]), np.array(0.5))
     assert ltp == pytest.approx([0.7, 0.7 * np.exp(-15 / 13), 0, 0, 0])
     assert ltd == pytest.approx([0, 0, 0.6 * np.exp(-82.5 / 52), 0.6 * np.exp(-40 / 52), 0.6])
-    ltp, ltd = probabilities(np.array([-40.0, -np.inf, 5.0]), 0.0, replace(p, pairing="two-sided", rule="stochastic"))
+    plain = reference_of(replace(p, pairing="two-sided", rule="stochastic"))
+    ltp, ltd = plain.probabilities(np.array([-40.0, -np.inf, 5.0]), np.array(0.0))
     assert ltp == pytest.approx([0, 0, 0.7 * np.exp(-0.5)])
     assert ltd == pytest.approx([0.6 * np.exp(-1), 0, 0])
 
@@ -285,8 +291,8 @@ def test_a_switched_rule_leaves_nothing_to_chance():
     dt, p = 2.5, STDPParameters(ltd_delay=60.0)
     lags = np.arange(0, 120) * dt
     for pairing, sign in (("post", 1), ("two-sided", 1), ("two-sided", -1)):
-        rule = switch_rule(replace(p, pairing=pairing), dt)
-        off, on = (np.stack(probabilities(sign * lags[1:], fn, rule)) for fn in (0.0, 1.0))
+        rule = reference_of(switch_rule(replace(p, pairing=pairing), dt))
+        off, on = (np.stack(rule.probabilities(sign * lags[1:], np.array(fn))) for fn in (0.0, 1.0))
         assert set(np.unique(np.stack([off, on]))) <= {0.0, 1.0}
         assert on.sum(1).tolist() == {("post", 1): [6, 113], ("two-sided", 1): [6, 0]}.get((pairing, sign), [0, 119])
         # T_d lies between two steps, 61.25 ms.
@@ -331,7 +337,7 @@ def test_documentation_lists_every_constant_with_its_default():
         [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")
     ]
     listed = {row[0]: row[1] for row in rows}
-    for kind in (snn.layer.LIFParameters, STDPParameters, LayerParameters, snn.parameters.Encoding):
+    for kind in (LIFParameters, STDPParameters, LayerParameters, Encoding):
         for name, field in kind.__dataclass_fields__.items():
             if name != "maps":
                 assert listed[name] == str(field.default), name
