@@ -1,10 +1,14 @@
 """The three comparisons with Brian2: they agree, and they notice when the learner is wrong."""
 
+import functools
 import json
+import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -16,27 +20,35 @@ import snn.engines.events
 import snn.engines.norse
 import snn.layer
 import snn.plasticity
+import validation.reference.neuron
 from snn.engines.norse import NorseEngine, SheetState
 from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
 from snn.rules.deterministic import Deterministic
 from snn.rules.fd import FrequencyDependent
 from snn.spikes import Raster, SpikeEvents
+from validation.comparisons.learning import SWITCH, WITH_CHANCE, WITHOUT_CHANCE, learners
 from validation.comparisons.response import flat_regions
+from validation.comparisons.window import brian2_draws
 from validation.freq_response import main as freq_response
 from validation.network import main as network
 from validation.random_networks import switch_rule
 from validation.reference.base import reference_of
 from validation.reference.equations import euler_interval, magnitudes
-from validation.reference.network import connections, most_waiting
+from validation.reference.network import ReferenceNetwork, connections, most_waiting
 from validation.significance import binomial_band, binomial_p, same_distribution_p, same_rate_p, same_spread_p, total_p
 from validation.stdp_window import main as stdp_window
 
-COMMANDS = ("freq_response", "stdp_window", "network")
+# Less than --quick alone takes; every comparison is still made.
+COMMANDS = {
+    "freq_response": ["--durations", "300", "500"],
+    "stdp_window": ["--draws", "1000"],
+    "network": ["--networks", "6", "--batches", "1"],
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_command_agrees(name, tmp_path):
-    command = [sys.executable, "-m", f"validation.{name}", "--quick", "--json", "figures.json"]
+    command = [sys.executable, "-m", f"validation.{name}", "--quick", "--json", "figures.json", *COMMANDS[name]]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
@@ -132,6 +144,62 @@ WINDOW = [stdp_window, "--draws", "1000"]
 RESPONSE = [freq_response, "--drives", "32", "--durations", "300"]
 
 
+class KeptReference:
+    """A :class:`ReferenceNetwork` without chance whose answers are kept: they are the same for all faults of snn."""
+
+    answers: ClassVar[dict[bytes, tuple]] = {}
+
+    def __init__(self, *arguments, **options):
+        self.key, self.calls = pickle.dumps((arguments, options)), []
+        self.make = functools.cache(lambda: ReferenceNetwork(*arguments, **options))
+
+    def call(self, name, *arguments):
+        self.calls.append((name, arguments))
+        self.key += pickle.dumps(self.calls[-1])
+        if self.key not in self.answers:
+            reference = self.make()
+            for earlier, values in self.calls:
+                answer = getattr(reference, earlier)(*values)
+            self.calls.clear()
+            counts = reference.contested_steps, reference.ties, reference.touches
+            self.answers[self.key] = answer, counts, getattr(reference, "conductance", None)
+        answer, counts, self.conductance = self.answers[self.key]
+        self.contested_steps, self.ties, self.touches = counts
+        return answer
+
+    present = functools.partialmethod(call, "present")
+    learn = functools.partialmethod(call, "learn")
+
+
+def kept(function, answers):
+    """``function`` with its answers kept, by its arguments apart from the file to write."""
+
+    def answer(*arguments):
+        values = [replace(value, out=Path()) if hasattr(value, "out") else value for value in arguments]
+        key = function.__name__, pickle.dumps(values)
+        if key not in answers:
+            answers[key] = function(*arguments)
+        return answers[key]
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return {}
+
+
+@pytest.fixture
+def brian2_once(monkeypatch, answers):
+    """What Brian2 does is computed for the first fault, and compared with what snn does under each."""
+    for name in ("spikes", "learning"):
+        monkeypatch.setattr(f"validation.comparisons.{name}.ReferenceNetwork", KeptReference)
+    for module, name in (("response", "train_response_spikes"), ("neuron", "lif_spikes")):
+        target = f"validation.comparisons.{module}.{name}"
+        monkeypatch.setattr(target, kept(getattr(validation.reference.neuron, name), answers))
+    monkeypatch.setattr("validation.stdp_window.brian2_draws", kept(brian2_draws, answers))
+
+
 def run_part(command: list, folder: Path) -> int:
     main, *options = command
     return main(["--quick", "--no-figures", "--out", str(folder / "out.h5"), *options])
@@ -142,6 +210,7 @@ def command_name(value):
 
 
 @pytest.mark.parametrize("command", [SPIKES, LEARNING, RESPONSE], ids=command_name)
+@pytest.mark.usefixtures("brian2_once")
 def test_the_parts_agree_when_nothing_is_wrong(command, tmp_path):
     assert run_part(command, tmp_path) == 0
 
@@ -168,6 +237,7 @@ def test_the_parts_agree_when_nothing_is_wrong(command, tmp_path):
     ],
     ids=command_name,
 )
+@pytest.mark.usefixtures("brian2_once")
 def test_the_command_notices(fault, command, tmp_path, monkeypatch, capsys):
     for name, wrong in FAULTS[fault]:
         monkeypatch.setattr(name, wrong)
@@ -182,6 +252,7 @@ def test_the_command_notices(fault, command, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("command", "wrong", "words"),
     [
+        (stdp_window, ["--rules", "hebb"], "rule 'hebb': unknown; choose from"),
         (freq_response, ["--thresholds", "-70"], "threshold -70.0 mV is not above rest, -68.45 mV"),
         (freq_response, ["--durations", "301"], "give multiples of dt = 2.5 ms"),
         (stdp_window, ["--draws", "10"], "--draws 10: expected 1000 or more"),
@@ -216,6 +287,137 @@ def test_without_brian2_one_line_says_what_to_install(tmp_path):
     assert result.returncode == 2
     assert "pip install -e '.[validation]'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_quick_limits_are_those_that_the_help_names(name, tmp_path, capsys):
+    largest = NetworkConfig(quick=True, **{field: 1000 for field in QUICK})
+    assert getattr(largest, name) == QUICK[name]
+    with pytest.raises(SystemExit):
+        network(["--help"])
+    assert f"--{name} {QUICK[name]}" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_rules_of_the_paper_take_turns():
+    assert learners(WITHOUT_CHANCE, 0) == learners(WITH_CHANCE, 0) == []
+    expected = [(rule, pairing) for rule in ("deterministic", SWITCH) for pairing in ("post", "two-sided")]
+    assert learners(WITHOUT_CHANCE, 6) == [*expected, *expected[:2]]
+    expected = [(rule, pairing) for rule in ("fd", "stochastic") for pairing in ("post", "two-sided")]
+    assert learners(WITH_CHANCE, 1) == expected[:1]
+    assert learners(WITH_CHANCE, 4) == expected
+
+
+RULE = """
+from snn.registries import register_rule
+from snn.rules.base import Rule
+
+PEAK, TAU, LATE = 0.4, 30.0, 0.3
+
+
+@register_rule("nearest")
+class Nearest(Rule):
+    def ltp(self, lag, fn):
+        return (PEAK * (-lag / TAU).exp()).where(~self.beyond_window(lag), 0.0)
+
+    def ltd(self, lag, fn):
+        return (LATE + 0 * fn).where(self.can_depress(lag), 0.0)
+
+
+@register_rule("always")
+class Always(Rule):
+    def ltp(self, lag, fn):
+        return (~self.beyond_window(lag)).to(fn.dtype)
+
+    def ltd(self, lag, fn):
+        return self.can_depress(lag).to(fn.dtype)
+
+
+@register_rule("alone")
+class Alone(Nearest):
+    pass
+"""
+REFERENCE = """
+import numpy as np
+
+from validation.reference.base import RuleReference, register_reference
+
+
+@register_reference("nearest")
+class NearestReference(RuleReference):
+    P_p = "in_window*peak*exp(-lag/(30*ms))"
+    P_d_post = "(1 - in_window)*0.3"
+    P_d_two_sided = "0.3"
+
+    def constants(self):
+        return {"peak": 0.4}
+
+    def probabilities(self, lag, fn):
+        return self.in_window(lag) * 0.4 * np.exp(-np.maximum(lag, 0) / 30), self.can_depress(lag) * 0.3
+
+
+@register_reference("always")
+class AlwaysReference(RuleReference):
+    P_p, P_d_post, P_d_two_sided = "in_window", "1 - in_window", "1"
+
+    def probabilities(self, lag, fn):
+        return 1.0 * self.in_window(lag), 1.0 * self.can_depress(lag)
+"""
+
+
+def compare_plugins(folder, reference, *rules):
+    """Run the command with a rule and a reference from files of their own, on the rules of these names."""
+    (folder / "my_rule.py").write_text(RULE)
+    (folder / "my_reference.py").write_text(reference)
+    command = [sys.executable, "-m", "validation.stdp_window", "--quick", "--draws", "1000", "--json", "figures.json"]
+    command += ["--plugin", "my_rule.py", "my_reference.py", "--rules", *rules]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode in (0, 1), result.stderr
+    rows = json.loads((folder / "figures.json").read_text())["comparisons"]
+    return result, {row["comparison"]: row for row in rows}
+
+
+def test_a_rule_of_a_plugin_agrees_with_its_reference(tmp_path):
+    result, rows = compare_plugins(tmp_path, REFERENCE, "nearest")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert {name.split(":")[0] for name in rows} == {"nearest, post", "nearest, two-sided"}
+    assert len(rows) == 10
+    assert (tmp_path / "stdp_window.png").read_bytes().startswith(b"\x89PNG")
+    with h5py.File(tmp_path / "stdp_window.h5") as file:
+        # At dt = 0 potentiation has its peak.
+        zero = file["lags"][:].tolist().index(0)
+        assert file["nearest/post/equation/p_ltp"][0, 0, zero] == 0.4
+        assert file["nearest/post/learner/p_ltp"][0, 0, zero] == pytest.approx(0.4, abs=0.1)
+
+
+def test_a_wrong_or_missing_reference_of_a_rule_disagrees(tmp_path):
+    wrong = REFERENCE.replace("30*ms", "60*ms").replace("/ 30", "/ 60")
+    result, rows = compare_plugins(tmp_path, wrong, "nearest", "alone")
+    assert result.returncode == 1
+    assert not rows["nearest, post: P(LTP), P(LTD) of learner and Eq. 5"]["agrees"]
+    assert rows["nearest, post: P(LTP), P(LTD) of Brian2 and Eq. 5"]["agrees"]
+    assert not rows["nearest, post: the same of learner and Brian2"]["agrees"]
+    assert not rows["rule alone"]["agrees"]
+    assert "rule alone has no reference: register one" in result.stdout
+
+
+def test_rules_of_plugins_learn_in_networks_with_their_like(tmp_path):
+    (tmp_path / "my_rule.py").write_text(RULE)
+    (tmp_path / "my_reference.py").write_text(REFERENCE)
+    code = (
+        "import json, my_rule, my_reference\n"
+        "from validation.comparisons.learning import WITH_CHANCE, WITHOUT_CHANCE, learners\n"
+        "print(json.dumps([learners(WITHOUT_CHANCE, 4)[4:], learners(WITH_CHANCE, 1)[1:], learners(WITH_CHANCE, 0)]))"
+    )
+    command = [sys.executable, "-c", code]
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    pairings = ("post", "two-sided")
+    assert json.loads(result.stdout) == [
+        [["always", pairing] for pairing in pairings],
+        [["nearest", pairing] for pairing in pairings],
+        [],
+    ]
 
 
 def test_flat_regions_of_a_staircase():

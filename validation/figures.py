@@ -94,7 +94,7 @@ def draw_window(config: WindowConfig, results: dict[tuple[str, str], RuleResult]
 
     Args:
         config: the grid.
-        results: by rule and pairing.
+        results: by rule and pairing; the first rule is drawn, and the plain stochastic one beside it.
         level: of the binomial bands.
         path: PNG to write.
     """
@@ -106,31 +106,32 @@ def draw_window(config: WindowConfig, results: dict[tuple[str, str], RuleResult]
     shades = colormaps["viridis"]([0.0, 0.45, 0.8])
     figure = Figure(figsize=(12, 8.2), layout="constrained")
     grid = figure.subplots(2, 3)
-    letters = iter("abcdef")
+    letters, rule = iter("abcdef"), next(iter(results))[0]
     for row, pairing in zip(grid, ("post", "two-sided"), strict=True):
         for panel, kind, symbol in zip(row, ("ltp", "ltd"), ("P(LTP)", "P(LTD)"), strict=False):
             sign = lags >= 0 if pairing == "post" else (lags >= 0) == (kind == "ltp")
             if kind == "ltp":
                 sign &= lags <= config.stdp.ltp_window + 10
             for shade, f in zip(shades, shown, strict=True):
-                learner, brian2, truth = (getattr(part, kind)[middle, f, sign] for part in results["fd", pairing])
+                learner, brian2, truth = (getattr(part, kind)[middle, f, sign] for part in results[rule, pairing])
                 low, high = binomial_band(config.draws, truth, level)
                 panel.fill_between(lags[sign], low, high, color=shade, alpha=0.25, lw=0)
                 panel.plot(lags[sign], truth, color=shade, lw=1.2)
                 panel.plot(lags[sign], learner / config.draws, "o", color=shade, ms=4, mfc="none")
                 panel.plot(lags[sign], brian2 / config.draws, "x", color=shade, ms=4)
-            plain = getattr(results["stochastic", pairing].equation, kind)[middle, 0, sign]
-            panel.plot(lags[sign], plain, color="black", lw=1.4, ls=DOTTED)
+            if ("stochastic", pairing) in results:
+                plain = getattr(results["stochastic", pairing].equation, kind)[middle, 0, sign]
+                panel.plot(lags[sign], plain, color="black", lw=1.4, ls=DOTTED)
             title, y = f"{next(letters)}   {symbol}, pairing {pairing}", f"{symbol} per postsynaptic spike"
-            highest = 1.15 * max(config.stdp.gamma_p, config.stdp.gamma_d)
-            _label(panel, title, "dt = t_post - t_pre (ms)", y, ylim=(-0.02, highest))
+            highest = max(results[rule, pairing].equation.ltp.max(), results[rule, pairing].equation.ltd.max())
+            _label(panel, title, "dt = t_post - t_pre (ms)", y, ylim=(-0.02, 1.15 * highest))
         title = f"{next(letters)}   magnitude, pairing {pairing}"
-        _draw_magnitude(row[2], title, config, results["fd", pairing])
+        _draw_magnitude(row[2], title, config, results[rule, pairing])
     styles = {
-        f"FD rule, {name} input ({rates[f]:.0f} Hz)": {"color": shade, "lw": 1.5}
+        f"rule {rule}, {name} input ({rates[f]:.0f} Hz)": {"color": shade, "lw": 1.5}
         for name, f, shade in zip(("weak", "middle", "strong"), shown, shades, strict=True)
     } | {
-        "plain stochastic rule, any input": {"color": "black", "lw": 1.4, "ls": DOTTED},
+        "rule stochastic, any input": {"color": "black", "lw": 1.4, "ls": DOTTED},
         "equation": {"color": "0.3", "lw": 1.2},
         "accepted by the binomial test": {"color": "0.3", "alpha": 0.25, "lw": 0},
         "learner": {"color": "0.3", "marker": "o", "mfc": "none", "ls": ""},

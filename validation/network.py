@@ -78,7 +78,7 @@ def run(config: NetworkConfig) -> int:
     random = np.random.default_rng(config.options.seed)
     report = Report("validation.network")
     print(f"random networks, learner on {device.type}; a false alarm in {FALSE_ALARM:.1%} of all runs")
-    compared_rules(report)
+    compared_rules(report=report)
     trials = compare_networks(config.networks, report, random, device) if config.networks else []
     learned = (
         compare_learning(config.deterministic, config.batches, report, random, device) if config.deterministic else None

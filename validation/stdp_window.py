@@ -40,9 +40,9 @@ def run(config: WindowConfig) -> int:
         f"{len(lags)} dt x {len(numbers)} rates x {len(conductances)} conductances, {config.draws} draws each, "
         f"learner on {device.type}; a false alarm in {FALSE_ALARM:.1%} of all runs"
     )
-    compared_rules(report)
+    compared_rules(config.rules, report)
     results, levels = {}, Levels.of(config)
-    for number, p in enumerate(progress(config.rules(), "rules", "rule")):
+    for number, p in enumerate(progress(config.learners(), "rules", "rule")):
         learner = learner_draws(config, p, generator)
         result = RuleResult(learner, brian2_draws(config, p, (config.options.seed, number)), expected(config, p))
         compare_rule(config, p, levels, result, report)
@@ -65,7 +65,7 @@ def run(config: WindowConfig) -> int:
         tree.setdefault(rule, {})[pairing] = group
     command = command_line("validation.stdp_window", config)
     write_file(config.out, SCHEMA, tree, seed=config.options.seed, command=command)
-    for path in outputs.figures:
+    for path in outputs.figures if results else ():
         draw_window(config, results, levels.point, path)
     return report.close(outputs, {})
 

@@ -1,5 +1,7 @@
 """Which learning rules are compared: every registered one, the paper's first."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 from snn.parameters import STDPParameters
@@ -13,9 +15,10 @@ PAPER_RULES = ("fd", "stochastic", "deterministic")
 PAIRINGS: tuple[Pairing, ...] = ("post", "two-sided")
 
 
-def compared_rules(report: Report | None = None) -> list[str]:
-    """Names of the registered rules that have a reference; the others fail in ``report``."""
-    names = [*PAPER_RULES, *(name for name in RULES if name not in PAPER_RULES)]
+def compared_rules(chosen: Collection[str] = (), report: Report | None = None) -> list[str]:
+    """Names of the rules that have a reference, of ``chosen`` or else of all; the others fail in ``report``."""
+    further = [name for name in RULES if name not in PAPER_RULES]
+    names = [name for name in (*PAPER_RULES, *further) if name in (chosen or RULES)]
     for name in names:
         if report and name not in REFERENCES:
             report.add(

@@ -19,6 +19,7 @@ from snn.engines.base import choose_engine
 from snn.layer import SpikingConv2d
 from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
 from snn.plasticity import count_events, update
+from snn.registries import RULES
 from snn.runtime.cli import RunOptions
 from snn.runtime.errors import check
 from snn.runtime.random import draw_seeds
@@ -39,14 +40,16 @@ MOST_SPIKES = 2**30
 class WindowConfig:
     """Compare the learning rules with Eq. 2, 4 and 5 and with Brian2 synapses.
 
-    All registered rules are compared, those of --plugin included, with both pairings. --stdp.rule, --stdp.pairing,
-    --stdp.n-cap and --encoding.kind have no effect.
+    Each rule is compared with both pairings. --stdp.rule, --stdp.pairing, --stdp.n-cap and --encoding.kind have no
+    effect.
     """
 
     out: Path = Path("stdp_window.h5")
     """File to write; figure beside it."""
     quick: bool = False
     """A coarser grid, for a check in seconds."""
+    rules: tuple[str, ...] = ()
+    """Rules to compare; without this flag all registered ones, those of --plugin included."""
     draws: int = 10_000
     """Synapses that draw at each point."""
     longest_lag: float = 150.0
@@ -58,6 +61,8 @@ class WindowConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        for rule in self.rules:
+            RULES.check(rule)
         check(self.draws >= 1000, f"`draws` {self.draws}: expected 1000 or more")
         object.__setattr__(self, "stdp", self.stdp.with_ltd_delay(self.encoding.f_min))
         window, dt = self.stdp.ltp_window, self.encoding.dt
@@ -103,9 +108,10 @@ class WindowConfig:
         shares = np.array([0.0, 0.4, 1.0]) if self.quick else np.array([0.0, 0.25, 0.5, 0.75, 1.0])
         return self.stdp.g_min + shares * (self.stdp.g_max - self.stdp.g_min)
 
-    def rules(self) -> list[STDPParameters]:
-        """Every registered rule that has a reference, with both pairings."""
-        return [replace(self.stdp, rule=rule, pairing=pairing) for rule in compared_rules() for pairing in PAIRINGS]
+    def learners(self) -> list[STDPParameters]:
+        """Every rule that is compared and has a reference, with both pairings."""
+        rules = compared_rules(self.rules)
+        return [replace(self.stdp, rule=rule, pairing=pairing) for rule in rules for pairing in PAIRINGS]
 
     @property
     def rate_limits(self) -> tuple[float, float]:
@@ -230,9 +236,9 @@ class Levels(NamedTuple):
     @classmethod
     def of(cls, config: WindowConfig) -> "Levels":
         """Of the grid: three tests at each point whose probability is neither 0 nor 1, four totals for each rule."""
-        truths = [expected(config, p) for p in config.rules()]
+        truths = [expected(config, p) for p in config.learners()]
         points = sum(int(((share > 0) & (share < 1)).sum()) for truth in truths for share in (truth.ltp, truth.ltd))
-        return cls(FALSE_ALARM / 2 / max(1, 3 * points), FALSE_ALARM / 2 / (4 * len(truths)))
+        return cls(FALSE_ALARM / 2 / max(1, 3 * points), FALSE_ALARM / 2 / max(1, 4 * len(truths)))
 
 
 def compare_rule(config: WindowConfig, p: STDPParameters, levels: Levels, result: RuleResult, report: Report) -> None:
