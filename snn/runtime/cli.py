@@ -54,7 +54,7 @@ def run_command(
 ) -> int:
     """Parse ``argv`` (default: the process's) into ``config_type``, call ``function`` with it, return the exit status.
 
-    ``defaults`` makes, of a first parse, the values that flags which are not given have (such as a preset's).
+    ``defaults`` turns a first parse into the values of all flags that are left out (such as those of a preset).
 
     0: done, or another status that ``function`` returns. 2: a user error, in one line on stderr. 130: interrupted (also
     by SIGTERM).
@@ -104,7 +104,7 @@ def _flags(config_type: type, prefix: str = "") -> dict[str, str]:
     nested: list[dict[str, str]] = []
     for name, hint in get_type_hints(config_type, include_extras=True).items():
         kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             flat = any(getattr(extra, "name", None) == "" for extra in extras)
             nested.append(_flags(kind, prefix if flat else f"{prefix}{name}."))
         elif tyro.conf.Positional in extras:
@@ -158,8 +158,9 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            given = {} if default is None else {"default": default}
-            return tyro.cli(config_type, args=arguments, prog=program, **given)
+            if default is None:
+                return tyro.cli(config_type, args=arguments, prog=program)
+            return tyro.cli(config_type, args=arguments, prog=program, default=default)
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
