@@ -30,6 +30,7 @@ from validation.comparisons.learning import SWITCH, WITH_CHANCE, WITHOUT_CHANCE,
 from validation.comparisons.response import flat_regions
 from validation.comparisons.window import brian2_draws
 from validation.freq_response import main as freq_response
+from validation.network import QUICK, NetworkConfig
 from validation.network import main as network
 from validation.random_networks import switch_rule
 from validation.reference.base import reference_of
