@@ -1,6 +1,7 @@
 """The three comparisons with Brian2: they agree, and they notice when the learner is wrong."""
 
 import functools
+import io
 import json
 import os
 import pickle
@@ -145,18 +146,34 @@ WINDOW = [stdp_window, "--draws", "1000"]
 RESPONSE = [freq_response, "--drives", "32", "--durations", "300"]
 
 
+class Key(pickle.Pickler):
+    """Writes equal values as equal bytes."""
+
+    def reducer_override(self, value):
+        return (bytes, (value.numpy().tobytes(),)) if isinstance(value, torch.Tensor) else NotImplemented
+
+
+def key(*values):
+    written = io.BytesIO()
+    pickler = Key(written)
+    # No references from one value to another that happens to be the same object.
+    pickler.fast = True
+    pickler.dump(values)
+    return written.getvalue()
+
+
 class KeptReference:
     """A :class:`ReferenceNetwork` without chance whose answers are kept: they are the same for all faults of snn."""
 
     answers: ClassVar[dict[bytes, tuple]] = {}
 
     def __init__(self, *arguments, **options):
-        self.key, self.calls = pickle.dumps((arguments, options)), []
+        self.key, self.calls = key(arguments, options), []
         self.make = functools.cache(lambda: ReferenceNetwork(*arguments, **options))
 
     def call(self, name, *arguments):
         self.calls.append((name, arguments))
-        self.key += pickle.dumps(self.calls[-1])
+        self.key += key(name, arguments)
         if self.key not in self.answers:
             reference = self.make()
             for earlier, values in self.calls:
@@ -177,10 +194,10 @@ def kept(function, answers):
 
     def answer(*arguments):
         values = [replace(value, out=Path()) if hasattr(value, "out") else value for value in arguments]
-        key = function.__name__, pickle.dumps(values)
-        if key not in answers:
-            answers[key] = function(*arguments)
-        return answers[key]
+        name = function.__name__, key(*values)
+        if name not in answers:
+            answers[name] = function(*arguments)
+        return answers[name]
 
     return answer
 

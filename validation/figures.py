@@ -114,8 +114,9 @@ def draw_window(config: WindowConfig, results: dict[tuple[str, str], RuleResult]
                 sign &= lags <= config.stdp.ltp_window + 10
             for shade, f in zip(shades, shown, strict=True):
                 learner, brian2, truth = (getattr(part, kind)[middle, f, sign] for part in results[rule, pairing])
-                low, high = binomial_band(config.draws, truth, level)
-                panel.fill_between(lags[sign], low, high, color=shade, alpha=0.25, lw=0)
+                panel.fill_between(
+                    lags[sign], *binomial_band(config.draws, truth, level), color=shade, alpha=0.25, lw=0
+                )
                 panel.plot(lags[sign], truth, color=shade, lw=1.2)
                 panel.plot(lags[sign], learner / config.draws, "o", color=shade, ms=4, mfc="none")
                 panel.plot(lags[sign], brian2 / config.draws, "x", color=shade, ms=4)
@@ -205,19 +206,17 @@ def _draw_conductances(panel: Axes, learned: Learned) -> None:
 
 
 def _draw_changes(panel: Axes, shown: Distribution) -> None:
-    samples = (
+    samples: tuple[tuple[str, np.ndarray, dict[str, Any]], ...] = (
         ("learner", shown.learner, {"color": "0.7", "histtype": "stepfilled"}),
         ("Brian2", shown.brian2, {"color": "C0", "histtype": "step", "lw": 1.5}),
         ("Brian2, P_p 5 % smaller", shown.weaker_ltp, {"color": "C3", "histtype": "step", "ls": "--"}),
         ("Brian2, P_d 5 % smaller", shown.weaker_ltd, {"color": "C2", "histtype": "step", "ls": "--"}),
     )
-    bins, together = np.linspace(-4, 4, 49), np.concatenate([shown.learner, shown.brian2])
+    bins, together = np.linspace(-4, 4, 49).tolist(), np.concatenate([shown.learner, shown.brian2])
     for label, sample, style in samples:
         panel.hist(standardised(sample, together).ravel(), bins, density=True, label=label, **style)
-    title, x = (
-        f"d   rule {shown.rule.rule}, pairing {shown.rule.pairing}",
-        "change in a mini-batch (standard deviations)",
-    )
+    title = f"d   rule {shown.rule.rule}, pairing {shown.rule.pairing}"
+    x = "change in a mini-batch (standard deviations)"
     _label(panel, title, x, "density of conductances and repeats", ylim=(0, 1.35 * panel.get_ylim()[1]))
     panel.legend(fontsize=9, frameon=False, ncols=2, loc="upper center")
 
@@ -228,18 +227,16 @@ def _draw_raster(panel: Axes, trials: list[Trial]) -> None:
     # The one whose size is the most readable.
     trial = min(active, key=lambda t: abs(t.learner[0, 0].size - 60))
     channels = trial.learner.shape[2]
-    for label, spikes, style in (
-        ("learner", trial.learner, {"marker": "o", "mfc": "none", "color": "C0"}),
-        ("Brian2", trial.brian2, {"marker": ".", "color": "C3"}),
+    for label, spikes, marker, face, color in (
+        ("learner", trial.learner, "o", "none", "C0"),
+        ("Brian2", trial.brian2, ".", "C3", "C3"),
     ):
         by_place = spikes[:, 0].transpose(0, 2, 3, 1).reshape(len(spikes), -1)
         step, neuron = np.nonzero(by_place)
-        panel.plot(step * trial.network.encoding.dt, neuron, ls="", ms=5, label=label, **style)
+        panel.plot(step * trial.network.encoding.dt, neuron, marker, ms=5, label=label, mfc=face, color=color)
     for place in range(0, trial.learner[0, 0].size, 2 * channels):
         panel.axhspan(place - 0.5, place + channels - 0.5, color="0.95", lw=0)
-    title, y = (
-        "a   spikes to one image, one network with inhibition",
-        f"neuron (bands: the {channels} channels of one place)",
-    )
+    title = "a   spikes to one image, one network with inhibition"
+    y = f"neuron (bands: the {channels} channels of one place)"
     _label(panel, title, "time (ms)", y, ylim=(-1, 1.12 * trial.learner[0, 0].size))
     panel.legend(fontsize=9, frameon=False, ncols=2, loc="upper right")

@@ -72,8 +72,7 @@ def draw_network(kind: Kind, random: np.random.Generator, batch: int | None = No
         spikes = random.uniform(4, 7) if free else random.uniform(3, 5)
         layer = _draw_layer(kind, random, geometry, below, dt, rate, spikes, lowered=kind == "stacked" and free)
         layers.append(layer)
-        height, width = ((n + 2 * geometry.padding - geometry.kernel_size) // geometry.stride + 1 for n in below[1:])
-        below, rate = (geometry.maps, height, width), spikes * 1000 / PRESENTATION
+        below, rate = layer.convolution(below).shape_out, spikes * 1000 / PRESENTATION
     return RandomNetwork(kind, tuple(layers), shape, batch or int(random.integers(1, 4)), encoding)
 
 
@@ -147,9 +146,9 @@ def switch_rule(rule: STDPParameters, dt: float) -> STDPParameters:
     is 1 only at dt = 0, and P_d only beyond T_d (never with pairing ``two-sided``). If the limits of the rate leave no
     fn between 0 and 1, nothing is left to chance: exchanged rates of two synapses show.
     """
-    delay = (round(rule.ltd_delay / dt) + 0.5) * dt
-    certain = {"gamma_p": 1.0, "gamma_d": 1.0, "phi_p": 1e30, "phi_d": 1e30, "tau_p": 1e-3, "tau_d": 1e-3}
-    return replace(rule, rule="fd", ltd_delay=delay, **certain)
+    delay = (round((rule.ltd_delay or 0.0) / dt) + 0.5) * dt
+    rule = replace(rule, rule="fd", ltd_delay=delay, gamma_p=1.0, gamma_d=1.0)
+    return replace(rule, phi_p=1e30, phi_d=1e30, tau_p=1e-3, tau_d=1e-3)
 
 
 def draw_rule(random: np.random.Generator, rule: str, pairing: Pairing, dt: float) -> STDPParameters:

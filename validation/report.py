@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,7 +17,7 @@ class Report:
     """Comparisons of one command, printed as they are made."""
 
     command: str
-    rows: list[dict[str, str | bool]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, comparison: str, measured: str, allowed: str, agrees: bool) -> None:
         """Print and keep one comparison; ``measured`` and ``allowed`` are figures with their units."""
@@ -36,7 +37,7 @@ class Report:
 
     def close(self, outputs: Outputs, figures: dict) -> int:
         """Print the verdict, finish ``outputs`` with it and with ``figures``, and return the exit status 0 or 1."""
-        agreeing = sum(bool(row["agrees"]) for row in self.rows)
+        agreeing = sum(row["agrees"] for row in self.rows)
         verdict = "agree" if self.agrees else "DISAGREE"
         print(f"{self.command}: {verdict} ({agreeing} of {len(self.rows)} comparisons agree)")
         outputs.finish({"verdict": verdict.lower(), "comparisons": self.rows, **figures})

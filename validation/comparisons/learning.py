@@ -133,9 +133,9 @@ def _learn_both(
     layer = layer.with_values(conductance=rule.g_min + (rule.g_max - rule.g_min) * stretched)
     pre = network.draw_spikes(images)
     engine = choose_engine("auto", device)
-    hidden = _rates(feed_forward(engine, below, pre))
+    rates = as_dense(feed_forward(engine, below, pre)).sum(0).double() * (1000 / PRESENTATION)
     # Between two neighbouring rates: every fn is 0 or 1.
-    low = (np.floor(hidden.median().item() * PRESENTATION / 1000) + 0.5) * 1000 / PRESENTATION
+    low = (np.floor(rates.median().item() * PRESENTATION / 1000) + 0.5) * 1000 / PRESENTATION
     limits = (low, low + 1e-6)
     reference = ReferenceNetwork(
         (*below, layer),
@@ -157,11 +157,6 @@ def _learn_both(
     after = reference.conductance.ravel()
     at_limit = (after == rule.g_min) | (after == rule.g_max)
     return Learned(before.cpu().numpy().ravel(), layer.conductance.cpu().numpy().ravel(), after, at_limit), wrong
-
-
-def _rates(spikes: torch.Tensor) -> torch.Tensor:
-    """Rates in Hz of spikes bool (T, ...) over a presentation."""
-    return spikes.sum(0).double() * (1000 / PRESENTATION)
 
 
 class Distribution(NamedTuple):

@@ -63,22 +63,21 @@ def compare_encoder(presentation: float, dt: float, report: Report, seed: int, d
     regular = as_dense(engine.encode(images, p, seeds))[:, :, 0, 0].cpu().numpy()
     due = np.array([int(rate * Fraction(p.presentation) / 1000) for rate in rates])
     wrong = regular.sum(0) != due
-    for level, rate in enumerate(rates):
+    for intensity, rate in enumerate(rates):
         period = 1000 / (float(rate) * p.dt)
-        for copy, train in enumerate(regular[:, :, level].T):
+        for copy, train in enumerate(regular[:, :, intensity].T):
             # A random shift closes the train to a circle: at its seam one gap is another.
             gaps = np.diff(np.flatnonzero(train))
-            wrong[copy, level] |= (np.abs(gaps - period) >= 1).sum() > 1
+            wrong[copy, intensity] |= (np.abs(gaps - period) >= 1).sum() > 1
     report.add(
         "regular trains of all intensities at random phases: floor(F T) spikes, all gaps but one 1/F to the step",
         f"{wrong.sum()} of {wrong.size} trains differ",
         "0",
         not wrong.any(),
     )
-    poisson = as_dense(engine.encode(images, replace(p, kind="poisson"), seeds))[:, :, 0, 0].cpu().numpy()
-    draws = p.n_steps * copies
+    trains = as_dense(engine.encode(images, replace(p, kind="poisson"), seeds))[:, :, 0, 0].cpu().numpy()
     probability = np.array([float(rate) for rate in rates]) * p.dt / 1000
-    smallest = binomial_p(poisson.sum((0, 1)), draws, probability).min()
+    smallest = binomial_p(trains.sum((0, 1)), p.n_steps * copies, probability).min()
     level = FALSE_ALARM / len(probability)
     report.add(
         "Poisson trains of all intensities: spikes per step",

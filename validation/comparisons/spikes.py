@@ -139,12 +139,12 @@ def compare_networks(networks: int, report: Report, random: np.random.Generator,
         "0",
         engines == 0,
     )
-    for what, kind, counts in (
-        ("ties decided by a draw", "tied", [trial.ties for trial in active]),
-        ("potentials that met their threshold exactly", "exact", [trial.touches for trial in active]),
+    for what, least, count in (
+        ("ties decided by a draw", kinds.count("tied"), sum(trial.ties for trial in active)),
+        ("potentials that met their threshold exactly", kinds.count("exact"), sum(trial.touches for trial in active)),
     ):
-        least = ACTIVE_EVENTS * kinds.count(kind)
-        report.add(f"of them, {what}", str(sum(counts)), f"at least {least}", sum(counts) >= least)
+        least *= ACTIVE_EVENTS
+        report.add(f"of them, {what}", str(count), f"at least {least}", count >= least)
     # Where potentials are made to be equal, one that is not in float32 has another winner.
     generic = [trial for trial in active if trial.network.kind not in ("tied", "exact")]
     spikes, other = sum(trial.spikes for trial in generic), sum(trial.float32 for trial in generic)

@@ -229,9 +229,10 @@ class ReferenceNetwork:
             count = int(tied.sum())
             self.ties += count
             if count:
-                places = tuple(torch.from_numpy(index) for index in np.nonzero(tied))
+                assert self._seeds is not None, "channels of equal potential need the seeds of the images"
+                b, y, x = (torch.from_numpy(index) for index in np.nonzero(tied))
                 step = round(float((self._network.t - self._start) / b2.ms) / self._dt)
-                drawn = tickets(image_key(self._seeds, TIES), step, *places, size)
+                drawn = tickets(image_key(self._seeds, TIES), step, b, y, x, size)
                 sheet = np.zeros((size[0], *shape[1:], shape[0]))
                 sheet[tied] = drawn.numpy()
                 group.ticket_ = sheet.transpose(0, 3, 1, 2).ravel()
