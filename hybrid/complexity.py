@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bridge.frontend import FrontEndSpec, SpikingFrontEnd
+from bridge.frontend import FrontEndSpec, LayerSpec, SpikingFrontEnd
 from hybrid.architecture import Architecture, ModelSpec
 from hybrid.backbones.torchvision import PAPER_BACKBONES
 from hybrid.network import build_model
@@ -49,17 +49,8 @@ class ComplexityConfig:
 def preset_frontend(preset: PresetName, image_size: int) -> FrontEndSpec:
     """The front end that a preset of snn.learn leads to, for RGB images of this side."""
     p = PRESETS[preset]
-    geometries = [p.geometry(number) for number in range(len(p.maps))]
-    return FrontEndSpec(
-        input_shape=(3, image_size, image_size),
-        maps=p.maps,
-        kernel_sizes=tuple(g.kernel_size for g in geometries),
-        strides=tuple(g.stride for g in geometries),
-        paddings=tuple(g.padding for g in geometries),
-        steps=(STEPS,) * len(p.maps),
-        per_channel=(False,) * len(p.maps),
-        encoding=p.encoding,
-    )
+    layers = tuple(LayerSpec.of(p.geometry(number), STEPS) for number in range(len(p.maps)))
+    return FrontEndSpec((3, image_size, image_size), layers, p.encoding)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -123,7 +114,7 @@ def complexity_rows() -> list[dict]:
             rows += pair.values()
     for preset, size in (("cifar10", 32), ("cifar10", 224), ("imagenet", 224)):
         front = preset_frontend(preset, size)
-        maps = ", ".join(map(str, front.maps))
+        maps = ", ".join(map(str, front.channels))
         rows.append(_row(f"front end alone, maps {maps}, stride {front.stride}", SpikingFrontEnd.empty(front), size))
     return rows
 

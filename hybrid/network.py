@@ -64,13 +64,13 @@ class TrainableFrontEnd(nn.Module):
     def __init__(self, spec: FrontEndSpec, stepped: bool) -> None:
         super().__init__()
         layers, c_in = [], spec.input_shape[0]
-        for number, maps in enumerate(spec.maps):
-            size, stride, padding = spec.kernel_sizes[number], spec.strides[number], spec.paddings[number]
-            conv = nn.Conv2d(c_in, maps, size, stride, padding, bias=False)
+        for layer in spec.layers:
+            conv = nn.Conv2d(c_in, layer.channels, layer.kernel_size, layer.stride, layer.padding, bias=False)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            activation = empty_activation(spec.edges_shape(number)) if stepped else nn.ReLU()
-            layers.append(nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(maps), activation=activation)))
-            c_in = maps
+            activation = empty_activation(layer.edges_shape) if stepped else nn.ReLU()
+            norm = nn.BatchNorm2d(layer.channels)
+            layers.append(nn.Sequential(OrderedDict(conv=conv, norm=norm, activation=activation)))
+            c_in = layer.channels
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -97,10 +97,10 @@ class HybridNetwork(nn.Module):
         if isinstance(self.frontend, SpikingFrontEnd):
             self.frontend.variability = a.variability
         stride = spec.frontend.stride
-        self.feature_norm = nn.BatchNorm2d(spec.frontend.maps[-1]) if a.feature_norm else nn.Identity()
+        self.feature_norm = nn.BatchNorm2d(spec.frontend.channels[-1]) if a.feature_norm else nn.Identity()
         self.auxiliary_input, self.auxiliary_drop = parse_preprocess(a.auxiliary_input), a.auxiliary_drop
         self.auxiliary = auxiliary_cnn(channels, a, stride) if a.auxiliary_maps else None
-        features = spec.frontend.maps[-1] + a.auxiliary_maps
+        features = spec.frontend.channels[-1] + a.auxiliary_maps
         self.main = main_cnn(a.backbone, features, len(spec.classes), height, a.width, a.embedding, stride)
 
     def forward(self, images: Tensor, paths: Paths = "both") -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bridge.storage import spec_from_tree
+from bridge.storage import spec_from_tree, spec_tree
 from hybrid.architecture import Architecture, ModelSpec
 from hybrid.network import build_model
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
@@ -47,8 +47,7 @@ def save_model(path: Path, model: TrainedModel, command: str, parent_digest: str
     """Write ``hybrid.h5``; return its digest. ``parent_digest``: of the front end's file, "" for a baseline."""
     spec = asdict(model.spec)
     shape = spec.pop("input_shape")
-    if spec["frontend"] is not None:
-        del spec["frontend"]["input_shape"]
+    spec["frontend"] = model.spec.frontend and spec_tree(model.spec.frontend)
     tree = {
         "state": {key: value.cpu().numpy() for key, value in model.network.state_dict().items()},
         "config": spec,
