@@ -137,13 +137,8 @@ def _learn_both(
     # Between two neighbouring rates: every fn is 0 or 1.
     low = (np.floor(rates.median().item() * PRESENTATION / 1000) + 0.5) * 1000 / PRESENTATION
     limits = (low, low + 1e-6)
-    reference = ReferenceNetwork(
-        (*below, layer),
-        network.shape,
-        network.batch,
-        inhibition=True,
-        plasticity=Plasticity(rule, limits, slots=1 if rule.pairing == "post" else WAITING_SLOTS),
-    )
+    plasticity = Plasticity(rule, limits, slots=1 if rule.pairing == "post" else WAITING_SLOTS)
+    reference = ReferenceNetwork(replace(network, layers=(*below, layer)), plasticity)
     before, wrong = layer.conductance, 0
     for _ in range(batches):
         pre = network.draw_spikes(images)
@@ -226,13 +221,7 @@ def _draw_distribution(learner: Learner, repeats: int, level: float, random: np.
     load_brian2().seed(seed)
     slots = most_waiting(pre.cpu().numpy(), post, layer.geometry) if rule.pairing == "two-sided" else 1
     references = [
-        ReferenceNetwork(
-            network.layers,
-            network.shape,
-            network.batch,
-            inhibition=True,
-            plasticity=Plasticity(rule, limits, slots, repeats, factors),
-        )
+        ReferenceNetwork(network, Plasticity(rule, limits, slots, repeats, factors))
         for factors in ((1.0, 1.0), (WEAKENED, 1.0), (1.0, WEAKENED))
     ]
     before = layer.conductance.cpu().numpy().ravel()
@@ -269,8 +258,7 @@ def _draw_learner(rule_name: str, pairing: Pairing, random: np.random.Generator,
         conductance = rule.g_min + (rule.g_max - rule.g_min) * layer.conductance
         network = replace(drawn_network, layers=(layer.with_values(conductance=conductance),)).to(device)
         pre = network.draw_spikes(torch.Generator(device).manual_seed(int(random.integers(2**31))))
-        reference = ReferenceNetwork(network.layers, network.shape, network.batch, inhibition=True)
-        post = reference.present(pre.cpu().numpy(), draw_seeds(network.batch, torch.Generator()))[-1]
+        post = ReferenceNetwork(network).present(pre.cpu().numpy(), draw_seeds(network.batch, torch.Generator()))[-1]
         if post.sum((0, 1, 3, 4)).min() >= FEWEST_SPIKES:
             break
     return Learner(network, rule, pre, post)

@@ -80,7 +80,7 @@ def compare_spikes(network: RandomNetwork, device: torch.device, seed: int) -> T
         if other.preference(device.type) and type(other) is not type(engine):
             engines += _differing(learner, engine_spikes(other, network, pre, seeds))
             engines += _differing(single, engine_spikes(other, single_network, pre, seeds))
-    reference = ReferenceNetwork(network.layers, network.shape, network.batch, inhibition=network.inhibition)
+    reference = ReferenceNetwork(network)
     brian2 = reference.present(pre.cpu().numpy(), seeds)
     return Trial(
         network=network,

@@ -5,7 +5,7 @@ place inhibit each other through lateral synapses: each counts the neurons there
 and those of them that are further above theirs (``stronger``).
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from snn.layer import SpikingConv2d
 from snn.parameters import LayerParameters
 from snn.runtime.errors import check
 from snn.runtime.random import TIES, image_key
+from validation.random_networks import RandomNetwork
 from validation.reference.equations import normalised_rate
 from validation.reference.neuron import LIF_EQUATION, LONG_AGO, PULSE, lif_namespace, load_brian2, spike_array
 from validation.reference.plasticity import Plasticity, forget, mini_batch_update, plastic_synapses
@@ -99,23 +100,13 @@ class ReferenceNetwork:
     """A stack of layers in Brian2; the last one may inhibit and learn, the others are as after learning.
 
     Args:
-        layers: values, geometry and neurons are read from them.
-        shape: of an input image, (C, H, W).
-        batch: images presented together.
-        inhibition: cross-depth inhibition in the last layer.
+        network: values, geometry and neurons are read from its layers.
         plasticity: how the last layer learns; None: it does not. With pairing ``two-sided`` it needs the slots that
             :func:`most_waiting` gives.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[SpikingConv2d],
-        shape: tuple[int, int, int],
-        batch: int,
-        *,
-        inhibition: bool,
-        plasticity: Plasticity | None = None,
-    ) -> None:
+    def __init__(self, network: RandomNetwork, plasticity: Plasticity | None = None) -> None:
+        layers, shape, batch = network.layers, network.shape, network.batch
         self._b2 = b2 = load_brian2()
         self.batch, self.plasticity = batch, plasticity
         self._dt, self._geometry = layers[0].dt, layers[-1].geometry
@@ -126,7 +117,7 @@ class ReferenceNetwork:
         self._network = b2.Network(self._input)
         # Eq. 5 needs the rates of the whole presentation beforehand; a hidden layer's come from a run of their own.
         ahead = plasticity is not None and plasticity.uses_rate and len(layers) > 1
-        self._ahead = ReferenceNetwork(layers[:-1], shape, batch, inhibition=False) if ahead else None
+        self._ahead = ReferenceNetwork(replace(network, kind="free", layers=layers[:-1])) if ahead else None
         self._schedule = ["input"]
         self._groups: list[tuple[Any, float]] = []
         self._conductions: list[Any] = []
@@ -145,9 +136,10 @@ class ReferenceNetwork:
             conductance = layer.conductance.cpu().double().numpy()
             conduction = self._add_conduction(source, group, i, j, layer.geometry.pulse_width, slot)
             conduction.G = np.tile(conductance.ravel()[weight], batch)
-            if last and inhibition:
+            inhibition = last and network.inhibition
+            if inhibition:
                 self._add_inhibition(group, layer_shape, slot)
-            self._add_observer(group, layer_shape, slot, last and inhibition)
+            self._add_observer(group, layer_shape, slot, inhibition)
             if last and plasticity is not None:
                 self._add_plasticity(plasticity, source, group, i, j, slot)
                 repeats = np.arange(plasticity.repeats)[:, None]
