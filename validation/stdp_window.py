@@ -31,7 +31,8 @@ SCHEMA = Schema("stdp_window/1", "python -m validation.stdp_window")
 
 def run(config: WindowConfig) -> int:
     """The command: draw, compare, write, draw the picture."""
-    outputs = Outputs(config.out, options=config.options, figures=[beside(config.out, ".png")])
+    figures = [beside(config.out, ".png")] if config.learners() else ()
+    outputs = Outputs(config.out, options=config.options, figures=figures)
     device = choose_device(config.options.device)
     generator = torch.Generator(device).manual_seed(config.options.seed)
     report = Report("validation.stdp_window")
@@ -65,7 +66,7 @@ def run(config: WindowConfig) -> int:
         tree.setdefault(rule, {})[pairing] = group
     command = command_line("validation.stdp_window", config)
     write_file(config.out, SCHEMA, tree, seed=config.options.seed, command=command)
-    for path in outputs.figures if results else ():
+    for path in outputs.figures:
         draw_window(config, results, levels.point, path)
     return report.close(outputs, {})
 
