@@ -31,7 +31,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from bridge.conversion import convert
 from bridge.frontend import SpikingFrontEnd
-from hybrid.conditions.drawn import parse_condition
+from hybrid.conditions import Noise
 from snn.calibration import finalise, sample_drive
 from snn.data import load_images
 from snn.data_source import DataSource
@@ -99,7 +99,7 @@ def noisy(images: Tensor) -> list[Tensor]:
     """uint8 images under each condition, rounded to 8 bits again."""
     found = []
     for text in CONDITIONS:
-        changed = parse_condition(text).apply(images / 255, stream("noise", text))
+        changed = Noise.parse(text).apply(images / 255, stream("noise", text))
         found.append((changed * 255).round().to(torch.uint8))
     return found
 

@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 import tyro
 
 from hybrid.complexity import complexity_rows, draw_complexity
-from hybrid.conditions.drawn import parse_condition
+from hybrid.conditions import Noise
 from hybrid.embedding import draw_embedding, embed_models, panel_rows
 from hybrid.evaluation import load_test_images
 from hybrid.figures import draw_frontier, draw_table, draw_training
+from hybrid.image_size import learning_preset
 from hybrid.paper.experiments import FRONTIER, SCALES, Experiments, Run, in_order, table_cells
 from hybrid.paper.maker import Maker
 from hybrid.paper.networks import BASELINE, CONTRIBUTIONS, MU, SAFE
@@ -118,8 +119,7 @@ def experiments(config: ReproduceConfig) -> tuple[Experiments, Experiments]:
     if config.traffic is None:
         return cifar, cifar
     size = ("--image-size", str(config.traffic_size)) if config.traffic_size else ()
-    preset = "imagenet" if config.traffic_size and config.traffic_size >= 96 else "cifar10"
-    return cifar, Experiments(("--data", config.traffic, *size), scale, preset)
+    return cifar, Experiments(("--data", config.traffic, *size), scale, learning_preset(config.traffic_size or 0))
 
 
 def _at_most(flags: tuple[str, ...], flag: str, limit: int | None) -> tuple[str, ...]:
@@ -269,10 +269,10 @@ class Parts:
         names = ("FD stochastic", "deterministic") if part == "fig6" else ("baseline", "mu", "lambda", "SAFE")
         noise = ("awgn:20", "awgn:18", "awgn:15") if part == "fig6" else ("clean", "awgn:25")
         models = dict(zip(names, map(self._load, self.runs(part)), strict=True))
-        limit = min(EMBEDDED, models[names[0]].source.limit_test or EMBEDDED)
+        limit = min(EMBEDDED, models[names[0]].data_source.limit_test or EMBEDDED)
         seed, device = self.config.options.seed, choose_device(self.config.options.device)
         data = load_test_images(models, None, self.config.root, limit, seed)
-        panels = embed_models(models, data, [parse_condition(c) for c in noise], seed, device)
+        panels = embed_models(models, data, [Noise.parse(c) for c in noise], seed, device)
         rows = panel_rows(panels)
         write_csv(table, rows)
         lines = [f"# {heading(part)}", "", f"Embedding of test images of {data.source.data}, {self._made}.", ""]

@@ -260,9 +260,9 @@ def test_corruptions_of_a_seed_are_computed_once_for_all_networks():
 def test_arguments_put_files_where_the_command_expects_them(tmp_path):
     learned = Run("a", "snn.learn", ("--x", "1"))
     source = Run("b", "hybrid.train", ())
-    run = Run("c", "hybrid.evaluate", ("--noise", "clean"), (("--source", source), ("", learned)), ".csv")
+    run = Run("c", "hybrid.evaluate", ("--noise", "clean"), (("--attack-model", source), ("", learned)), ".csv")
     arguments = run.arguments(tmp_path)
     assert arguments[0] == str(learned.file(tmp_path))
-    assert arguments[1:3] == ["--source", str(source.file(tmp_path))]
+    assert arguments[1:3] == ["--attack-model", str(source.file(tmp_path))]
     assert arguments[-2:] == ["--out", str(run.file(tmp_path))]
     assert run.file(tmp_path).suffix == ".csv"

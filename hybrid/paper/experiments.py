@@ -12,7 +12,7 @@ from itertools import product
 from math import prod
 from pathlib import Path
 
-from hybrid.backbones.torchvision import PAPER_BACKBONES
+from hybrid.backbones import PAPER_BACKBONES
 from hybrid.conditions.corruptions import CORRUPTIONS
 from hybrid.paper.networks import ABLATIONS, AVERAGE_TRAINED, BASELINE, MU, SAFE, SEARCH, TUNED, Network, noise_trained
 from hybrid.recipe import choose_recipe
@@ -180,7 +180,7 @@ class Experiments:
         inputs = () if network.variant == "baseline" else (("--frontend", self.convert(network)),)
         words = dict(zip(self.data[::2], self.data[1::2], strict=True))
         size = words.get("--image-size")
-        settings = repr((SCHEMA, choose_recipe("auto", words["--data"], int(size) if size else None)))
+        settings = repr((SCHEMA, choose_recipe("auto", words["--data"], int(size or 0))))
         return Run(f"{network.variant}-{backbone}-seed{seed}", "hybrid.train", flags, inputs, settings=settings)
 
     def swap(self, seed: int, scale: str = "range") -> Run:
@@ -197,7 +197,7 @@ class Experiments:
         flags: tuple[str, ...] = (),
     ) -> Run:
         """Their accuracy under conditions; ``flags`` are further ones of hybrid.evaluate."""
-        inputs = (*(("", model) for model in models), *((("--source", source),) if source else ()))
+        inputs = (*(("", model) for model in models), *((("--attack-model", source),) if source else ()))
         name = models[0].label if len(models) == 1 else f"{len(models)}-networks"
         return Run(f"results-{name}", "hybrid.evaluate", ("--noise", *conditions, *flags), inputs, ".csv")
 

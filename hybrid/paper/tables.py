@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hybrid.conditions.drawn import parse_condition
+from hybrid.conditions.corruptions import Corruption
 from hybrid.paper.experiments import Cell
 from hybrid.paper.numbers import paper_value
 
@@ -135,7 +135,7 @@ def category_rows(rows: list[dict]) -> list[dict]:
     made = []
     for model in dict.fromkeys(row["model"] for row in rows):
         for category, names in wanted.items():
-            mine = [seeds for (m, c), seeds in values.items() if m == model and parse_condition(c).corruption in names]
+            mine = [seeds for (m, c), seeds in values.items() if m == model and Corruption.parse(c).corruption in names]
             made.append(_derived("corruptions", model, category, np.mean(mine, axis=0)))
     return made
 
