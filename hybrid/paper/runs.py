@@ -1,0 +1,196 @@
+"""Runs: one command each, described by its typed configuration and by the runs whose files it reads."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache, cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import tyro
+
+import bridge.storage
+import hybrid.storage
+import snn.storage
+from bridge.convert import ConvertConfig
+from hybrid.evaluate import EvaluateConfig
+from hybrid.paper.networks import CONVERT, EVALUATE, LEARN, SWAP, TRAIN
+from hybrid.swap import SwapConfig
+from hybrid.train import TrainConfig
+from snn.data import IMAGE_SUFFIXES
+from snn.data_source import DataSource
+from snn.learn import LearnConfig
+from snn.runtime.cli import RunOptions
+from snn.runtime.device import DeviceName
+
+Config = LearnConfig | ConvertConfig | TrainConfig | SwapConfig | EvaluateConfig
+TEMPLATES: dict[type, Config] = {type(config): config for config in (LEARN, CONVERT, TRAIN, SWAP, EVALUATE)}
+"""The defaults of each command."""
+SCHEMAS: dict[type, str] = {
+    LearnConfig: snn.storage.SCHEMA.name,
+    ConvertConfig: bridge.storage.SCHEMA.name,
+    TrainConfig: hybrid.storage.SCHEMA.name,
+    SwapConfig: hybrid.storage.SCHEMA.name,
+    EvaluateConfig: "results/1",
+}
+"""Version of what each command writes."""
+NOT_DECIDING: dict[type, tuple[str, ...]] = {
+    # A preset is where flags start from; what it sets is in `learning` and `recipe`. Several processes learn the same
+    # conductances as one does.
+    LearnConfig: ("out", "preset", "resume", "checkpoint_interval", "devices", "num_nodes"),
+    ConvertConfig: ("snn", "out", "root"),
+    TrainConfig: ("out", "frontend", "preset", "resume", "checkpoint_interval"),
+    SwapConfig: ("model", "frontend", "out", "root"),
+    EvaluateConfig: ("models", "out", "source", "cifar10_c", "root", "batch_size"),
+    DataSource: ("root", "download"),
+    RunOptions: ("device", "figures", "json", "plugin"),
+}
+"""Fields that say where files lie or how a result is computed, but do not decide which result it is."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are made, and on what."""
+
+    folder: Path
+    """Of all runs."""
+    device: DeviceName = "auto"
+    root: Path | None = None
+    """Folder that holds CIFAR-10, if not the commands' default."""
+    plugin: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command and the file that it writes."""
+
+    label: str
+    """Start of the file's name, for people."""
+    config: Config
+    """Resolved: presets are applied. Its files are filled in by :meth:`configuration`."""
+    inputs: tuple[tuple[str, "Run"], ...] = ()
+    """Runs whose files it reads, each with the field of ``config`` that names the file."""
+
+    @property
+    def module(self) -> str:
+        """The command, as in ``python -m``."""
+        return type(self.config).__module__
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of all that decides the result, and part of the file's name.
+
+        It covers every field of the configuration but those of :data:`NOT_DECIDING`, the schema of the file written,
+        and the identities of the inputs. For ``folder:PATH`` it also covers names and sizes of the image files, so
+        that a changed folder is used anew. A run whose file exists is therefore never made again, and one that
+        differs in anything has another file.
+        """
+        content = (
+            SCHEMAS[type(self.config)],
+            self.module,
+            _deciding(self.config),
+            [(name, run.identity) for name, run in self.inputs],
+        )
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """Of its file, without the suffix."""
+        return f"{self.label}-{self.identity}"
+
+    def file(self, folder: Path) -> Path:
+        """Its result."""
+        return folder / f"{self.name}{'.csv' if isinstance(self.config, EvaluateConfig) else '.h5'}"
+
+    def configuration(self, place: Place, out: Path | None = None) -> Config:
+        """The command's whole configuration: what to compute, where and on which files; ``out``: if not its file."""
+        files: dict[str, Any] = {}
+        for name, run in self.inputs:
+            several = isinstance(getattr(self.config, name), tuple)
+            files[name] = (*files.get(name, ()), run.file(place.folder)) if several else run.file(place.folder)
+        options = replace(self.config.options, device=place.device, figures=False, plugin=place.plugin)
+        changes = {"out": out or self.file(place.folder), "options": options, **files}
+        if isinstance(self.config, LearnConfig | TrainConfig):
+            changes |= {"resume": True, "source": self.config.source.override(root=place.root)}
+        elif place.root is not None:
+            changes["root"] = place.root
+        return replace(self.config, **changes)
+
+    def command(self, place: Place, out: Path | None = None) -> list[str]:
+        """What follows ``python``."""
+        return ["-m", self.module, *arguments(self.configuration(place, out), default(self.config))]
+
+
+def _deciding(value: object) -> object:
+    """All that decides a result, as JSON takes it."""
+    if _is_record(value):
+        skipped = NOT_DECIDING.get(type(value), ())
+        content = {f.name: _deciding(getattr(value, f.name)) for f in fields(value) if f.name not in skipped}
+        return content | ({"files": image_files(value.data)} if isinstance(value, DataSource) else {})
+    if isinstance(value, tuple):
+        return [_deciding(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _is_record(value: object) -> bool:
+    """Whether its fields count one by one: a dataclass without a text form of its own."""
+    return is_dataclass(value) and type(value).__str__ is object.__str__
+
+
+@cache
+def image_files(data: str) -> str:
+    """Digest of names and sizes of the images of ``folder:PATH``; "" for data sets that never change."""
+    kind, _, path = data.partition(":")
+    if kind != "folder":
+        return ""
+    images = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    sizes = [(str(file.relative_to(path)), file.stat().st_size) for file in images]
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+
+
+def default(config: Config) -> Config:
+    """What flags change: the command's defaults, with the preset that ``config`` names."""
+    template = TEMPLATES[type(config)]
+    if not isinstance(config, LearnConfig | TrainConfig):
+        return template
+    with_preset = sys.modules[type(config).__module__].with_preset
+    return replace(with_preset(replace(template, preset=config.preset)), preset=template.preset)
+
+
+def arguments(config: object, default: object, prefix: str = "") -> list[str]:
+    """Flags of all fields that differ from ``default``, in the order of the fields, after positional arguments.
+
+    Parsing them, from the same defaults, gives ``config`` again.
+    """
+    positional: list[str] = []
+    flags: list[str] = []
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value, usual = getattr(config, name), getattr(default, name)
+        extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        if _is_record(value):
+            flat = any(getattr(extra, "name", None) == "" for extra in extras)
+            flags += arguments(value, usual, prefix if flat else f"{prefix}{name}.")
+        elif tyro.conf.Positional in extras:
+            positional += _words(value)
+        elif value != usual and isinstance(value, bool):
+            flags.append("--" + prefix + ("" if value else "no-") + name.replace("_", "-"))
+        elif value != usual:
+            flags += ["--" + (prefix + name).replace("_", "-"), *_words(value)]
+    return positional + flags
+
+
+def _words(value: object) -> list[str]:
+    return [word for item in value for word in _words(item)] if isinstance(value, tuple) else [str(value)]
+
+
+def in_order(runs: Iterable[Run]) -> list[Run]:
+    """All runs that these need, each once, after those whose files it reads."""
+
+    def needed(run: Run) -> Iterator[Run]:
+        yield from chain.from_iterable(needed(source) for _, source in run.inputs)
+        yield run
+
+    return list({run.identity: run for wanted in runs for run in needed(wanted)}.values())

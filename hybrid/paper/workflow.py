@@ -1,0 +1,174 @@
+"""Makes runs with Snakemake: one rule per run, on this machine or wherever its executors send jobs.
+
+Snakemake decides what to make by the files that exist. A run writes into ``progress/`` until it is complete, so that
+an interrupted one goes on from its checkpoint, and moves its file to its place at the end: what lies there is whole.
+"""
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hybrid.paper.runs import Place, Run, in_order
+from snn.learn import LearnConfig
+from snn.runtime.errors import UserError, check
+from snn.runtime.outputs import write_json
+from snn.storage import load_network
+
+MEMORY_MB = 8000
+"""Memory that a run asks for (measured: 1 to 4 GiB with 50,000 images of 32 pixels)."""
+PATIENCE = 30.0
+"""Seconds that jobs have to end in after an interruption."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How Snakemake makes runs."""
+
+    jobs: int = 1
+    """Runs at the same time."""
+    threads: int | None = None
+    """Threads of each run; None: an equal share of this machine's cores."""
+    executor: str = "local"
+    """Executor plugin."""
+    profile: str | None = None
+    """Folder of a Snakemake profile."""
+    options: tuple[str, ...] = ()
+    """Further options of Snakemake."""
+
+    def arguments(self) -> list[str]:
+        """Of Snakemake, apart from the workflow."""
+        words = ["--profile", self.profile] if self.profile else ["--executor", self.executor]
+        if self.local:
+            words += ["--cores", str(self.jobs * self.share)]
+        else:
+            words += ["--jobs", str(self.jobs)]
+        return [*words, *self.options]
+
+    @property
+    def local(self) -> bool:
+        """Whether runs are made on this machine."""
+        return self.executor == "local" and self.profile is None
+
+    @property
+    def share(self) -> int:
+        """Threads of each run."""
+        # PyTorch knows of OMP_NUM_THREADS and of processors that this process may not use.
+        return self.threads or max(1, torch.get_num_threads() // self.jobs)
+
+
+def make(runs: Iterable[Run], place: Place, engine: Engine) -> None:
+    """Make each run that is not there yet, after those whose files it reads.
+
+    Raises:
+        UserError: a run failed; Snakemake is not installed; another process makes runs in the same folder.
+    """
+    wanted = list(runs)
+    with _locked(place.folder):
+        _set_aside(in_order(wanted), place.folder)
+        missing = [run for run in wanted if not run.file(place.folder).exists()]
+        if not missing:
+            return
+        check(
+            importlib.util.find_spec("snakemake") is not None,
+            "runs are made by Snakemake, which is not installed: pip install 'safe-dnn[reproduce]'",
+        )
+        for name in ("logs", "progress"):
+            (place.folder / name).mkdir(exist_ok=True)
+        needed = in_order(missing)
+        for run in needed:
+            _log(run, place.folder).unlink(missing_ok=True)
+        jobs = place.folder / "jobs.json"
+        write_json(jobs, _jobs(missing, place, engine))
+        status = _run_snakemake(jobs.resolve(), engine)
+    for run in needed:
+        log = _log(run, place.folder)
+        # A run that Snakemake has not come to has no log.
+        failed = log.exists() and not run.file(place.folder).exists()
+        check(not failed, f"{run.name} failed, see {log}; mend that and start again. {_last_line(log)}")
+    check(status == 0, f"Snakemake ended with status {status} and told why above")
+
+
+def _log(run: Run, folder: Path) -> Path:
+    return folder / "logs" / f"{run.name}.txt"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((f"It says: {line.strip()}" for line in reversed(lines) if line.strip()), "It says nothing.")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from making runs in this folder; a killed one keeps nobody out."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process makes runs in {folder}: wait for it, or give another `runs`") from error
+        yield
+
+
+def _set_aside(runs: Iterable[Run], folder: Path) -> None:
+    """Move unfinished learning, which a command started by hand may have left, to where it is gone on from."""
+    for run in runs:
+        file = run.file(folder)
+        if isinstance(run.config, LearnConfig) and file.exists() and not load_network(file)[0].complete:
+            (folder / "progress").mkdir(exist_ok=True)
+            file.replace(folder / "progress" / file.name)
+
+
+def _run_snakemake(jobs: Path, engine: Engine) -> int:
+    """Its exit status. An interrupt ends it and all that it started."""
+    words = [
+        *("snakemake", "--snakefile", str(Path(__file__).with_name("Snakefile")), "--directory", str(jobs.parent)),
+        *("--config", f"jobs={jobs}", "--nolock", "--ignore-incomplete", "--drop-metadata"),
+        *("--rerun-triggers", "mtime", "--scheduler", "greedy", "--quiet", "host", "reason"),
+        *engine.arguments(),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hybrid.paper.job", "-", "-", "-", *words], start_new_session=True
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        for signal_number in (signal.SIGINT, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal_number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+        raise
+
+
+def _jobs(runs: list[Run], place: Place, engine: Engine) -> list[dict[str, object]]:
+    """What the Snakefile makes rules of, with files relative to the folder of all runs."""
+    wanted, here = {run.identity for run in runs}, Path.cwd()
+    jobs = []
+    for run in in_order(runs):
+        file, log = run.file(place.folder), _log(run, place.folder)
+        progress = place.folder / "progress" / file.name
+        words = ["-m", "hybrid.paper.job", str(log), str(progress), str(file), *run.command(place, progress)[1:]]
+        jobs.append(
+            {
+                "name": run.name.replace("-", "_"),
+                "message": f"{run.module}: {file.name}",
+                "inputs": [source.file(Path()).name for _, source in run.inputs],
+                "output": file.name,
+                "wanted": run.identity in wanted,
+                "log": f"logs/{log.name}",
+                "threads": engine.share,
+                "resources": {"gpu": int(place.device != "cpu"), "mem_mb": MEMORY_MB},
+                # The process itself, and no shell, is Snakemake's child, and sees when that is killed.
+                "command": f"cd {shlex.quote(str(here))} && exec {shlex.join([sys.executable, *words])}",
+            }
+        )
+    return jobs
