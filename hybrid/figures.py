@@ -98,19 +98,19 @@ def _draw_bars(axes: Axes, rows: list[dict], models: list[str], conditions: list
     axes.legend(frameon=False, ncols=len(models), loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
-def draw_table(rows: Sequence[dict], places: Mapping[str, tuple[str, str]], title: str, path: Path) -> None:
+def draw_table(rows: Sequence[dict], panel_and_line: Mapping[str, tuple[str, str]], title: str, path: Path) -> None:
     """Draw our accuracies (full lines) and the paper's (dashed), with a panel for each backbone.
 
     Args:
         rows: as :func:`hybrid.paper.results.table_rows` makes them.
-        places: for each model of the rows, its panel (the backbone) and the name of its line there.
+        panel_and_line: for each model of the rows, its backbone, which has a panel, and the name of its line there.
         title: of the figure.
         path: PNG to write.
     """
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
     panels: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
-        backbone, line = places[row["model"]]
+        backbone, line = panel_and_line[row["model"]]
         panels.setdefault(backbone, {}).setdefault(line, []).append(row)
     figure = Figure(figsize=(2.2 + 4.4 * len(panels), 5.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -162,8 +162,8 @@ def draw_frontier(rows: Sequence[dict], path: Path) -> None:
     kinds = list(dict.fromkeys(factors.values()))
     for number, (name, point) in enumerate(points.items(), 1):
         kind = kinds.index(factors[name])
-        style = {"marker": "os^Dv<>Ph*"[kind % 10], "color": COLOURS[kind % len(COLOURS)]}
-        axes.scatter(*point, s=40, label=f"{number} {name}", zorder=3, **style)
+        marker, colour = "os^Dv<>Ph*"[kind % 10], COLOURS[kind % len(COLOURS)]
+        axes.scatter(*point, s=40, label=f"{number} {name}", zorder=3, marker=marker, color=colour)
         axes.annotate(str(number), point, xytext=(4, 4), textcoords="offset points", fontsize=8, zorder=4)
     best = sorted(
         p for p in points.values() if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points.values())

@@ -39,10 +39,14 @@ class Network:
     swap: SwapConfig | None = None
     """How a trained mu becomes a lambda; None: it stays what was trained."""
 
+    def of(self, learning: Learning) -> "Network":
+        """A copy with other spiking layers."""
+        return replace(self, learning=learning)
+
     def learns(self, **changes: object) -> "Network":
         """A copy with other settings of the learning rule."""
-        learning = replace(self.learning, stdp=replace(self.learning.stdp, **changes))  # type: ignore[arg-type]
-        return replace(self, learning=learning)
+        stdp = replace(self.learning.stdp, **changes)  # type: ignore[arg-type]
+        return self.of(replace(self.learning, stdp=stdp))
 
     def converts(self, conductances: Conductances = "learned", steps: int | None = None) -> "Network":
         """A copy with other conductances or steps."""
@@ -56,6 +60,10 @@ class Network:
         """A copy with a variation that the search tried and rejected."""
         return self.has(**changes)
 
+    def but(self, what: str, factor: str) -> "Network":
+        """A copy that is named by what is about to change, for rows of the search."""
+        return replace(self, name=f"{self.name}, {what}", factor=factor)
+
 
 SPIKES, SPIKES_600 = "spikes", "spikes:10,30,600"
 """Spike counts of random phase while a network is trained; counted over twice the time, they deviate half as much."""
@@ -64,7 +72,7 @@ BASELINE = Network("baseline", "conventional").has(variant="baseline")
 AVERAGE_TRAINED = replace(BASELINE, name="average-filter-trained").has(preprocess="average:2")
 SAFE = Network("safe", "paper")
 MU = Network("mu", "paper").has(variant="mu")
-DETERMINISTIC = replace(SAFE, name="safe, deterministic STDP").learns(rule="deterministic")
+DETERMINISTIC = SAFE.but("deterministic STDP", "rule").learns(rule="deterministic")
 
 
 def noise_trained(noise: str) -> Network:
@@ -80,13 +88,8 @@ def lambda_network(scale: SwapScale) -> Network:
 def _kernels(*maps: int, size: int = 5, **changes: object) -> Learning:
     """Layers of so many maps, with kernels of ``size`` pixels a side."""
     stdp = replace(LEARN.learning.stdp, beta_p=1.0, beta_d=1.0)
-    return replace(
-        LEARN.learning,
-        maps=maps,
-        kernel_sizes=(size,) * len(maps),
-        stdp=stdp,
-        **changes,  # type: ignore[arg-type]
-    )
+    sizes = (size,) * len(maps)
+    return replace(LEARN.learning, maps=maps, kernel_sizes=sizes, stdp=stdp, **changes)  # type: ignore[arg-type]
 
 
 ONE_LAYER = Network("one layer", "front end", _kernels(32))
@@ -95,31 +98,19 @@ TUNED = replace(ONE_LAYER, name="tuned safe", factor="variability").has(preproce
 """What the search chose, beyond the paper: one layer of larger kernels, trained with spike counts of random phase."""
 
 
-def _conventional(name: str, factor: str) -> Network:
-    return replace(BASELINE, name=f"baseline, {name}", factor=factor)
-
-
-def _one_layer(name: str, factor: str) -> Network:
-    return replace(ONE_LAYER, name=f"one layer, {name}", factor=factor)
-
-
-def _tuned(name: str, factor: str, learning: Learning = TUNED.learning) -> Network:
-    return replace(TUNED, name=f"tuned safe, {name}", factor=factor, learning=learning)
-
-
 ABLATIONS = (
     BASELINE,
-    _conventional("input quantised", "steps").has(preprocess="quantise"),
-    _conventional("random phase", "variability").has(preprocess=SPIKES_600),
+    BASELINE.but("input quantised", "steps").has(preprocess="quantise"),
+    BASELINE.but("random phase", "variability").has(preprocess=SPIKES_600),
     SAFE,
     MU,
     TUNED,
-    _tuned("shuffled conductances", "conductances").converts("shuffled"),
-    _tuned("random conductances", "conductances").converts("random"),
-    _tuned("plain stochastic STDP", "rule").learns(rule="stochastic"),
-    _tuned("deterministic STDP", "rule").learns(rule="deterministic"),
-    _tuned("no steps", "steps").converts(steps=256),
-    _tuned("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0),
+    TUNED.but("shuffled conductances", "conductances").converts("shuffled"),
+    TUNED.but("random conductances", "conductances").converts("random"),
+    TUNED.but("plain stochastic STDP", "rule").learns(rule="stochastic"),
+    TUNED.but("deterministic STDP", "rule").learns(rule="deterministic"),
+    TUNED.but("no steps", "steps").converts(steps=256),
+    TUNED.but("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0),
     # As it was when the search began.
     ONE_LAYER,
 )
@@ -141,28 +132,28 @@ CONTRIBUTIONS = (
 
 SEARCH = (
     *ABLATIONS,
-    _conventional("random phase, 300 ms", "variability").has(preprocess=SPIKES),
+    BASELINE.but("random phase, 300 ms", "variability").has(preprocess=SPIKES),
     noise_trained("awgn:30"),
     AVERAGE_TRAINED,
-    _one_layer("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0),
-    _one_layer("auxiliary of 3x3 average", "auxiliary CNN").varies(auxiliary_input="average:3"),
-    _one_layer("auxiliary with steps", "auxiliary CNN").varies(auxiliary_activation="steps"),
-    _one_layer("random phase, 300 ms", "variability").has(preprocess=SPIKES),
-    _tuned("auxiliary of 16 maps", "auxiliary CNN").has(auxiliary_maps=16),
-    _tuned("64 maps", "front end", _kernels(64)),
-    _tuned("3x3 kernels", "front end", _kernels(32, size=3)),
-    _tuned("7x7 kernels", "front end", _kernels(32, size=7)),
-    _tuned("two layers", "front end", _kernels(32, 40)),
-    _tuned("stride 2", "front end", _kernels(32, strides=(2,))),
-    _tuned("rates up to 60 Hz", "encoding", _kernels(32, encoding=replace(LEARN.learning.encoding, f_max=60.0))),
-    _tuned("4 steps", "steps").converts(steps=4),
-    _tuned("balanced kernels", "conductances").converts("balanced"),
-    _tuned("auxiliary dropped in 1 of 4", "auxiliary CNN").varies(auxiliary_drop=0.25),
-    _tuned("auxiliary of 5x5 kernels", "auxiliary CNN").varies(auxiliary_kernel=5),
-    _tuned("auxiliary of 2x2 average", "auxiliary CNN").varies(auxiliary_input="average:2"),
-    _one_layer("features normalised", "normalisation").varies(feature_norm=True),
-    _tuned("features normalised", "normalisation").varies(feature_norm=True),
-    _one_layer("neurons' variability", "variability").varies(variability=True),
-    replace(SAFE, name="safe, random phase", factor="variability").has(preprocess=SPIKES_600),
-    replace(MU, name="mu, random phase", factor="variability").has(preprocess=SPIKES_600),
+    ONE_LAYER.but("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0),
+    ONE_LAYER.but("auxiliary of 3x3 average", "auxiliary CNN").varies(auxiliary_input="average:3"),
+    ONE_LAYER.but("auxiliary with steps", "auxiliary CNN").varies(auxiliary_activation="steps"),
+    ONE_LAYER.but("random phase, 300 ms", "variability").has(preprocess=SPIKES),
+    TUNED.but("auxiliary of 16 maps", "auxiliary CNN").has(auxiliary_maps=16),
+    TUNED.but("64 maps", "front end").of(_kernels(64)),
+    TUNED.but("3x3 kernels", "front end").of(_kernels(32, size=3)),
+    TUNED.but("7x7 kernels", "front end").of(_kernels(32, size=7)),
+    TUNED.but("two layers", "front end").of(_kernels(32, 40)),
+    TUNED.but("stride 2", "front end").of(_kernels(32, strides=(2,))),
+    TUNED.but("rates up to 60 Hz", "encoding").of(_kernels(32, encoding=replace(LEARN.learning.encoding, f_max=60.0))),
+    TUNED.but("4 steps", "steps").converts(steps=4),
+    TUNED.but("balanced kernels", "conductances").converts("balanced"),
+    TUNED.but("auxiliary dropped in 1 of 4", "auxiliary CNN").varies(auxiliary_drop=0.25),
+    TUNED.but("auxiliary of 5x5 kernels", "auxiliary CNN").varies(auxiliary_kernel=5),
+    TUNED.but("auxiliary of 2x2 average", "auxiliary CNN").varies(auxiliary_input="average:2"),
+    ONE_LAYER.but("features normalised", "normalisation").varies(feature_norm=True),
+    TUNED.but("features normalised", "normalisation").varies(feature_norm=True),
+    ONE_LAYER.but("neurons' variability", "variability").varies(variability=True),
+    SAFE.but("random phase", "variability").has(preprocess=SPIKES_600),
+    MU.but("random phase", "variability").has(preprocess=SPIKES_600),
 )

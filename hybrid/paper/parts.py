@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hybrid.complexity import complexity_rows, draw_complexity
 from hybrid.conditions.drawn import parse_condition
@@ -12,8 +11,8 @@ from hybrid.figures import draw_training
 from hybrid.paper.experiments import Experiments
 from hybrid.paper.results import Row, table_lines, table_rows
 from hybrid.paper.runs import Place, Run
-from hybrid.paper.tables import ComplexitySpec, EmbeddingSpec, Part, TableSpec, TrainingSpec
-from hybrid.storage import history_rows, load_model
+from hybrid.paper.tables import FigureSpec, Part, TableSpec
+from hybrid.storage import TrainedModel, history_rows, load_model
 from snn.runtime.device import choose_device
 from snn.runtime.outputs import write_atomically, write_csv
 
@@ -56,19 +55,16 @@ class Writer:
         """Write one part; return its files."""
         files = [self.out / f"{part.name}{suffix}" for suffix in (".md", ".csv", ".png")[: 3 if self.pictures else 2]]
         picture = files[2] if self.pictures else None
-        match part:
-            case TableSpec():
-                rows, text = self._table(part, picture)
-            case ComplexitySpec():
-                rows, text = self._complexity(picture)
-            case TrainingSpec():
-                rows, text = self._training(part, picture)
-            case EmbeddingSpec():
-                rows, text = self._embedding(part, picture)
+        if isinstance(part, TableSpec):
+            rows, text = self._table(part, picture)
+        elif part.kind == "complexity":
+            rows, text = self._complexity(picture)
+        else:
+            rows, text = self._training(part, picture) if part.kind == "training" else self._embedding(part, picture)
         self.rows[part.name] = rows
         write_csv(files[1], rows)
         document = "\n".join([f"# {part.title}", "", *text]) + "\n"
-        write_atomically(files[0], lambda temporary: temporary.write_text(document))
+        write_text(files[0], document)
         return files
 
     def _table(self, part: TableSpec, picture: Path | None) -> tuple[list[Row], list[str]]:
@@ -101,19 +97,25 @@ class Writer:
         rows = complexity_rows()
         if picture:
             draw_complexity(rows, picture)
-        text = ["Parameters (M) and multiply-accumulates (G), ours and the paper's.", "", *_markdown(rows)]
-        return rows, text
+        cells = ([f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)
+        first, *others = ("| " + " | ".join(words) + " |" for words in (list(rows[0]), *cells))
+        text = ["Parameters (M) and multiply-accumulates (G), ours and the paper's.", "", first]
+        return rows, [*text, "|---" * len(rows[0]) + "|", *others]
 
-    def _training(self, part: TrainingSpec, picture: Path | None) -> tuple[list[Row], list[str]]:
-        (run,) = self.runs(part)
-        model, data = load_model(run.file(self.place.folder)), self.cifar.source.data
-        rows = history_rows({name: values.tolist() for name, values in model.history.items()})
+    def _models(self, part: FigureSpec) -> dict[str, TrainedModel]:
+        files = (run.file(self.place.folder) for run in self.runs(part))
+        return dict(zip(part.networks, map(load_model, files), strict=True))
+
+    def _training(self, part: FigureSpec, picture: Path | None) -> tuple[list[Row], list[str]]:
+        ((name, model),) = self._models(part).items()
+        subject = f"{name} on {self.cifar.source.data}"
+        rows = history_rows({column: values.tolist() for column, values in model.history.items()})
         if picture:
-            draw_training(model, f"SAFE-MobileNetV2 on {data}", picture)
+            draw_training(model, subject, picture)
         last = rows[-1]
         text = [
-            f"SAFE-MobileNetV2 on {data}, {self.made}; held-out training images in place of the paper's test images, "
-            "which are looked at once, for the tables.",
+            f"{subject}, {self.made}; held-out training images in place of the paper's test images, which "
+            "are looked at once, for the tables.",
             "",
             "| after the last epoch | training | held out |",
             "|---|---|---|",
@@ -122,9 +124,8 @@ class Writer:
         ]
         return rows, text
 
-    def _embedding(self, part: EmbeddingSpec, picture: Path | None) -> tuple[list[Row], list[str]]:
-        files = (run.file(self.place.folder) for run in self.runs(part))
-        models = dict(zip(part.networks, map(load_model, files), strict=True))
+    def _embedding(self, part: FigureSpec, picture: Path | None) -> tuple[list[Row], list[str]]:
+        models = self._models(part)
         limit = min(EMBEDDED, self.cifar.scale.limit_test or EMBEDDED)
         seed, device = self.cifar.seed, choose_device(self.place.device)
         data = load_test_images(models, None, self.place.root, limit, seed)
@@ -132,20 +133,18 @@ class Writer:
         rows = panel_rows(panels)
         if picture:
             draw_embedding(panels, data.classes, picture)
-        shown = [
-            {
-                "model": row["model"],
-                "condition": f"`{row['condition']}`",
-                "silhouette": row["silhouette"],
-                "top1 (%)": f"{row['accuracy_percent']:.1f}",
-            }
-            for row in rows
+        text = [f"Embedding of test images of {data.source.data}, {self.made}.", ""]
+        text += ["| model | condition | silhouette | top1 (%) |", "|---|---|---|---|"]
+        text += [
+            f"| {r['model']} | `{r['condition']}` | {r['silhouette']:.3f} | {r['accuracy_percent']:.1f} |" for r in rows
         ]
-        return rows, [f"Embedding of test images of {data.source.data}, {self.made}.", "", *_markdown(shown)]
+        return rows, text
 
 
-def _markdown(rows: list[dict[str, Any]]) -> list[str]:
-    """A table of all columns; floating-point numbers with three decimals."""
-    cells = [list(rows[0]), *([f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]
-    lines = ["| " + " | ".join(words) + " |" for words in cells]
-    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text)
+
+    write_atomically(path, write)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, cached_property
@@ -14,6 +13,8 @@ import tyro
 
 import bridge.storage
 import hybrid.storage
+import hybrid.train
+import snn.learn
 import snn.storage
 from bridge.convert import ConvertConfig
 from hybrid.evaluate import EvaluateConfig
@@ -124,7 +125,7 @@ class Run:
         return ["-m", self.module, *arguments(self.configuration(place, out), default(self.config))]
 
 
-def _deciding(value: object) -> object:
+def _deciding(value: Any) -> object:
     """All that decides a result, as JSON takes it."""
     if _is_record(value):
         skipped = NOT_DECIDING.get(type(value), ())
@@ -137,7 +138,7 @@ def _deciding(value: object) -> object:
 
 def _is_record(value: object) -> bool:
     """Whether its fields count one by one: a dataclass without a text form of its own."""
-    return is_dataclass(value) and type(value).__str__ is object.__str__
+    return is_dataclass(value) and not isinstance(value, type) and type(value).__str__ is object.__str__
 
 
 @cache
@@ -153,11 +154,11 @@ def image_files(data: str) -> str:
 
 def default(config: Config) -> Config:
     """What flags change: the command's defaults, with the preset that ``config`` names."""
-    template = TEMPLATES[type(config)]
-    if not isinstance(config, LearnConfig | TrainConfig):
-        return template
-    with_preset = sys.modules[type(config).__module__].with_preset
-    return replace(with_preset(replace(template, preset=config.preset)), preset=template.preset)
+    if isinstance(config, LearnConfig):
+        return replace(snn.learn.with_preset(replace(LEARN, preset=config.preset)), preset=LEARN.preset)
+    if isinstance(config, TrainConfig):
+        return replace(hybrid.train.with_preset(replace(TRAIN, preset=config.preset)), preset=TRAIN.preset)
+    return TEMPLATES[type(config)]
 
 
 def arguments(config: object, default: object, prefix: str = "") -> list[str]:

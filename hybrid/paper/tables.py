@@ -3,12 +3,12 @@
 A further table is one more :class:`TableSpec` in :data:`PARTS`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, groupby, product
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hybrid.backbones.torchvision import PAPER_BACKBONES
 from hybrid.conditions.corruptions import CORRUPTIONS
@@ -161,53 +161,29 @@ class TableSpec:
 
 
 @dataclass(frozen=True)
-class ComplexitySpec:
-    """A table of parameters and operations, which needs no runs."""
+class FigureSpec:
+    """A figure, or Table 1, which is drawn too and needs no runs."""
 
     name: str
     title: str
+    kind: Literal["complexity", "training", "embedding"]
+    networks: dict[str, Network] = field(default_factory=dict)
+    """Trained once each, by the name that the figure gives them."""
+    conditions: tuple[str, ...] = ()
 
     def runs(self, plan: Experiments) -> list[Run]:
-        """None."""
-        return []
-
-
-@dataclass(frozen=True)
-class TrainingSpec:
-    """A figure of loss and accuracy per epoch."""
-
-    name: str
-    title: str
-    network: Network
-
-    def runs(self, plan: Experiments) -> list[Run]:
-        """The training."""
-        return [plan.model(self.network, seed=plan.seed)]
-
-
-@dataclass(frozen=True)
-class EmbeddingSpec:
-    """A figure of embeddings under noise."""
-
-    name: str
-    title: str
-    networks: dict[str, Network]
-    """By the name of their row of panels."""
-    conditions: tuple[str, ...]
-
-    def runs(self, plan: Experiments) -> list[Run]:
-        """The trained networks, in the order of the rows."""
+        """The trained networks, in their order."""
         return [plan.model(network, seed=plan.seed) for network in self.networks.values()]
 
 
-Part = TableSpec | ComplexitySpec | TrainingSpec | EmbeddingSpec
+Part = TableSpec | FigureSpec
 
 
 def _entries(*networks: Network) -> tuple[Entry, ...]:
     return tuple(Entry(network.name, network) for network in networks)
 
 
-def _noise_entries(trained: dict[str, tuple[str, ...]], *networks: Network) -> tuple[Entry, ...]:
+def _noise_entries(trained: Mapping[str, tuple[str, ...]], *networks: Network) -> tuple[Entry, ...]:
     """Baseline, noise-trained, average filter in evaluation alone, then ``networks``.
 
     ``trained``: for each noise that the noise-trained network is trained with, the conditions that it is measured
@@ -229,92 +205,59 @@ TABLE3 = ("clean", "awgn:25", "awgn:15", "awgn:10", "awgn:5")
 TABLE4 = ("clean", "awgn:10", "awgn:5")
 ONE = PAPER_BACKBONES[:1]
 
-PARTS: dict[str, Part] = {
-    part.name: part
-    for part in (
-        ComplexitySpec("table1", "Table 1"),
-        TableSpec(
-            "table2",
-            "Table 2",
-            SNR,
-            _noise_entries({"awgn:30": SNR}, AVERAGE_TRAINED, SAFE, MU, TUNED),
-            number=2,
-            # What noise costs the baseline, and how much of that the others win back.
-            derived=(Derived("recovered", "Share of the baseline's loss that is won back:", _recovered),),
-        ),
-        TableSpec("table3", "Table 3", TABLE3, _noise_entries({"awgn:25": TABLE3}, *PAPER), "traffic", number=3),
-        TableSpec(
-            "table4",
-            "Table 4",
-            TABLE4,
-            _noise_entries({"awgn:25": TABLE4}, *PAPER),
-            "traffic",
-            ONE,
-            metric="top5",
-            number=4,
-        ),
-        TableSpec(
-            "table5",
-            "Table 5",
-            UNSEEN,
-            _noise_entries({levels[0]: levels for levels in LEVELS5.items()}, *PAPER),
-            number=5,
-        ),
-        TableSpec(
-            "table6",
-            "Table 6",
-            TABLE6,
-            _noise_entries({levels[0]: levels for levels in LEVELS6.items()}, *PAPER),
-            "traffic",
-            ONE,
-            number=6,
-        ),
-        TableSpec("table7", "Table 7", ("fgsm:3", "fgsm:8", "fgsm:16"), _entries(*COMPARED), number=7, attacked=True),
-        TrainingSpec("fig5", "Figure 5", SAFE),
-        EmbeddingSpec(
-            "fig6",
-            "Figure 6",
-            {"FD stochastic": SAFE, "deterministic": DETERMINISTIC},
-            ("awgn:20", "awgn:18", "awgn:15"),
-        ),
-        EmbeddingSpec(
-            "fig7",
-            "Figure 7",
-            {"baseline": BASELINE, "mu": MU, "lambda": lambda_network("range"), "SAFE": SAFE},
-            ("clean", "awgn:25"),
-        ),
-        TableSpec(
-            "ablations",
-            "Ablations",
-            SNR,
-            _entries(*ABLATIONS, lambda_network("range"), lambda_network("literal")),
-            backbones=ONE,
-            named=False,
-            derived=(Derived("contributions", "Points that each part adds, seed by seed:", _contributions),),
-        ),
-        TableSpec("unseen", "Unseen", UNSEEN, _entries(*COMPARED), backbones=ONE, named=False),
-        TableSpec(
-            "corruptions",
-            "Corruptions",
-            tuple(f"corruption:{name},{severity}" for name in CORRUPTIONS for severity in SEVERITIES),
-            _entries(*COMPARED),
-            backbones=ONE,
-            named=False,
-            together=True,
-            subject="Common corruptions: mean accuracy",
-            condense=category_rows,
-        ),
-        TableSpec(
-            "frontier",
-            "Frontier",
-            FRONTIER,
-            _entries(*SEARCH),
-            backbones=ONE,
-            named=False,
-            evaluation=replace(EVALUATE, split="held-out"),
-            one_seed=True,
-            draw=_draw_frontier,
-        ),
-    )
-}
+_CORRUPTED = tuple(f"corruption:{name},{severity}" for name in CORRUPTIONS for severity in SEVERITIES)
+_TRAINED5, _TRAINED6 = ({levels[0]: levels for levels in pairs.items()} for pairs in (LEVELS5, LEVELS6))
+_TABLE2 = _noise_entries({"awgn:30": SNR}, AVERAGE_TRAINED, SAFE, MU, TUNED)
+_LAMBDAS = (lambda_network("range"), lambda_network("literal"))
+_FIG6 = {"FD stochastic": SAFE, "deterministic": DETERMINISTIC}
+_FIG7 = {"baseline": BASELINE, "mu": MU, "lambda": _LAMBDAS[0], "SAFE": SAFE}
+# What noise costs the baseline, and how much of that the others win back.
+_RECOVERED = Derived("recovered", "Share of the baseline's loss that is won back:", _recovered)
+_CONTRIBUTIONS = Derived("contributions", "Points that each part adds, seed by seed:", _contributions)
+_MOBILE: dict[str, Any] = {"backbones": ONE, "named": False}
+
+_PARTS: tuple[Part, ...] = (
+    FigureSpec("table1", "Table 1", "complexity"),
+    TableSpec("table2", "Table 2", SNR, _TABLE2, number=2, derived=(_RECOVERED,)),
+    TableSpec("table3", "Table 3", TABLE3, _noise_entries({"awgn:25": TABLE3}, *PAPER), "traffic", number=3),
+    TableSpec(
+        "table4",
+        "Table 4",
+        TABLE4,
+        _noise_entries({"awgn:25": TABLE4}, *PAPER),
+        "traffic",
+        ONE,
+        metric="top5",
+        number=4,
+    ),
+    TableSpec("table5", "Table 5", UNSEEN, _noise_entries(_TRAINED5, *PAPER), number=5),
+    TableSpec("table6", "Table 6", TABLE6, _noise_entries(_TRAINED6, *PAPER), "traffic", ONE, number=6),
+    TableSpec("table7", "Table 7", ("fgsm:3", "fgsm:8", "fgsm:16"), _entries(*COMPARED), number=7, attacked=True),
+    FigureSpec("fig5", "Figure 5", "training", {"SAFE-MobileNetV2": SAFE}),
+    FigureSpec("fig6", "Figure 6", "embedding", _FIG6, ("awgn:20", "awgn:18", "awgn:15")),
+    FigureSpec("fig7", "Figure 7", "embedding", _FIG7, ("clean", "awgn:25")),
+    TableSpec("ablations", "Ablations", SNR, _entries(*ABLATIONS, *_LAMBDAS), derived=(_CONTRIBUTIONS,), **_MOBILE),
+    TableSpec("unseen", "Unseen", UNSEEN, _entries(*COMPARED), **_MOBILE),
+    TableSpec(
+        "corruptions",
+        "Corruptions",
+        _CORRUPTED,
+        _entries(*COMPARED),
+        together=True,
+        subject="Common corruptions: mean accuracy",
+        condense=category_rows,
+        **_MOBILE,
+    ),
+    TableSpec(
+        "frontier",
+        "Frontier",
+        FRONTIER,
+        _entries(*SEARCH),
+        evaluation=replace(EVALUATE, split="held-out"),
+        one_seed=True,
+        draw=_draw_frontier,
+        **_MOBILE,
+    ),
+)
+PARTS = {part.name: part for part in _PARTS}
 """All parts by name, in the order in which ``all`` makes them."""

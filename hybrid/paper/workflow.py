@@ -88,7 +88,7 @@ def make(runs: Iterable[Run], place: Place, engine: Engine) -> None:
         for run in needed:
             _log(run, place.folder).unlink(missing_ok=True)
         jobs = place.folder / "jobs.json"
-        write_json(jobs, _jobs(missing, place, engine))
+        write_json(jobs, {"jobs": _jobs(missing, place, engine)})
         status = _run_snakemake(jobs.resolve(), engine)
     for run in needed:
         log = _log(run, place.folder)
