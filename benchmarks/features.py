@@ -31,12 +31,12 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from bridge.conversion import convert
 from bridge.frontend import SpikingFrontEnd
-from hybrid.conditions.drawn import parse_condition
-from snn.calibration import hand_over, sample_drive
+from hybrid.conditions import Noise
+from snn.calibration import finalise, sample_drive
 from snn.data import load_images
 from snn.data_source import DataSource
-from snn.encoding import encode_sparse
-from snn.layer import SpikingConv2d, feed_forward
+from snn.engines.base import choose_engine, feed_forward
+from snn.layer import SpikingConv2d
 from snn.learner import learn
 from snn.learning import Learning
 from snn.network import LearnedLayer, SpikingNetwork
@@ -48,6 +48,7 @@ from snn.runtime.random import draw_seeds, stream
 from snn.spikes import SpikeEvents, spike_counts
 
 Rule = Literal["fd", "stochastic", "deterministic"]
+ENGINE = choose_engine("events")
 GRID = 4
 CONDITIONS = ("clean", "awgn:20", "awgn:15")
 BATCH = 50
@@ -98,7 +99,7 @@ def noisy(images: Tensor) -> list[Tensor]:
     """uint8 images under each condition, rounded to 8 bits again."""
     found = []
     for text in CONDITIONS:
-        changed = parse_condition(text).apply(images / 255, stream("noise", text))
+        changed = Noise.parse(text).apply(images / 255, stream("noise", text))
         found.append((changed * 255).round().to(torch.uint8))
     return found
 
@@ -107,7 +108,7 @@ def pooled(layers: list[SpikingConv2d], images: Tensor, p: Learning, purpose: st
     """Mean spike counts of the last layer in each cell: (N, maps * GRID^2)."""
     parts, generator = [], stream("probe", purpose)
     for batch in images.split(BATCH):
-        spikes = feed_forward(layers, encode_sparse(batch, p.encoding, draw_seeds(len(batch), generator)))
+        spikes = feed_forward(ENGINE, layers, ENGINE.encode(batch, p.encoding, draw_seeds(len(batch), generator)))
         parts.append(adaptive_avg_pool2d(spike_counts(spikes).float(), GRID).flatten(1))
     return torch.cat(parts).numpy()
 
@@ -139,8 +140,8 @@ def shuffled(learned: LearnedLayer, pre: SpikeEvents, p: Learning, seed: int) ->
         conductance=values.reshape(learned.layer.conductance.shape),
         v_threshold=torch.full_like(learned.layer.v_threshold, p.lif.v_threshold),
     )
-    drive = sample_drive(layer, pre, stream("places", seed))
-    return hand_over(layer, drive, p.output_rate * p.encoding.presentation / 1000, p.threshold_lowering)
+    drive = sample_drive(ENGINE, layer, pre, stream("places", seed))
+    return finalise(ENGINE, layer, drive, p.output_rate * p.encoding.presentation / 1000, p.threshold_lowering)
 
 
 def responder(
@@ -158,7 +159,7 @@ def probe_network(network: SpikingNetwork, images: Tensor, probe: Probe, seed: i
     """One row for each layer, features and condition."""
     p, rows = network.learning, []
     calibration = images[: p.calibration_images]
-    spikes = encode_sparse(calibration, p.encoding, draw_seeds(len(calibration), stream("calibration", seed)))
+    spikes = ENGINE.encode(calibration, p.encoding, draw_seeds(len(calibration), stream("calibration", seed)))
     for number, learned in enumerate(network.layers, 1):
         control = replace(learned, layer=shuffled(learned, spikes, p, seed))
         for kind, layer in (("learned", learned), ("shuffled", control)):
@@ -181,7 +182,7 @@ def probe_network(network: SpikingNetwork, images: Tensor, probe: Probe, seed: i
                         "ltd_at_peak": learned.saturated[1],
                     }
                 )
-        spikes = feed_forward([learned.layer], spikes)
+        spikes = feed_forward(ENGINE, [learned.layer], spikes)
     return rows
 
 

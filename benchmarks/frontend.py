@@ -38,7 +38,8 @@ from bridge.conversion import convert
 from bridge.frontend import SpikingFrontEnd
 from snn.data import load_images
 from snn.data_source import DataSource
-from snn.encoding import encode, encode_for
+from snn.encoding import encode
+from snn.engines.base import choose_engine
 from snn.layer import SpikingConv2d
 from snn.neuron import norse_parameters
 from snn.runtime.cli import run_command
@@ -164,10 +165,10 @@ def run(config: FrontEndConfig) -> None:
         | {"conv-BN-ReLU": lambda: plain(pixels)},
         config.repeats,
     )
-    counts = {}
+    counts, engine = {}, choose_engine()
 
     def simulate() -> None:
-        counts["simulator"] = spike_counts(network.simulate(encode_for(images, encoding, seeds))[-1])
+        counts["simulator"] = spike_counts(network.simulate(engine, engine.encode(images, encoding, seeds))[-1])
 
     def simulate_in_norse() -> None:
         counts["norse"] = loop(encode(images, encoding, seeds).float())

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from benchmarks.peers.protocol import Adapter, Workload, main
 from snn.calibration import calibrate_gain, normalised_rates, sample_drive
+from snn.engines.base import choose_engine
 from snn.layer import SpikingConv2d
 from snn.learner import learn_batch
 from snn.learning import Learning
@@ -14,6 +15,8 @@ from snn.parameters import LayerParameters, LIFParameters, STDPParameters
 from snn.plasticity import count_events, update
 from snn.runtime.random import draw_seeds
 from snn.spikes import SpikeEvents
+
+ENGINE = choose_engine("events")
 
 
 def make_layer(weight: Tensor, gain: float, padding: int, dt: float) -> SpikingConv2d:
@@ -33,14 +36,14 @@ def make_layer(weight: Tensor, gain: float, padding: int, dt: float) -> SpikingC
 def starting_gain(weight: Tensor, padding: int, dt: float, pre: Tensor, seed: int) -> float:
     """The gain with which the project starts to learn on ``pre``."""
     layer = make_layer(weight, 1.0, padding, dt)
-    drive = sample_drive(layer, pre, torch.Generator().manual_seed(seed))
-    return calibrate_gain(layer, drive, Learning().start_count).gain[0].item()
+    drive = sample_drive(ENGINE, layer, pre, torch.Generator().manual_seed(seed))
+    return calibrate_gain(ENGINE, layer, drive, Learning().start_count).gain[0].item()
 
 
 def layer_spikes(weight: Tensor, gain: float, padding: int, dt: float, pre: Tensor, seed: int) -> Tensor:
     """What the layer fires on ``pre`` while it learns: at most one map at a place and step."""
     layer = make_layer(weight, gain, padding, dt)
-    return layer.simulate(pre, inhibition=True, seeds=image_seeds(pre, seed))
+    return ENGINE.simulate(layer, pre, inhibition=True, seeds=image_seeds(pre, seed))
 
 
 def image_seeds(pre: Tensor, seed: int = 0) -> Tensor:
@@ -62,16 +65,16 @@ class SafeDNN(Adapter):
         self.weight = self.start
 
     def rule(self) -> None:
-        load, window = self.workload, (self.start.shape[-1], 1, self.workload.padding)
+        load = self.workload
         pre, post = SpikeEvents.from_dense(load.pre), SpikeEvents.from_dense(load.post)
         rates = normalised_rates(pre, len(pre) * load.dt, load.rate_limits)
-        counts = count_events(pre, post, rates, *window, load.dt, self.parameters, self.seeds)
+        counts = count_events(ENGINE, self.layer, pre, post, rates, self.parameters, self.seeds)
         self.weight = update(self.start, counts, self.parameters)
 
     def full(self, watch: Callable[[Tensor], None] | None) -> None:
         load = self.workload
         pre = SpikeEvents.from_dense(load.pre)
-        post, self.weight = learn_batch(self.layer, pre, load.rate_limits, self.parameters, self.seeds)
+        post, self.weight = learn_batch(ENGINE, self.layer, pre, load.rate_limits, self.parameters, self.seeds)
         if watch:
             for spikes in post.to_dense():
                 watch(spikes)

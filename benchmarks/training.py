@@ -28,12 +28,11 @@ from rich.table import Table
 from torch.nn.functional import cross_entropy
 
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend
-from hybrid.architecture import Architecture, ModelSpec
+from hybrid.architecture import Architecture, ModelSpec, build_model
 from hybrid.augment import augment
-from hybrid.backbones.torchvision import PAPER_BACKBONES
-from hybrid.network import build_model
+from hybrid.backbones import PAPER_BACKBONES
 from hybrid.recipe import Recipe
-from hybrid.training import train
+from hybrid.training import Hardware, train
 from snn.data import Images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, run_command
@@ -104,7 +103,7 @@ def seconds_per_epoch(config: TrainingConfig, backbone: str, variant: str, devic
     for epochs in (1, 2):
         began = perf_counter()
         recipe = Recipe(epochs=epochs, batch_size=config.batch_size, holdout=0.001)
-        train(data, architecture, recipe, frontend=frontend, device=device)
+        train(data, architecture, recipe, frontend=frontend, hardware=Hardware(config.options.device))
         seconds.append(perf_counter() - began)
     return seconds[1] - seconds[0]
 

@@ -6,7 +6,8 @@ Simulated with the learner's own neuron, encoder and presentation time, threshol
 import torch
 from torch import Tensor
 
-from snn.encoding import encode_for
+from snn.engines.base import choose_engine
+from snn.engines.norse import simulate_drive
 from snn.layer import SpikingConv2d
 from snn.network import SpikingNetwork
 from snn.parameters import Encoding
@@ -29,11 +30,12 @@ def simulate_counts(
     Returns:
         int16 (N, C, H, W) of the encoder, and one such tensor (N, C_out, H, W) per layer, on the CPU.
     """
+    engine = choose_engine("auto", images.device)
     parts: list[list[Tensor]] = [[] for _ in range(len(network.layers) + 1)]
     for batch in progress(images.split(batch_size), "simulating responses", "batch"):
         seeds = draw_seeds(len(batch), generator).to(batch.device)
-        spikes = encode_for(batch, network.learning.encoding, seeds)
-        for part, layer_spikes in zip(parts, [spikes, *network.simulate(spikes)], strict=True):
+        spikes = engine.encode(batch, network.learning.encoding, seeds)
+        for part, layer_spikes in zip(parts, [spikes, *network.simulate(engine, spikes)], strict=True):
             part.append(spike_counts(layer_spikes).cpu())
     return [torch.cat(part) for part in parts]
 
@@ -50,4 +52,4 @@ def neuron_response(layer: SpikingConv2d, currents: Tensor, encoding: Encoding) 
     drive = (currents * (encoding.n_steps / encoding.active_steps)).reshape(1, 1, 1, -1)
     quiet = torch.zeros_like(drive)
     steps = [drive if step < encoding.active_steps else quiet for step in range(encoding.n_steps)]
-    return neuron.simulate_drive(steps, inhibition=False).sum(0).flatten()
+    return simulate_drive(neuron, steps, inhibition=False).sum(0).flatten()

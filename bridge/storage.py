@@ -8,7 +8,8 @@ import torch
 from bridge.frontend import FrontEndSpec, Response, SpikingFrontEnd, deviations
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
 from snn.parameters import Encoding
-from snn.runtime.h5 import Schema, Tree, from_tree, read_file, write_file
+from snn.runtime.h5 import Schema, read_file, write_file
+from snn.runtime.tree import Tree, from_tree
 
 SCHEMA = Schema("frontend/2", "python -m bridge.convert snn.h5 --out FILE", LOCATION)
 

@@ -1,57 +1,49 @@
-"""Which network: everything that determines its shape."""
+"""Which network: its description, and the modules built from it."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
-from bridge.frontend import FrontEndSpec
-from hybrid.backbones.torchvision import check_backbone
-from hybrid.preprocess import parse_preprocess
+from torch import nn
+
+from bridge.frontend import FrontEndSpec, SpikingFrontEnd
+from bridge.storage import SHIPPED_FRONTENDS, load_frontend
+from hybrid.backbones import BACKBONES, check_backbone, full_backbone, main_cnn
+from hybrid.network import BaselineNetwork, Network, Normalise, TrainableFrontEnd
+from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preprocess_flag
+from hybrid.variations import Variations
 from snn.runtime.errors import check
+from snn.runtime.pretrained import resolve
 
 Variant = Literal["safe", "baseline", "mu", "lambda"]
-
-
-Paths = Literal["both", "spiking", "auxiliary"]
-
-
-AuxiliaryActivation = Literal["relu6", "steps"]
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Which network."""
 
-    backbone: str = "mobilenet_v2"
-    """Main CNN from torchvision: mobilenet_v2, resnet101, densenet121 (paper), resnet18, or mobilenet_v2_shallow, which
-    has one block in each stage."""
+    backbone: Annotated[str, BACKBONES.flag] = "mobilenet_v2"
+    """Main CNN: mobilenet_v2, resnet101 and densenet121 are the paper's, mobilenet_v2_shallow has one block in each
+    stage. Further ones come from --plugin."""
     variant: str = "safe"
     """safe: spiking front end and auxiliary CNN before the main CNN; baseline: the backbone as it is; mu: safe with
     trainable layers in the shape of the front end; lambda (made by hybrid.swap): mu with step functions."""
     width: float = 1.0
     """Multiplier of the backbone's channels."""
     auxiliary_maps: int = 8
-    """Feature maps of the auxiliary CNN (all but baseline; ours, the paper says smaller than the spiking module); 0:
-    none."""
-    auxiliary_kernel: int = 3
-    """Side of its two layers' kernels, in pixels, odd."""
-    auxiliary_activation: AuxiliaryActivation = "relu6"
-    """relu6, or steps: 8 equal steps from 0 to 6, as small deviations vanish in."""
-    auxiliary_input: str = "none"
-    """What becomes of its images first, as --preprocess, which both paths see."""
-    auxiliary_drop: float = 0.0
-    """Share of training images whose auxiliary features are 0, so that the main CNN learns to do without them."""
-    variability: bool = False
-    """While training, add to each layer's spike counts deviations drawn from the simulated neurons' (safe)."""
-    feature_norm: bool = False
-    """Normalise the front end's features over batches where they join the auxiliary CNN's, as those are (all but
-    baseline; the paper normalises before activations alone)."""
+    """Feature maps of the auxiliary CNN (all variants but baseline; ours, the paper says fewer than the spiking module
+    has); 0: no auxiliary CNN."""
     embedding: int | None = None
     """Units between two fully connected layers at the end; 0: torchvision's head with one layer; None: 128 for images
     below 96 pixels, else 0."""
-    preprocess: str = "none"
-    """What becomes of images first, in training and ever after: average:N (mean of N x N pixels), quantise (to the
-    levels that the encoder tells apart) or quantise:F_MIN,F_MAX,T (Hz, ms), spikes or spikes:F_MIN,F_MAX,T (the same
-    at random phase, while training alone); several joined by +."""
+    preprocess: Annotated[Preprocess, check_preprocess, preprocess_flag()] = UNCHANGED
+    """What is done to images first, in training and in evaluation. average:N takes the mean of N x N pixels. quantise
+    rounds to the levels that the encoder can represent, and spikes does so at random while training; both take
+    F_MIN,F_MAX,T (Hz, Hz, ms). Join several by +."""
+    variations: Variations = field(default_factory=Variations)
+    """What the search tried and rejected."""
 
     def __post_init__(self) -> None:
         check_backbone(self.backbone, self.width)
@@ -60,38 +52,22 @@ class Architecture:
             f"`variant` {self.variant}: unknown; choose from {', '.join(get_args(Variant))}",
         )
         check(self.auxiliary_maps >= 0, f"`auxiliary_maps` {self.auxiliary_maps}: must be 0 or more")
-        check(
-            self.auxiliary_kernel >= 1 and self.auxiliary_kernel % 2 == 1,
-            f"`auxiliary_kernel` {self.auxiliary_kernel}: expected an odd number",
-        )
-        check(
-            self.auxiliary_activation in get_args(AuxiliaryActivation),
-            f"`auxiliary_activation` {self.auxiliary_activation}: unknown; choose relu6 or steps",
-        )
-        check(0 <= self.auxiliary_drop < 1, f"`auxiliary_drop` {self.auxiliary_drop}: expected 0 to below 1")
-        check(
-            self.variant == "safe" or not self.variability,
-            f"`variability` is of spiking neurons: it goes with `variant` safe, not {self.variant}",
-        )
-        check(
-            self.variant != "baseline" or not self.feature_norm,
-            "`feature_norm` is of a front end's features, which `variant` baseline does not have",
-        )
         check(self.embedding is None or self.embedding >= 0, f"`embedding` {self.embedding}: must be 0 or more")
-        parse_preprocess(self.preprocess)
-        parse_preprocess(self.auxiliary_input, "`auxiliary_input`")
+        check_preprocess(self.preprocess, "preprocess")
+        self.variations.check_variant(self.variant)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that determines a network's shape."""
+    """Everything that determines the modules of a network and their shapes."""
 
     architecture: Architecture
     input_shape: tuple[int, int, int]
-    """(C, H, W)."""
+    """(C, H, W) of the images."""
     classes: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
     frontend: FrontEndSpec | None
-    """Of the spiking front end (safe), or of the one whose shape or steps are taken (mu, lambda)."""
+    """The spiking front end (safe), or the one whose shape or steps are taken (mu, lambda); None for a baseline."""
 
     def __post_init__(self) -> None:
         variant = self.architecture.variant
@@ -103,8 +79,95 @@ class ModelSpec:
             f"`variant` {variant} needs `frontend` FILE, made by python -m bridge.convert; the conventional network is "
             "`variant` baseline",
         )
+        shape = self.frontend and self.frontend.input_shape
         check(
-            self.input_shape == self.frontend.input_shape,
-            f"`frontend` is for images of shape {self.frontend.input_shape}, these have {self.input_shape} (channels, "
-            "height, width); convert one learned on this data, or set `image_size`",
+            self.input_shape == shape,
+            f"`frontend` is for images of shape {shape}, these have {self.input_shape} (channels, height, width); "
+            "convert one learned on this data, or set `image_size`",
         )
+
+
+def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> Network:
+    """The network that ``spec`` describes.
+
+    Weights are drawn from torch's global generator. The converted layers are those of ``frontend`` (safe); without it
+    they have the right shapes, and their values are still to be loaded.
+    """
+    a, variations = spec.architecture, spec.architecture.variations
+    channels, height, _ = spec.input_shape
+    normalise, preprocess = Normalise(channels), a.preprocess.build()
+    network: Network
+    if spec.frontend is None:
+        main = full_backbone(a.backbone, channels, len(spec.classes), height, a.width, a.embedding)
+        network = BaselineNetwork(main, normalise, preprocess)
+    else:
+        front: nn.Module
+        if a.variant == "safe":
+            front = frontend or SpikingFrontEnd.empty(spec.frontend)
+            front.variability = variations.variability
+        else:
+            front = TrainableFrontEnd(spec.frontend, stepped=a.variant == "lambda")
+        stride, maps = spec.frontend.stride, spec.frontend.maps[-1]
+        auxiliary = variations.auxiliary_cnn(channels, a.auxiliary_maps, stride) if a.auxiliary_maps else None
+        features = maps + a.auxiliary_maps
+        main = main_cnn(a.backbone, features, len(spec.classes), height, a.width, a.embedding, stride)
+        join = variations.join(maps)
+        network = variations.network(front, auxiliary, join, main, normalise=normalise, preprocess=preprocess)
+    network.spec = spec
+    return network
+
+
+def safe_dnn(
+    frontend: SpikingFrontEnd | str | Path,
+    backbone: str = "mobilenet_v2",
+    classes: int | Sequence[str] = 10,
+    **architecture: Any,
+) -> Network:
+    """A SAFE-DNN: spiking features beside a small auxiliary CNN, in front of a backbone.
+
+    Args:
+        frontend: converted spiking layers, which are copied, or a file that holds them (also "pretrained:cifar10-fd").
+        backbone: name of the main CNN; ``hybrid.backbones.BACKBONES`` lists them.
+        classes: names of the classes, or their number.
+        architecture: further fields of :class:`Architecture`, such as ``width=0.25``.
+
+    Returns:
+        A module that takes images in [0, 1], (B, C, H, W), and returns logits (B, classes). Its weights are drawn from
+        torch's global generator; :func:`hybrid.train` trains it.
+
+    Raises:
+        UserError: unknown names, impossible values, or a file that cannot be read.
+    """
+    converted, _ = open_frontend(frontend)
+    description = Architecture(backbone=backbone, **architecture)
+    spec = ModelSpec(description, converted.spec.input_shape, class_names(classes), converted.spec)
+    return build_model(spec, copy.deepcopy(converted))
+
+
+def baseline(
+    input_shape: tuple[int, int, int],
+    backbone: str = "mobilenet_v2",
+    classes: int | Sequence[str] = 10,
+    **architecture: Any,
+) -> Network:
+    """The conventional network that a SAFE-DNN is compared with: a backbone behind normalisation.
+
+    Args:
+        input_shape: (C, H, W) of the images.
+        backbone, classes, architecture: as in :func:`safe_dnn`, which also says what is returned and raised.
+    """
+    description = Architecture(backbone=backbone, variant="baseline", **architecture)
+    return build_model(ModelSpec(description, input_shape, class_names(classes), None))
+
+
+def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
+    """Names of the classes; "0", "1" and so on where only their number is known."""
+    return tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+
+
+def open_frontend(frontend: SpikingFrontEnd | str | Path) -> tuple[SpikingFrontEnd, str]:
+    """The front end itself, or that of a file or of "pretrained:NAME", and the digest of the file ("": none)."""
+    if isinstance(frontend, SpikingFrontEnd):
+        return frontend, ""
+    converted, _, digest = load_frontend(resolve(Path(frontend), SHIPPED_FRONTENDS))
+    return converted, digest

@@ -1,4 +1,4 @@
-"""Random shifts and flips of whole batches of uint8 images, on the device where they lie."""
+"""Random shifts and flips of batches of uint8 images, computed on the device that holds them."""
 
 from typing import Literal
 
@@ -10,22 +10,22 @@ Augmentation = Literal["auto", "none", "shift", "shift-flip"]
 
 
 def resolve_augmentation(name: Augmentation, data: str) -> Augmentation:
-    """``auto`` is ``shift`` for digits, which a mirror would turn into others, and ``shift-flip`` for all else."""
+    """``auto`` is ``shift`` for digits, which mirrored are other signs, and ``shift-flip`` for other data."""
     if name != "auto":
         return name
     return "shift" if data == "digits" else "shift-flip"
 
 
 def augment(images: Tensor, name: Augmentation, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to an eighth of its side (black comes in), and mirror half of them.
+    """Shift each image by up to an eighth of its shorter side, and mirror each with a chance of one half.
 
     Args:
         images: uint8 (B, C, H, W).
-        name: none, shift or shift-flip.
+        name: none, shift (no mirror) or shift-flip.
         generator: on the CPU.
 
     Returns:
-        Like ``images``.
+        Like ``images``; the border that a shift uncovers is black.
     """
     if name == "none":
         return images
@@ -37,6 +37,6 @@ def augment(images: Tensor, name: Augmentation, generator: torch.Generator) -> T
         mirrored = torch.rand((batch, 1), generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     index = torch.arange(batch)[:, None, None]
-    moved = pad(images, (border,) * 4).permute(0, 2, 3, 1)
-    picked = moved[index.to(images.device), rows[:, :, None].to(images.device), columns[:, None].to(images.device)]
-    return picked.permute(0, 3, 1, 2).contiguous()
+    padded = pad(images, (border,) * 4).permute(0, 2, 3, 1)
+    shifted = padded[index.to(images.device), rows[:, :, None].to(images.device), columns[:, None].to(images.device)]
+    return shifted.permute(0, 3, 1, 2).contiguous()

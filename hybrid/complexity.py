@@ -1,15 +1,15 @@
-"""Parameters and multiply-accumulates of all networks at 224x224, beside the paper's Table 1, and of front ends alone.
+"""Parameters and multiply-accumulates of all networks, beside the paper's Table 1, and of front ends alone.
 
-Counted by PyTorch's own counter (``torch.utils.flop_counter``, two operations to a multiply-accumulate): convolutions
-and matrix products. Normalisation, activations, pooling and step functions are not counted; the paper's counter seems
-to include element-wise layers (its baseline MobileNetV2 has 0.33 GMAC, here 0.30). Parameters are all that train and
+PyTorch counts them (``torch.utils.flop_counter``; two operations are one multiply-accumulate) in convolutions and
+matrix products. Normalisation, activations, pooling and step functions do not count; the paper's counter seems to
+include element-wise layers (its baseline MobileNetV2 has 0.33 GMAC, here 0.30). Parameters are the trainable values and
 the frozen convolution weights; running statistics and the edges of step functions are not among them.
 """
 
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,21 +20,27 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bridge.frontend import FrontEndSpec, SpikingFrontEnd
-from hybrid.architecture import Architecture, ModelSpec
-from hybrid.backbones.torchvision import PAPER_BACKBONES
-from hybrid.network import build_model
+from bridge.frontend import ConvertedLayer, FrontEndSpec, SpikingFrontEnd
+from hybrid.architecture import Architecture, ModelSpec, build_model, class_names
+from hybrid.backbones import PAPER_BACKBONES
+from hybrid.image_size import learning_preset
 from hybrid.paper.numbers import paper_value
 from snn.learning import PRESETS, PresetName
 from snn.runtime.cli import RunOptions, run_command
-from snn.runtime.outputs import beside, check_outputs, save_figure, write_csv, write_json
+from snn.runtime.outputs import Outputs, beside, save_figure, write_csv
 
 SIZES = {224: 1000, 32: 10}
 """Side of the images in pixels, and classes."""
+
 STEPS = 8
-"""Of each step function; no count depends on it."""
+"""Steps of each step function; no count depends on it."""
+
 DIGITS = 9
-"""Behind the point in differences of G: a single multiply-accumulate."""
+"""Decimal places of differences in G: one multiply-accumulate."""
+
+QUANTITIES = ("params_M", "macs_G")
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def preset_frontend(preset: PresetName, image_size: int) -> FrontEndSpec:
 
 def count_parameters(network: nn.Module) -> int:
     """All trainable values and the frozen weights of converted layers."""
-    frozen = [layer.weight for part in network.modules() if isinstance(part, SpikingFrontEnd) for layer in part.layers]
+    frozen = [layer.weight for layer in network.modules() if isinstance(layer, ConvertedLayer)]
     return sum(values.numel() for values in (*network.parameters(), *frozen))
 
 
@@ -75,60 +81,47 @@ def count_macs(network: nn.Module, input_shape: tuple[int, int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def _row(network: str, module: nn.Module, size: int) -> dict:
-    macs = count_macs(module, (3, size, size))
-    return {
-        "network": network,
-        "image_size_pixels": size,
-        "params_M": count_parameters(module) / 1e6,
-        "macs_G": macs / 1e9,
-        "added_params_M": "",
-        "added_macs_G": "",
-        "paper_params_M": "",
-        "paper_macs_G": "",
-        "paper_added_params_M": "",
-        "paper_added_macs_G": "",
-        "difference_params_M": "",
-        "difference_macs_G": "",
-    }
+def _row(network: str, module: nn.Module, size: int) -> Row:
+    others = [f"{kind}_{q}" for kind in ("added", "paper", "paper_added", "difference") for q in QUANTITIES]
+    counts = {"params_M": count_parameters(module) / 1e6, "macs_G": count_macs(module, (3, size, size)) / 1e9}
+    return {"network": network, "image_size_pixels": size, **counts, **dict.fromkeys(others, "")}
 
 
-def complexity_rows() -> list[dict]:
-    """One row per network: baselines and SAFE at 224x224 (1000 classes, stock head) and 32x32, then front ends alone.
-
-    SAFE at 224x224 has the front end of preset imagenet, at 32x32 that of preset cifar10. ``added``: over its baseline;
-    ``difference``: ours minus the paper's. Parameters in millions, MACs of one image in 10^9; "" where there is none.
-    """
+def _pair(backbone: str, size: int, classes: int) -> list[Row]:
+    """Rows of a baseline and its SAFE network."""
     rows = []
-    for size, classes in SIZES.items():
-        preset: PresetName = "imagenet" if size == 224 else "cifar10"
-        for backbone in PAPER_BACKBONES:
-            pair = {}
-            for variant in ("baseline", "safe"):
-                front = preset_frontend(preset, size) if variant == "safe" else None
-                architecture = Architecture(backbone=backbone, variant=variant)
-                spec = ModelSpec(architecture, (3, size, size), tuple(map(str, range(classes))), front)
-                name = f"{variant} {backbone}"
-                row = pair[variant] = _row(name, build_model(spec), size)
-                if size == 224:
-                    for quantity in ("params_M", "macs_G"):
-                        row[f"paper_{quantity}"] = paper = paper_value(1, name, "224x224", quantity)
-                        row[f"difference_{quantity}"] = round(row[quantity] - paper, DIGITS)
-            for quantity in ("params_M", "macs_G"):
-                added = pair["safe"][quantity] - pair["baseline"][quantity]
-                pair["safe"][f"added_{quantity}"] = round(added, DIGITS)
-                if size == 224:
-                    paper = [pair[variant][f"paper_{quantity}"] for variant in ("safe", "baseline")]
-                    pair["safe"][f"paper_added_{quantity}"] = round(paper[0] - paper[1], 2)
-            rows += pair.values()
-    for preset, size in (("cifar10", 32), ("cifar10", 224), ("imagenet", 224)):
+    for variant in ("baseline", "safe"):
+        front = preset_frontend(learning_preset(size), size) if variant == "safe" else None
+        spec = ModelSpec(Architecture(backbone, variant), (3, size, size), class_names(classes), front)
+        rows.append(_row(f"{variant} {backbone}", build_model(spec), size))
+    baseline, safe = rows
+    for q in QUANTITIES:
+        safe[f"added_{q}"] = round(safe[q] - baseline[q], DIGITS)
+        if size == 224:
+            for row in rows:
+                row[f"paper_{q}"] = paper_value(1, row["network"], "224x224", q)
+                row[f"difference_{q}"] = round(row[q] - row[f"paper_{q}"], DIGITS)
+            safe[f"paper_added_{q}"] = round(safe[f"paper_{q}"] - baseline[f"paper_{q}"], 2)
+    return rows
+
+
+def complexity_rows() -> list[Row]:
+    """One row for each network: baselines and SAFE at 224x224 (1000 classes, stock head) and 32x32; front ends alone.
+
+    SAFE at 224x224 has the front end of preset imagenet, at 32x32 that of preset cifar10. ``added``: more than its
+    baseline has; ``difference``: ours minus the paper's. Parameters in millions, MACs of one image in 10^9; "" where
+    there is none.
+    """
+    rows = [row for size, classes in SIZES.items() for name in PAPER_BACKBONES for row in _pair(name, size, classes)]
+    alone: tuple[tuple[PresetName, int], ...] = (("cifar10", 32), ("cifar10", 224), ("imagenet", 224))
+    for preset, size in alone:
         front = preset_frontend(preset, size)
         maps = ", ".join(map(str, front.maps))
         rows.append(_row(f"front end alone, maps {maps}, stride {front.stride}", SpikingFrontEnd.empty(front), size))
     return rows
 
 
-def draw_complexity(rows: list[dict], path: Path) -> None:
+def draw_complexity(rows: list[Row], path: Path) -> None:
     """What SAFE adds to each baseline at 224x224, ours and the paper's.
 
     Args:
@@ -156,8 +149,8 @@ def draw_complexity(rows: list[dict], path: Path) -> None:
     save_figure(figure, path)
 
 
-def print_rows(rows: list[dict], console: Console) -> None:
-    """Baselines and SAFE beside the paper's numbers, then networks and front ends that the paper has no numbers of."""
+def print_rows(rows: list[Row], console: Console) -> None:
+    """First baselines and SAFE beside the paper's numbers, then all networks and front ends that it does not have."""
     quantities = (("params_M", "M", "parameters (M)"), ("macs_G", "GMAC", "multiply-accumulates (G)"))
     for quantity, unit, words in quantities:
         table = Table(title=f"{words[0].upper()}{words[1:]} at 224x224, 1000 classes")
@@ -192,8 +185,8 @@ def _text(value: float | str, sign: str, digits: int) -> str:
 
 def run(config: ComplexityConfig) -> None:
     """The command: count, write, report."""
-    figure = beside(config.out, ".png") if config.out and config.options.figures else None
-    check_outputs(config.out, config.options.json, figure)
+    figures = [beside(config.out, ".png")] if config.out else []
+    outputs = Outputs(config.out, options=config.options, figures=figures)
     rows = complexity_rows()
     print_rows(rows, Console())
     print(
@@ -201,11 +194,9 @@ def run(config: ComplexityConfig) -> None:
         "paper's counter seems to include, are not counted"
     )
     write_csv(config.out, rows)
-    write_json(config.options.json, {"rows": rows})
-    if figure:
-        draw_complexity(rows, figure)
-    if config.out:
-        print(f"wrote {config.out}" + (f" and {figure}" if figure else ""))
+    for path in outputs.figures:
+        draw_complexity(rows, path)
+    outputs.finish({"rows": rows})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,14 +1,15 @@
 """How well a network's last layer separates the classes under noise, as pictures and as a number (paper, Fig. 6 and 7).
 
-The embedding is what the last linear layer is given. Each panel shows it as t-SNE lays it out in the plane. t-SNE keeps
-neighbours together but distorts distances and the sizes of clusters, and another seed gives another picture; the
-silhouette score in a panel's title is therefore that of the embedding itself, in all its dimensions, with the true
-classes as clusters: 1 for far and tight clusters, 0 for overlapping ones, negative where images are nearer to another
-class than to their own (Rousseeuw 1987).
+The embedding is the input of the last linear layer. Each panel shows its t-SNE layout in the plane. t-SNE keeps
+neighbours together but distorts distances and the sizes of clusters, and another seed gives another picture. The
+silhouette score in a panel's title is therefore computed from the embedding, in all its dimensions, with the true
+classes as clusters. It is 1 for tight clusters far apart, 0 for overlapping ones, and negative where images are nearer
+to another class than to their own (Rousseeuw 1987).
 """
 
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -26,28 +27,27 @@ from rich.table import Table
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from torch import Tensor
 
-from hybrid.conditions.drawn import Condition, parse_condition
-from hybrid.conditions.perturb import NOISE_CHUNK, noisy_batches
-from hybrid.evaluation import check_same_data, load_test_images
-from hybrid.network import embed
+from hybrid.conditions import CHUNK, Condition, Noise, condition_flag
+from hybrid.evaluation import check_same_data, distinct, load_test_images, name_models
+from hybrid.network import Network, embed
 from hybrid.storage import TrainedModel, load_model
 from snn.data import Images
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
-from snn.runtime.outputs import beside, check_outputs, save_figure, write_csv, write_json
+from snn.runtime.outputs import Outputs, beside, save_figure, write_csv
 from snn.runtime.progress import progress
 
 PERPLEXITY = 30.0
-"""Of t-SNE (scikit-learn's default; the paper states none); less for fewer than 91 images."""
+"""Perplexity of t-SNE, smaller for fewer than 91 images (scikit-learn's default; the paper states none)."""
 CAPTION = (
     "t-SNE of the input of the last linear layer. Silhouette scores are computed in that space with the true classes, "
     "not in the picture, which distorts distances."
 )
 LONGEST_NAME = 24
-"""Characters of a class name in the legend."""
+"""Longest class name in the legend, in characters."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,14 @@ class EmbeddingConfig:
     """Files written by hybrid.train or hybrid.swap."""
     out: Path
     """PNG file to write, for example fig6.png; a CSV file goes beside it."""
-    noise: tuple[str, ...] = ("awgn:20", "awgn:18", "awgn:15")
-    """Conditions: clean, awgn:DB, salt-pepper:SHARE, poisson:PEAK, wald:MEAN,SCALE."""
+    noise: Annotated[tuple[Noise, ...], condition_flag(Noise, many=True)] = (
+        Noise.parse("awgn:20"),
+        Noise.parse("awgn:18"),
+        Noise.parse("awgn:15"),
+    )
+    """Noise on the test images, a column for each."""
     names: tuple[str, ...] = ()
-    """Names of the rows, one for each model; none: the names of the files."""
+    """Names of the rows, one for each model; by default the names of the files."""
     data: str | None = None
     """Test images, if not those of the training run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
@@ -90,21 +94,21 @@ class Panel(NamedTuple):
     model: str
     condition: str
     points: np.ndarray
-    """float32 (N, 2), of t-SNE; its unit means nothing."""
+    """t-SNE layout, float32 (N, 2), in arbitrary units."""
     labels: np.ndarray
-    """int64 (N,), true classes."""
+    """True classes, int64 (N,)."""
     silhouette: float
-    """Of the embedding (not of ``points``), -1 to 1."""
+    """Silhouette score of the embedding (not of ``points``), -1 to 1."""
     accuracy: float
-    """Top-1, in %."""
+    """Top-1 accuracy, in %."""
 
 
 @torch.no_grad()
-def embeddings(network: nn.Module, images: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """What the last linear layer is given, and what it makes of it.
+def embeddings(network: Network, images: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Input and output of the last linear layer.
 
     Args:
-        network: of ``hybrid.h5``; moved to ``device``, and to evaluation mode.
+        network: moved to ``device`` and set to evaluation mode.
         images: float32 (N, C, H, W) in [0, 1].
         device: where to compute.
 
@@ -112,65 +116,66 @@ def embeddings(network: nn.Module, images: Tensor, device: torch.device | str) -
         The embedding (N, D) and the logits (N, classes) of all N images, float32, on the CPU.
     """
     network = network.to(device).eval()
-    found = [
-        embed(network, batch.to(device).contiguous(memory_format=torch.channels_last))
-        for batch in images.split(NOISE_CHUNK)
+    batches = [
+        embed(network, batch.to(device).contiguous(memory_format=torch.channels_last)) for batch in images.split(CHUNK)
     ]
-    embedding, logits = (torch.cat([part.cpu() for part in parts]) for parts in zip(*found, strict=True))
+    embedding, logits = (torch.cat([part.cpu() for part in parts]) for parts in zip(*batches, strict=True))
     return embedding, logits
 
 
 def lay_out(embedding: Tensor, seed: int) -> np.ndarray:
     """Points (N, 2), float32, of an embedding (N, D) with N >= 3, by t-SNE (van der Maaten and Hinton 2008).
 
-    It starts from the two principal components. The same bits for the same seed.
+    It starts from the two principal components. The same seed gives the same bits.
     """
-    given = embedding.double().numpy()
-    if np.ptp(given, axis=0).max() == 0:
+    vectors = embedding.double().numpy()
+    if np.ptp(vectors, axis=0).max() == 0:
         # scikit-learn divides by the spread of the first component.
-        return np.zeros((len(given), 2), dtype=np.float32)
-    if given.shape[1] == 1:
+        return np.zeros((len(vectors), 2), dtype=np.float32)
+    if vectors.shape[1] == 1:
         # Two components need two columns; a constant one changes no distance.
-        given = np.pad(given, ((0, 0), (0, 1)))
-    perplexity = min(PERPLEXITY, (len(given) - 1) / 3)
-    # The threads of t-SNE add up in the order in which they end.
+        vectors = np.pad(vectors, ((0, 0), (0, 1)))
+    perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
+    # The sum over several threads depends on the order in which they end.
     with threadpool_limits(1):
-        return TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(given).astype(np.float32)
+        return TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(vectors).astype(np.float32)
 
 
 def embed_models(
     models: dict[str, TrainedModel],
     data: Images,
-    conditions: list[Condition],
+    conditions: Sequence[Condition],
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[Panel]:
     """A panel for each model (outer) and condition (inner).
 
     Args:
-        models: by the name of their row.
-        data: test images; every model sees the same noise on them.
-        conditions: parsed; draws of noise (or clean).
+        models: trained models by the name of their row.
+        data: test images. Every model sees the same noise on them.
+        conditions: noise on the images.
         seed: of the noise and of t-SNE.
         device: where networks compute.
 
     Raises:
         UserError: a condition that is no noise, models of other data, too few images or classes.
     """
-    _check_conditions(conditions)
+    for condition in conditions:
+        check(isinstance(condition, Noise), f"`conditions` {condition}: embeddings are drawn for noise only")
+    noises = [condition for condition in conditions if isinstance(condition, Noise)]
     check_same_data(models, data)
     _check_images(data)
     labels = data.labels.numpy()
     panels = []
     with progress(None, "drawing embeddings", "panel", total=len(models) * len(conditions)) as bar:
-        for condition in conditions:
-            images = torch.cat(noisy_batches(data.images, condition, seed))
+        for noise in noises:
+            images = torch.cat(noise.batches(data.images, seed))
             for name, model in models.items():
                 embedding, logits = embeddings(model.network, images, device)
                 panels.append(
                     Panel(
                         model=name,
-                        condition=condition.name,
+                        condition=str(noise),
                         points=lay_out(embedding, seed),
                         labels=labels,
                         silhouette=float(silhouette_score(embedding.double().numpy(), labels)),
@@ -182,27 +187,18 @@ def embed_models(
     return sorted(panels, key=lambda panel: order.index(panel.model))
 
 
-def _check_conditions(conditions: list[Condition]) -> None:
-    for condition in conditions:
-        check(
-            condition.drawn,
-            f"`noise` {condition.name}: embeddings are drawn for noise only; give clean, awgn, salt-pepper, poisson or "
-            "wald",
-        )
-
-
 def _check_images(data: Images) -> None:
-    source, count = data.source.data, len(data.labels)
-    check(count >= 3, f"{source}: {count} test images, t-SNE needs 3 or more; raise `limit_test` or add images")
+    name, count = data.source.data, len(data.labels)
+    check(count >= 3, f"{name}: {count} test images, t-SNE needs 3 or more; raise `limit_test` or add images")
     present = data.labels.unique().tolist()
     check(
         len(present) >= 2,
-        f"{source}: all {count} test images are of class {data.classes[present[0]]!r}, the silhouette score needs 2 "
+        f"{name}: all {count} test images are of class {data.classes[present[0]]!r}, the silhouette score needs 2 "
         "classes or more; add images of another class",
     )
     check(
         len(present) < count,
-        f"{source}: {count} test images of {len(present)} classes, the silhouette score needs a class with 2 images or "
+        f"{name}: {count} test images of {len(present)} classes, the silhouette score needs a class with 2 images or "
         "more; raise `limit_test` or add images",
     )
 
@@ -219,7 +215,7 @@ def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) ->
     conditions = list(dict.fromkeys(panel.condition for panel in panels))
     colours = _colours(len(classes))
     names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in classes]
-    # Inches: an entry of the legend is 0.19 high; what its columns take is added to the width of the panels.
+    # In inches. An entry of the legend is 0.19 high; the figure is wider than its panels by the columns of the legend.
     height = 0.5 + 3.1 * len(models)
     legend_columns = -(-len(names) // int((height - 0.6) / 0.19))
     legend_width = legend_columns * (0.5 + 0.075 * max(map(len, names)))
@@ -233,7 +229,7 @@ def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) ->
     handles = [Line2D([], [], linestyle="", marker="o", markersize=6, color=colour) for colour in colours]
     legend = figure.legend(
         handles,
-        # Set below: matplotlib leaves out what starts with an underscore.
+        # Texts are set below: matplotlib leaves out labels that start with an underscore.
         [" "] * len(handles),
         loc="outside right center",
         ncols=legend_columns,
@@ -249,11 +245,12 @@ def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) ->
 
 
 def _draw_panel(axes: Axes, panel: Panel, colours: list) -> None:
-    # Mixed, so that no class covers all others where they overlap.
+    # In random order, so that no class covers all others where they overlap.
     order = np.random.default_rng(0).permutation(len(panel.labels))
     points, labels = panel.points[order], panel.labels[order]
     size = float(np.clip(6000 / len(points), 4, 24))
-    axes.scatter(*points.T, s=size, c=[colours[label] for label in labels], alpha=0.8, linewidths=0)
+    colour = [colours[label] for label in labels]
+    axes.scatter(points[:, 0], points[:, 1], s=size, c=colour, alpha=0.8, linewidths=0)
     axes.set_title(
         f"{panel.condition}\nsilhouette {panel.silhouette:.3f}, top-1 {panel.accuracy:.1f} %",
         fontsize=9,
@@ -265,14 +262,15 @@ def _draw_panel(axes: Axes, panel: Panel, colours: list) -> None:
 
 
 def _colours(count: int) -> list:
-    """One for each class: tab10, tab20, or as many hues as needed."""
+    """A colour for each class: tab10, tab20, or as many hues as needed."""
     if count <= 20:
-        return list(colormaps["tab10" if count <= 10 else "tab20"].colors[:count])
+        shades = colormaps["tab10" if count <= 10 else "tab20"]
+        return [shades(number) for number in range(count)]
     return [colormaps["hsv"](number / count) for number in range(count)]
 
 
 def _wrapped(text: str, width: float) -> str:
-    """Lines of small print that fit into ``width`` inches."""
+    """``text`` in lines of small print of at most ``width`` inches."""
     return "\n".join(textwrap.wrap(text, max(20, int(width / 0.066))))
 
 
@@ -305,19 +303,13 @@ def print_table(rows: list[dict], console: Console) -> None:
 def run(config: EmbeddingConfig) -> None:
     """The command: load, embed, write, report."""
     table = beside(config.out, ".csv")
-    figure = config.out if config.options.figures else None
-    check_outputs(config.out, table, config.options.json, inputs=config.models)
+    outputs = Outputs(table, options=config.options, figures=[config.out], inputs=config.models)
     device = choose_device(config.options.device)
-    # Given twice, a condition is one column.
-    conditions = list({condition.key: condition for condition in map(parse_condition, config.noise)}.values())
-    _check_conditions(conditions)
     paths = list(config.models) if config.names else list(dict.fromkeys(config.models))
-    stems = [path.stem for path in paths]
-    names = config.names or (stems if len(set(stems)) == len(stems) else map(str, paths))
-    models = {name: load_model(path) for name, path in zip(names, paths, strict=True)}
+    models = dict(zip(config.names or name_models(paths), map(load_model, paths), strict=True))
     seed = config.options.seed
     data = load_test_images(models, config.data, config.root, config.limit_test, seed)
-    panels = embed_models(models, data, conditions, seed, device)
+    panels = embed_models(models, data, distinct(config.noise), seed, device)
     about = {
         name: {"noise_seed": seed, "training_seed": model.seed, "model_digest": model.digest}
         for name, model in models.items()
@@ -325,10 +317,9 @@ def run(config: EmbeddingConfig) -> None:
     rows = [row | about[row["model"]] for row in panel_rows(panels)]
     write_csv(table, rows)
     print_table(rows, Console())
-    write_json(config.options.json, {"panels": rows, "seed": seed})
-    if figure:
+    for figure in outputs.figures:
         draw_embedding(panels, data.classes, figure)
-    print(f"wrote {table}" + (f" and {figure}" if figure else ""))
+    outputs.finish({"panels": rows, "seed": seed})
 
 
 def main(argv: list[str] | None = None) -> int:

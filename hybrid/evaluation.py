@@ -1,25 +1,39 @@
-"""Accuracy of trained networks on clean and perturbed images."""
+"""Accuracy of networks on clean and perturbed images.
 
+For example, with the images of ``snn.data.load_images``::
+
+    rows = evaluate(network, images)  # any module that takes images in [0, 1], under the default conditions
+    rows = evaluate(["safe.h5", "baseline.h5"], images, ["clean", "awgn:20", "fgsm:8"], attack_model="baseline.h5")
+    accuracy = {(row["model"], row["condition"]): row["value_percent"] for row in summarise(rows, "top1")}
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hybrid.architecture import Paths
-from hybrid.conditions.drawn import Condition, awgn_sigma
-from hybrid.conditions.perturb import perturb
-from hybrid.preprocess import parse_preprocess
+from hybrid.conditions import Condition, Context, Perturbed
+from hybrid.conditions.drawn import Clean, awgn_sigma
+from hybrid.network import Paths
+from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe
-from hybrid.storage import TrainedModel
+from hybrid.storage import TrainedModel, load_model
 from snn.data import Images, load_images
 from snn.runtime.errors import check
-from snn.runtime.h5 import from_tree
 from snn.runtime.progress import progress
+
+Model = TrainedModel | nn.Module | str | Path
+"""A trained model, any module that maps images (B, C, H, W) in [0, 1] to logits (B, classes), or a hybrid.h5 file."""
 
 METRICS = {"top1": 1, "top5": 5}
 """Accuracies by name: the true class is among so many of the highest logits."""
+DEFAULT_CONDITIONS = tuple(
+    map(Condition.parse, ("clean", "awgn:40", "awgn:30", "awgn:25", "awgn:20", "awgn:15", "awgn:12"))
+)
 
 
 def predict(
@@ -31,7 +45,10 @@ def predict(
     preprocess: nn.Module | None = None,
     paths: Paths = "both",
 ) -> Tensor:
-    """Logits (N, classes), on the CPU, of images (N, C, H, W) in [0, 1]."""
+    """Logits (N, classes), on the CPU, of images (N, C, H, W) in [0, 1].
+
+    ``network`` is moved to ``device`` and set to evaluation mode.
+    """
     network = network.to(device).eval()
     arguments = {} if paths == "both" else {"paths": paths}
     logits = []
@@ -43,77 +60,149 @@ def predict(
 
 
 def correct_in(logits: Tensor, labels: Tensor, among: int) -> int:
-    """How many true classes are among the ``among`` highest logits (or all, if there are fewer classes)."""
+    """Number of images whose true class is among the ``among`` highest logits (all, if there are fewer classes)."""
     top = logits.topk(min(among, logits.shape[1]), dim=1).indices
-    return (top == labels[:, None]).any(1).sum().item()
+    return int((top == labels[:, None]).any(1).sum().item())
 
 
 def evaluate(
-    models: dict[str, TrainedModel],
+    models: Model | Sequence[Model] | Mapping[str, Model],
     data: Images,
-    conditions: list[Condition],
+    conditions: Iterable[Condition | str] = DEFAULT_CONDITIONS,
     *,
     repeats: int = 1,
-    source: TrainedModel | None = None,
-    preprocess: str = "none",
-    published: Path | None = None,
+    attack_model: Model | None = None,
+    preprocess: Preprocess | str = "none",
+    cifar10_c: str | Path | None = None,
     batch_size: int = 256,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[dict]:
-    """One row of results per model, condition, noise seed, choice of paths and metric.
+    """Accuracy of one model or several under each condition.
 
-    Networks with two paths are also measured with one path silenced at a time, on clean images or else on the first
-    condition: what each path contributes. See :class:`EvaluateConfig` for the arguments.
+    A network with two paths is also measured with each path silenced, on clean images or else under the first
+    condition, which shows what each path contributes.
+
+    Args:
+        models: one, several, or several by name. They are moved to ``device`` and set to evaluation mode.
+        data: clean images and labels; all models see the same perturbed images.
+        conditions: objects or text such as ``"awgn:20"``. Different spellings of one condition count once.
+        repeats: noise seeds, from ``seed`` on, for conditions that draw; others are measured once.
+        attack_model: whose gradient ``fgsm`` takes.
+        preprocess: what is done to images before all models.
+        cifar10_c: folder of the published files for ``cifar10-c``.
+        batch_size: images per forward pass; results do not depend on it.
+        seed: of the draws.
+        device: where to compute.
+
+    Returns:
+        A row per model, condition, noise seed, choice of paths and metric; accuracies are in %. What is unknown of a
+        plain module (variant, digest and so on) is "".
+
+    Raises:
+        UserError: a model of other images or classes, or a condition that cannot be applied.
     """
+    networks = _load(models)
+    attacker = _loaded(attack_model) if attack_model is not None else None
+    check_same_data({name: model for name, model in networks.items() if isinstance(model, TrainedModel)}, data)
+    wanted = distinct(conditions)
+    check(len(wanted) >= 1, "`conditions`: give at least one, for example clean")
+    preprocess = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+    step = preprocess.build().eval().to(device)
+    predict_batches = partial(predict, device=device, batch_size=batch_size, preprocess=step)
+    context = Context(
+        data,
+        attack_model=_network(attacker) if attacker is not None else None,
+        cifar10_c=Path(cifar10_c) if cifar10_c is not None else None,
+        device=device,
+    )
+    ablated = next((condition for condition in wanted if isinstance(condition, Clean)), wanted[0])
+    runs = [(condition, s) for condition in wanted for s in range(seed, seed + (repeats if condition.draws else 1))]
     rows = []
-    filtered = parse_preprocess(preprocess).eval().to(device)
-    ablated = next((condition for condition in conditions if condition.kind == "clean"), conditions[0])
-    seeds = {condition: _seeds(condition, seed, repeats) for condition in conditions}
-    with progress(None, "evaluating", "run", total=len(models) * sum(map(len, seeds.values()))) as bar:
-        for condition, noise_seed in ((c, s) for c in conditions for s in seeds[c]):
-            found = perturb(
-                data,
-                condition,
-                noise_seed,
-                source=source.network if source else None,
-                published=published,
-                device=device,
-            )
+    with progress(None, "evaluating", "run", total=len(networks) * len(runs)) as bar:
+        for condition, noise_seed in runs:
+            perturbed = condition.perturb(replace(context, seed=noise_seed))
             about = {
-                "condition": condition.name,
+                "condition": str(condition),
                 "snr_dB": "" if condition.snr is None else condition.snr,
                 "mean_sigma_intensity": _mean_sigma(data.images, condition),
-                "source_digest": source.digest if source and condition.kind == "fgsm" else "",
-                "preprocess": preprocess,
-                "images": len(found.labels),
+                "source_digest": _provenance(attacker)["model_digest"] if condition.needs_attack_model else "",
+                "preprocess": str(preprocess),
+                "images": len(perturbed.labels),
             }
-            for name, model in models.items():
-                alone = condition == ablated and noise_seed == seed and getattr(model.network, "has_two_paths", False)
-                for paths in ("both", "spiking", "auxiliary") if alone else ("both",):
-                    logits = predict(
-                        model.network,
-                        found.images,
-                        device,
-                        batch_size=batch_size,
-                        preprocess=filtered,
-                        paths=paths,
-                    )
-                    told = {"model": name, **_describe(model), "paths": paths, **about}
-                    rows += [
-                        {**told, "metric": metric, **_share(correct_in(logits, found.labels, among), len(logits))}
-                        | {"noise_seed": noise_seed, "training_seed": model.seed, "model_digest": model.digest}
-                        for metric, among in METRICS.items()
-                    ]
+            for name, model in networks.items():
+                every_path = condition == ablated and noise_seed == seed
+                for paths, metric, share in _accuracies(_network(model), perturbed, every_path, predict_batches):
+                    run = {"model": name, **_describe(model), "paths": paths, **about, "metric": metric, **share}
+                    rows.append(run | {"noise_seed": noise_seed, **_provenance(model)})
                 bar.update()
-    order = list(models)
+    order = list(networks)
     return sorted(rows, key=lambda row: (order.index(row["model"]), row["paths"] != "both"))
 
 
-def _seeds(condition: Condition, seed: int, repeats: int) -> list[int]:
-    """Of the draws: one where nothing is drawn."""
-    once = condition.kind in ("clean", "fgsm", "cifar10-c")
-    return [seed] if once else list(range(seed, seed + repeats))
+def _accuracies(
+    network: nn.Module, perturbed: Perturbed, every_path: bool, logits_of: Callable[..., Tensor]
+) -> Iterator[tuple[Paths, str, dict[str, int | float]]]:
+    """Paths, metric and accuracy; ``every_path``: also with each path alone, where the network has two."""
+    alternatives: tuple[Paths, ...] = ("both", "spiking", "auxiliary")
+    for paths in alternatives if every_path and getattr(network, "has_two_paths", False) else alternatives[:1]:
+        logits = logits_of(network, perturbed.images, paths=paths)
+        for metric, among in METRICS.items():
+            yield paths, metric, _share(correct_in(logits, perturbed.labels, among), len(logits))
+
+
+def distinct(conditions: Iterable[Condition | str]) -> list[Condition]:
+    """Conditions, read where they are text; of several spellings of one, the last."""
+    parsed = (c if isinstance(c, Condition) else Condition.parse(c, "conditions") for c in conditions)
+    return list({condition.key: condition for condition in parsed}.values())
+
+
+def name_models(models: Sequence[Model]) -> list[str]:
+    """Names by which results call models: of files without suffix, of variant and backbone, or of the class.
+
+    Where two are equal, files have their whole path, and other models a number.
+    """
+    names = []
+    for model in models:
+        if isinstance(model, TrainedModel):
+            names.append(f"{model.spec.architecture.variant} {model.spec.architecture.backbone}")
+        else:
+            names.append(type(model).__name__ if isinstance(model, nn.Module) else Path(model).stem)
+    if len(set(names)) == len(names):
+        return names
+    return [
+        str(model) if isinstance(model, str | Path) else f"{name} {number}"
+        for number, (name, model) in enumerate(zip(names, models, strict=True), 1)
+    ]
+
+
+def _load(models: Model | Sequence[Model] | Mapping[str, Model]) -> dict[str, TrainedModel | nn.Module]:
+    if not isinstance(models, Mapping):
+        listed = [models] if isinstance(models, TrainedModel | nn.Module | str | Path) else list(models)
+        models = dict(zip(name_models(listed), listed, strict=True))
+    check(len(models) >= 1, "`models`: none given; give at least one")
+    return {name: _loaded(model) for name, model in models.items()}
+
+
+def _loaded(model: Model) -> TrainedModel | nn.Module:
+    return load_model(Path(model)) if isinstance(model, str | Path) else model
+
+
+def _network(model: TrainedModel | nn.Module) -> nn.Module:
+    return model.network if isinstance(model, TrainedModel) else model
+
+
+def _describe(model: TrainedModel | nn.Module) -> dict[str, str]:
+    if not isinstance(model, TrainedModel):
+        return {"variant": "", "backbone": "", "train_noise": ""}
+    architecture, train_noise = model.spec.architecture, model.recipe.get("train_noise", "clean")
+    return {"variant": architecture.variant, "backbone": architecture.backbone, "train_noise": train_noise}
+
+
+def _provenance(model: TrainedModel | nn.Module | None) -> dict[str, int | str]:
+    if not isinstance(model, TrainedModel):
+        return {"training_seed": "", "model_digest": ""}
+    return {"training_seed": model.seed, "model_digest": model.digest}
 
 
 def _mean_sigma(images: Tensor, condition: Condition) -> float | str:
@@ -121,16 +210,7 @@ def _mean_sigma(images: Tensor, condition: Condition) -> float | str:
     return "" if condition.snr is None else round(awgn_sigma(images.float() / 255, condition.snr).mean().item(), 5)
 
 
-def _describe(model: TrainedModel) -> dict:
-    architecture = model.spec.architecture
-    return {
-        "variant": architecture.variant,
-        "backbone": architecture.backbone,
-        "train_noise": model.recipe.get("train_noise", "clean"),
-    }
-
-
-def _share(correct: int, count: int) -> dict:
+def _share(correct: int, count: int) -> dict[str, int | float]:
     share = correct / count
     return {
         "correct": correct,
@@ -139,49 +219,64 @@ def _share(correct: int, count: int) -> dict:
     }
 
 
-def summarise(rows: list[dict]) -> list[dict]:
-    """Rows with noise seeds taken together: mean of ``value_percent``; ``deviation_percent`` is the standard deviation
-    over seeds, and where there is one seed, the standard error of the images drawn."""
+def summarise(rows: list[dict], metric: str = "", paths: str = "") -> list[dict]:
+    """One row for all noise seeds of a model, condition, choice of paths and metric.
+
+    Args:
+        rows: of :func:`evaluate`.
+        metric, paths: keep only these rows ("": all).
+
+    Returns:
+        Rows whose ``value_percent`` is the mean over seeds. ``deviation_percent`` is the standard deviation over seeds,
+        or the standard error of the images drawn where there is one seed.
+    """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
-        groups.setdefault((row["model"], row["condition"], row["paths"], row["metric"]), []).append(row)
-    found = []
+        if metric in ("", row["metric"]) and paths in ("", row["paths"]):
+            groups.setdefault((row["model"], row["condition"], row["paths"], row["metric"]), []).append(row)
+    summary = []
     for group in groups.values():
         values = [row["value_percent"] for row in group]
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else group[0]["standard_error_percent"]
-        found.append(group[0] | {"value_percent": float(np.mean(values)), "deviation_percent": spread})
-    return found
+        summary.append(group[0] | {"value_percent": float(np.mean(values)), "deviation_percent": spread})
+    return summary
 
 
 def load_test_images(
-    models: dict[str, TrainedModel], data: str | None, root: Path | None, limit: int | None, seed: int
+    models: Mapping[str, TrainedModel], data: str | None, root: Path | None, limit: int | None, seed: int
 ) -> Images:
-    """Test images of the first model's data (or what is given instead), checked against every model."""
-    source = next(iter(models.values())).source.override(data=data, root=root, limit_test=limit)
-    found = load_images(source, "test", seed)
-    check_same_data(models, found)
-    return found
+    """Test images of the first model's data, checked against every model.
+
+    ``data``, ``root`` and ``limit`` replace what that model's training recorded, unless they are None.
+    """
+    data_source = next(iter(models.values())).data_source.override(data=data, root=root, limit_test=limit)
+    images = load_images(data_source, "test", seed)
+    check_same_data(models, images)
+    return images
 
 
-def load_held_out(models: dict[str, TrainedModel], root: Path | None) -> Images:
-    """The training images that the models' training kept for its validation curve, the same for all of them."""
+def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Images:
+    """Training images that training kept for its validation curve; they must be the same for all models."""
     (first, *_), model = models, next(iter(models.values()))
+
+    def origin(model: TrainedModel) -> tuple:
+        # The folder of CIFAR-10 does not change its images.
+        return replace(model.data_source, root=Path()), model.seed, model.recipe["holdout"]
+
     for name, other in models.items():
-        # Where CIFAR-10 lies makes no other images of it.
-        mine, theirs = ((replace(m.source, root=None), m.seed, m.recipe["holdout"]) for m in (model, other))
         check(
-            mine == theirs,
-            f"model {name} was trained with images, seed or `holdout` {theirs}, {first} with {mine}: they held out "
-            "different images; evaluate them one by one",
+            origin(other) == origin(model),
+            f"model {name} was trained with images, seed or `holdout` {origin(other)}, {first} with {origin(model)}: "
+            "they held out different images; evaluate them one by one",
         )
-    data = load_images(model.source.override(root=root), "train", model.seed)
-    rows = torch.from_numpy(from_tree(Recipe, model.recipe).held_out(data.labels, model.seed))
-    found = data._replace(images=data.images[rows], labels=data.labels[rows])
-    check_same_data(models, found)
-    return found
+    data = load_images(model.data_source.override(root=root), "train", model.seed)
+    rows = torch.from_numpy(Recipe.from_tree(model.recipe).held_out(data.labels, model.seed))
+    held_out = data._replace(images=data.images[rows], labels=data.labels[rows])
+    check_same_data(models, held_out)
+    return held_out
 
 
-def check_same_data(models: dict[str, TrainedModel], data: Images) -> None:
+def check_same_data(models: Mapping[str, TrainedModel], data: Images) -> None:
     """Raise :class:`snn.runtime.errors.UserError` for a model of other images or classes."""
     for name, model in models.items():
         check(

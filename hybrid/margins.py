@@ -1,8 +1,8 @@
-"""How many pixels and drives sit safely within a step of the front end, and how many still do under noise.
+"""The share of pixels, drives and features that noise does not move to another step of the front end.
 
-White Gaussian noise at several signal-to-noise ratios is added to test images. *Within a step by the bound*: the summed
-change of a neuron's drive, ``sum_j |w_j| |change_j|``, is below its distance to the nearest edge of the SAU, so nothing
-that adds up to as much can change it (paper, 4.3). *Within a step*: its own change is.
+White Gaussian noise at several signal-to-noise ratios is added to test images. A drive stays *within a step* if its
+change is below its distance to the nearest edge of the step function. It stays *within a step by the bound* if the
+largest change that the noise could cause, ``sum_j |w_j| |change_j|``, is below that distance (paper, 4.3).
 """
 
 import sys
@@ -19,14 +19,14 @@ from torch import Tensor
 from bridge.frontend import SpikingFrontEnd, whole_spikes
 from bridge.margins import drive_margin, pixel_margin, summed_change
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend
-from hybrid.conditions.drawn import awgn_sigma, parse_condition
-from hybrid.conditions.perturb import NOISE_CHUNK, noisy_batches
+from hybrid.conditions import CHUNK, Noise
+from hybrid.conditions.drawn import awgn_sigma
 from hybrid.figures import draw_margins
 from snn.data import load_images
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
-from snn.runtime.outputs import beside, check_outputs, write_csv, write_json
+from snn.runtime.outputs import Outputs, beside, write_csv
 from snn.runtime.pretrained import resolve
 from snn.runtime.progress import progress
 
@@ -60,17 +60,17 @@ def measure_margins(
     """One row of shares, in percent, for each signal-to-noise ratio.
 
     Args:
-        frontend: on any device, in evaluation mode.
+        frontend: converted layers, on any device, in evaluation mode.
         images: uint8 (N, C, H, W).
-        ratios: in dB.
-        seed: of the noise, which is that of :mod:`hybrid.evaluate`.
+        ratios: signal-to-noise ratios in dB.
+        seed: of the noise. With the same seed :mod:`hybrid.evaluate` draws the same noise.
     """
     device = next(frontend.buffers()).device
     rows = []
     for ratio in progress(ratios, "measuring margins", "ratio"):
-        condition = parse_condition(f"awgn:{ratio}")
+        batches = Noise.parse(f"awgn:{ratio}", "snr").batches(images, seed)
         sums: dict[str, float] = {}
-        for noisy, clean in zip(noisy_batches(images, condition, seed), images.split(NOISE_CHUNK), strict=True):
+        for noisy, clean in zip(batches, images.split(CHUNK), strict=True):
             shares = _compare(frontend, (clean.float() / 255).to(device), noisy.to(device), ratio)
             for name, value in shares.items():
                 sums[name] = sums.get(name, 0.0) + value * len(noisy)
@@ -79,7 +79,7 @@ def measure_margins(
 
 
 def _compare(frontend: SpikingFrontEnd, clean: Tensor, noisy: Tensor, ratio: float) -> dict[str, float]:
-    """Means over one batch."""
+    """Shares of one batch, and its mean standard deviation of the noise."""
     p, layer = frontend.spec.encoding, frontend.layers[0]
 
     def percent(kept: Tensor) -> float:
@@ -88,8 +88,8 @@ def _compare(frontend: SpikingFrontEnd, clean: Tensor, noisy: Tensor, ratio: flo
     sigma = awgn_sigma(clean, ratio)
     margin = pixel_margin(clean, p)
     counts = [whole_spikes(images, p) for images in (clean, noisy)]
-    given = [frontend.encode(images) for images in (clean, noisy)]
-    drives = [layer.norm(layer.drive(spikes)) for spikes in given]
+    inputs = [frontend.encode(images) for images in (clean, noisy)]
+    drives = [layer.norm(layer.drive(spikes)) for spikes in inputs]
     distance = drive_margin(drives[0], layer.activation)
     features = [frontend.spikes(images) for images in (clean, noisy)]
     row = {
@@ -97,7 +97,7 @@ def _compare(frontend: SpikingFrontEnd, clean: Tensor, noisy: Tensor, ratio: flo
         "pixels_further_than_sigma_percent": percent(margin > sigma),
         "pixels_changed_less_than_margin_percent": percent((noisy - clean).abs() < margin),
         "pixels_same_count_percent": percent(counts[0] == counts[1]),
-        "drives_within_step_by_bound_percent": percent(summed_change(layer, given[1] - given[0]) < distance),
+        "drives_within_step_by_bound_percent": percent(summed_change(layer, inputs[1] - inputs[0]) < distance),
         "drives_within_step_percent": percent((drives[1] - drives[0]).abs() < distance),
     }
     for number, (before, after) in enumerate(zip(*features, strict=True), 1):
@@ -121,25 +121,23 @@ def print_table(rows: list[dict[str, float]], images: int, console: Console) -> 
 
 def run(config: MarginsConfig) -> None:
     """The command: load, measure, write, report."""
-    figure = beside(config.out, ".png") if config.options.figures else None
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
-    check_outputs(config.out, config.options.json, figure, inputs=[file])
+    outputs = Outputs(config.out, options=config.options, figures=[beside(config.out, ".png")], inputs=[file])
     device = choose_device(config.options.device)
-    frontend, source, digest = load_frontend(file)
-    source = source.override(data=config.data, root=config.root, limit_test=config.limit_test)
-    data = load_images(source, "test", config.options.seed)
+    frontend, data_source, digest = load_frontend(file)
+    data_source = data_source.override(data=config.data, root=config.root, limit_test=config.limit_test)
+    data = load_images(data_source, "test", config.options.seed)
     check(
         data.shape == frontend.spec.input_shape,
-        f"images of {source.data} have shape {data.shape}, {config.frontend} is for {frontend.spec.input_shape} "
+        f"images of {data_source.data} have shape {data.shape}, {config.frontend} is for {frontend.spec.input_shape} "
         "(channels, height, width); give the data it was converted on with `data`",
     )
     rows = measure_margins(frontend.to(device), data.images, config.snr, seed=config.options.seed)
     write_csv(config.out, rows)
     print_table(rows, len(data.images), Console())
-    write_json(config.options.json, {"rows": rows, "images": len(data.images), "frontend_digest": digest})
-    if figure:
+    for figure in outputs.figures:
         draw_margins(rows, figure)
-    print(f"wrote {config.out}" + (f" and {figure}" if figure else ""))
+    outputs.finish({"rows": rows, "images": len(data.images), "frontend_digest": digest})
 
 
 def main(argv: list[str] | None = None) -> int:

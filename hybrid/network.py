@@ -1,25 +1,27 @@
-"""All networks of the paper from one description, and ``hybrid.h5``.
+"""The networks of the paper as modules; :mod:`hybrid.architecture` builds them from a description.
 
-A model takes raw images in [0, 1] and normalises inside, so that a saved model needs no recipe beside it.
+A network takes images in [0, 1] and normalises them inside, so that a saved model needs no recipe beside it.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from bridge.frontend import FrontEndSpec, SpikingFrontEnd, empty_activation
-from bridge.sau import SpecialActivationUnit
-from hybrid.architecture import Architecture, ModelSpec, Paths
-from hybrid.backbones.torchvision import full_backbone, last_linear, main_cnn
-from hybrid.preprocess import parse_preprocess
+from hybrid.backbones import initialise_convolutions, last_linear
 
-AUXILIARY_STEPS = 8
-"""Of the auxiliary CNN's step function, from 0 to 6 (ours)."""
+Paths = Literal["both", "spiking", "auxiliary"]
+"""Which features reach the main CNN; the others are replaced by zeros."""
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std per channel, with the training images' statistics."""
+    """(x - mean) / std per channel, with the statistics of the training images (until measured: 0 and 1)."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -40,16 +42,27 @@ class Normalise(nn.Module):
         return (images - self.mean) / self.std
 
 
-class BaselineNetwork(nn.Module):
-    """The backbone as it is, behind normalisation. Images (B, C, H, W) in [0, 1] to logits (B, classes)."""
+class Network(nn.Module):
+    """What all networks share. Images (B, C, H, W) in [0, 1] to logits (B, classes).
 
-    def __init__(self, spec: ModelSpec) -> None:
+    Args:
+        main: normalised images, or features, to logits (B, classes).
+        normalise: applied to images behind ``preprocess``.
+        preprocess: images in [0, 1] to images in [0, 1], in training and evaluation.
+    """
+
+    has_two_paths = False
+    """Whether ``forward`` takes :data:`Paths`."""
+    spec: object = None
+    """The :class:`hybrid.architecture.ModelSpec` that the network was built from, without which it cannot be saved."""
+
+    def __init__(self, main: nn.Module, normalise: Normalise, preprocess: nn.Module) -> None:
         super().__init__()
-        channels, height, _ = spec.input_shape
-        a = spec.architecture
-        self.preprocess = parse_preprocess(a.preprocess)
-        self.normalise = Normalise(channels)
-        self.main = full_backbone(a.backbone, channels, len(spec.classes), height, a.width, a.embedding)
+        self.preprocess, self.normalise, self.main = preprocess, normalise, main
+
+
+class BaselineNetwork(Network):
+    """A backbone behind normalisation."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.main(self.normalise(self.preprocess(images)))
@@ -67,7 +80,7 @@ class TrainableFrontEnd(nn.Module):
         for number, maps in enumerate(spec.maps):
             size, stride, padding = spec.kernel_sizes[number], spec.strides[number], spec.paddings[number]
             conv = nn.Conv2d(c_in, maps, size, stride, padding, bias=False)
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            initialise_convolutions(conv, "fan_out")
             activation = empty_activation(spec.edges_shape(number)) if stepped else nn.ReLU()
             layers.append(nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(maps), activation=activation)))
             c_in = maps
@@ -77,93 +90,84 @@ class TrainableFrontEnd(nn.Module):
         return self.layers(images)
 
 
-class HybridNetwork(nn.Module):
-    """Front end beside an auxiliary CNN, concatenated in depth, in front of the main CNN (paper, Fig. 2).
+def auxiliary_cnn(
+    in_channels: int, channels: int, stride: int, kernel_size: int = 3, activation: Callable[[], nn.Module] = nn.ReLU6
+) -> nn.Sequential:
+    """Two small convolutions with the stride of the front end (ours; the paper says "several").
 
-    A spiking front end reads raw images; a trainable one, and the auxiliary CNN, normalised ones. ``forward`` takes
-    ``paths`` to silence one of the two: its features are replaced by zeros.
+    Normalised images (B, in_channels, H, W) to features (B, channels, H', W').
     """
 
-    def __init__(self, spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> None:
-        super().__init__()
-        channels, height, _ = spec.input_shape
-        a = spec.architecture
-        self.preprocess = parse_preprocess(a.preprocess)
-        self.normalise = Normalise(channels)
-        if a.variant == "safe":
-            self.frontend = frontend if frontend is not None else SpikingFrontEnd.empty(spec.frontend)
-        else:
-            self.frontend = TrainableFrontEnd(spec.frontend, stepped=a.variant == "lambda")
-        if isinstance(self.frontend, SpikingFrontEnd):
-            self.frontend.variability = a.variability
-        stride = spec.frontend.stride
-        self.feature_norm = nn.BatchNorm2d(spec.frontend.maps[-1]) if a.feature_norm else nn.Identity()
-        self.auxiliary_input, self.auxiliary_drop = parse_preprocess(a.auxiliary_input), a.auxiliary_drop
-        self.auxiliary = auxiliary_cnn(channels, a, stride) if a.auxiliary_maps else None
-        features = spec.frontend.maps[-1] + a.auxiliary_maps
-        self.main = main_cnn(a.backbone, features, len(spec.classes), height, a.width, a.embedding, stride)
+    def block(c_in: int, step: int) -> list[nn.Module]:
+        conv = nn.Conv2d(c_in, channels, kernel_size, step, padding=kernel_size // 2, bias=False)
+        initialise_convolutions(conv, "fan_out")
+        return [conv, nn.BatchNorm2d(channels), activation()]
+
+    # An even stride is divided between the two: the first then works on four times fewer places.
+    first = 2 if stride % 2 == 0 else stride
+    return nn.Sequential(*block(in_channels, first), *block(channels, stride // first))
+
+
+class Join(nn.Module):
+    """Concatenates the front end's features (B, C1, H, W) and the auxiliary CNN's (B, C2, H, W) in depth.
+
+    Without an auxiliary CNN (None), the front end's features pass as they are.
+    """
+
+    def forward(self, features: Tensor, auxiliary: Tensor | None, paths: Paths = "both") -> Tensor:
+        if auxiliary is None:
+            return features
+        if paths == "spiking":
+            auxiliary = torch.zeros_like(auxiliary)
+        elif paths == "auxiliary":
+            features = torch.zeros_like(features)
+        return torch.cat((features, auxiliary), dim=1)
+
+
+class HybridNetwork(Network):
+    """Front end beside an auxiliary CNN, joined, in front of the main CNN (paper, Fig. 2).
+
+    Args:
+        frontend: a :class:`bridge.frontend.SpikingFrontEnd`, which is given images in [0, 1], or another module, which
+            is given normalised images; to features (B, C1, H', W').
+        auxiliary: normalised images to features (B, C2, H', W'); None: there is no auxiliary CNN.
+        join: both features and :data:`Paths` to the input of ``main``.
+        main: joined features to logits (B, classes).
+        normalise, preprocess: as in :class:`Network`.
+    """
+
+    def __init__(
+        self,
+        frontend: nn.Module,
+        auxiliary: nn.Module | None,
+        join: Join,
+        main: nn.Module,
+        *,
+        normalise: Normalise,
+        preprocess: nn.Module,
+    ) -> None:
+        super().__init__(main, normalise, preprocess)
+        self.frontend, self.auxiliary, self.join = frontend, auxiliary, join
+        self.has_two_paths = auxiliary is not None
 
     def forward(self, images: Tensor, paths: Paths = "both") -> Tensor:
         images = self.preprocess(images)
-        normalised = self.normalise(images)
         if isinstance(self.frontend, SpikingFrontEnd):
             # Rounded to bfloat16, drives would cross the edges of the steps.
             with torch.autocast(images.device.type, enabled=False):
                 features = self.frontend(images)
         else:
-            features = self.frontend(normalised)
-        features = self.feature_norm(features)
-        if self.auxiliary is None:
-            return self.main(features)
-        auxiliary = self.auxiliary(self.normalise(self.auxiliary_input(images)))
-        if paths == "spiking":
-            auxiliary = torch.zeros_like(auxiliary)
-        elif paths == "auxiliary":
-            features = torch.zeros_like(features)
-        elif self.training and self.auxiliary_drop:
-            # Whole images, and no scaling of the others: in evaluation features are as large as here.
-            kept = torch.rand(len(images), 1, 1, 1, device=images.device) >= self.auxiliary_drop
-            auxiliary = auxiliary * kept
-        return self.main(torch.cat((features, auxiliary), dim=1))
+            features = self.frontend(self.normalise(images))
+        return self.main(self.join(features, self.auxiliary_features(images), paths))
 
-    @property
-    def has_two_paths(self) -> bool:
-        """Whether ``paths`` has a choice."""
-        return self.auxiliary is not None
+    def auxiliary_features(self, images: Tensor) -> Tensor | None:
+        """Features of the auxiliary CNN, if there is one, for preprocessed images (B, C, H, W) in [0, 1]."""
+        return None if self.auxiliary is None else self.auxiliary(self.normalise(images))
 
 
-def auxiliary_cnn(channels: int, a: Architecture, stride: int) -> nn.Sequential:
-    """Two small convolutions whose output has the height and width of the front end's (ours; paper: "several")."""
-    maps, size = a.auxiliary_maps, a.auxiliary_kernel
-
-    def block(c_in: int, step: int) -> list[nn.Module]:
-        conv = nn.Conv2d(c_in, maps, size, step, padding=size // 2, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out")
-        return [conv, nn.BatchNorm2d(maps), nn.ReLU6() if a.auxiliary_activation == "relu6" else even_steps()]
-
-    # The stride is divided between the two where it can be: the first then works on four times fewer places.
-    first = 2 if stride % 2 == 0 else stride
-    return nn.Sequential(*block(channels, first), *block(maps, stride // first))
-
-
-def even_steps() -> SpecialActivationUnit:
-    """:data:`AUXILIARY_STEPS` steps along ReLU6, which it never leaves by more than half a step."""
-    height = 6 / AUXILIARY_STEPS
-    heights = height * torch.arange(AUXILIARY_STEPS + 1)
-    return SpecialActivationUnit(heights[1:] - height / 2, heights)
-
-
-def embed(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def embed(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
     """The embedding (B, D), which the last linear layer is given, and the logits (B, classes)."""
-    found = []
-    with last_linear(network.main).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])):
+    inputs: list[Tensor] = []
+    with last_linear(network.main).register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
         logits = network(images)
-    return found[0], logits
-
-
-def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> nn.Module:
-    """The network of ``spec``; ``frontend`` gives the converted layers' values (safe), else they are to be loaded.
-
-    Weights are drawn from torch's global generator.
-    """
-    return BaselineNetwork(spec) if spec.architecture.variant == "baseline" else HybridNetwork(spec, frontend)
+    return inputs[0], logits

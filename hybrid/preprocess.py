@@ -1,22 +1,27 @@
-"""What may be done to images in [0, 1] before a network sees them; written ``name`` or ``name:numbers``.
+"""What is done to images in [0, 1] before a network sees them; written ``name`` or ``name:numbers``.
 
 - ``none``
 - ``average:N``: each pixel becomes the mean of an N x N window (paper, 5.1: 2x2); the image keeps its size.
-- ``quantise`` or ``quantise:F_MIN,F_MAX,T``: intensities are rounded down to those that the encoder tells apart,
-  floor(F T) spikes in a presentation of T ms at rates from F_MIN to F_MAX in Hz (default 10,30,300, as in
-  :class:`snn.parameters.Encoding`).
-- ``spikes`` or ``spikes:F_MIN,F_MAX,T``: while a network is trained, intensities become those of the spikes counted in
-  a window that opens at a random phase of each pixel's regular train, floor(F T + u) with u uniform in [0, 1); their
-  mean is F T, which is what evaluation takes.
+- ``quantise`` or ``quantise:F_MIN,F_MAX,T``: each intensity is rounded down to the nearest one that the encoder can
+  represent. At a rate F between F_MIN and F_MAX (Hz), a presentation of T ms holds floor(F T) spikes. The default is
+  10,30,300, as in :class:`snn.parameters.Encoding`.
+- ``spikes`` or ``spikes:F_MIN,F_MAX,T``: while a network is trained, each intensity is replaced by the one that a
+  random spike count stands for. The count is floor(F T + u) with u uniform in [0, 1), as in a window that opens at a
+  random phase of the pixel's regular spike train. Its mean F T stands for the intensity itself, which evaluation uses.
 
-Several are joined by ``+`` and done in this order: ``average:3+quantise``.
+Steps joined by ``+`` are done in the order written: ``average:3+quantise``.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from bridge.frontend import input_spikes, whole_spikes
+from hybrid.text_flag import TextFlag
 from snn.parameters import Encoding
 from snn.runtime.errors import UserError, check
 
@@ -27,7 +32,7 @@ EXPECTED = (
 
 
 class AverageFilter(nn.Module):
-    """Mean of a window, at stride 1; beyond the border its nearest pixels repeat."""
+    """Mean of a window at stride 1. Pixels on the border are repeated beyond it, so that the image keeps its size."""
 
     def __init__(self, window: int) -> None:
         super().__init__()
@@ -40,11 +45,11 @@ class AverageFilter(nn.Module):
 
 
 class Spikes(nn.Module):
-    """Intensities that whole spikes stand for; the gradient is that without rounding.
+    """Intensities that whole numbers of spikes stand for. The gradient ignores the rounding.
 
     Args:
         encoding: rates and presentation time.
-        random_phase: round up or down by chance while training, and not at all in evaluation; else always down.
+        random_phase: round at random while training, and not at all in evaluation. False: always round down.
     """
 
     def __init__(self, encoding: Encoding, random_phase: bool) -> None:
@@ -58,31 +63,73 @@ class Spikes(nn.Module):
         if not self.training:
             return images
         spikes = input_spikes(images, p)
-        # Drawn, as torchvision's dropout is, from the generator that training seeds at each step.
+        # From the global generator, which training seeds at each step.
         counted = torch.floor(spikes + torch.rand_like(spikes))
         return images + (counted - spikes).detach() / ((p.f_max - p.f_min) * seconds)
 
 
-def parse_preprocess(text: str, flag: str = "`preprocess`") -> nn.Module:
-    """The module for images (B, C, H, W) in [0, 1]; :class:`UserError` for an unknown name or impossible numbers."""
-    found = [_parse_one(part, f"{flag} {text}") for part in text.split("+")]
-    return found[0] if len(found) == 1 else nn.Sequential(*found)
+@dataclass(frozen=True)
+class Preprocess:
+    """What is done to images before a network sees them; its text form, such as ``average:3+quantise``, is ``str``.
+
+    ``Preprocess("average:3+quantise")`` reads the text. Raises :class:`UserError` for an unknown name or impossible
+    numbers.
+    """
+
+    text: str = "none"
+
+    def __post_init__(self) -> None:
+        # Read here, so that no wrong text is ever held.
+        _ = self._steps
+
+    def __str__(self) -> str:
+        return self.text
+
+    @cached_property
+    def _steps(self) -> tuple[Callable[[], nn.Module], ...]:
+        return tuple(_read_step(part, self.text) for part in self.text.split("+"))
+
+    def build(self) -> nn.Module:
+        """A new module that maps images (B, C, H, W) in [0, 1] to such images."""
+        modules = [build() for build in self._steps]
+        return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+
+    @classmethod
+    def parse(cls, text: str, argument: str = "preprocess") -> "Preprocess":
+        """Read the text of an argument, which errors name."""
+        try:
+            return cls(text)
+        except UserError as error:
+            raise UserError(f"`{argument}` {error}") from error
 
 
-def _parse_one(text: str, told: str) -> nn.Module:
+def check_preprocess(value: object, argument: str) -> None:
+    """Raise :class:`UserError` unless ``value`` is a :class:`Preprocess`."""
+    example = f"Preprocess({value!r})" if isinstance(value, str) else "Preprocess('average:2')"
+    check(isinstance(value, Preprocess), f"`{argument}` {value!r}: expected an object, for example {example}")
+
+
+def preprocess_flag(argument: str = "preprocess") -> TextFlag[Preprocess]:
+    """Annotation of a command's field that holds a :class:`Preprocess`."""
+    forms = "none|average:N|quantise[:F_MIN,F_MAX,T]|spikes[:F_MIN,F_MAX,T]"
+    return TextFlag(lambda text: Preprocess.parse(text, argument), lambda: forms)
+
+
+def _read_step(text: str, whole: str) -> Callable[[], nn.Module]:
     name, colon, numbers = text.partition(":")
     try:
         values = [float(part) for part in numbers.split(",")] if colon else []
     except ValueError as error:
-        raise UserError(f"{told}: {numbers!r} is not a number; expected {EXPECTED}") from error
+        raise UserError(f"{whole}: {numbers!r} is not a number; expected {EXPECTED}") from error
     if name == "none" and not colon:
-        return nn.Identity()
+        return nn.Identity
     if name == "average" and len(values) == 1 and values[0] in range(1, 17):
-        return AverageFilter(int(values[0]))
-    if name in ("quantise", "spikes") and not colon:
-        return Spikes(Encoding(), random_phase=name == "spikes")
-    if name in ("quantise", "spikes") and len(values) == 3:
-        f_min, f_max, presentation = values
-        encoding = Encoding(f_min=f_min, f_max=f_max, presentation=presentation)
-        return Spikes(encoding, random_phase=name == "spikes")
-    check(False, f"{told}: unknown; expected {EXPECTED}")
+        return partial(AverageFilter, int(values[0]))
+    if name in ("quantise", "spikes") and len(values) == (3 if colon else 0):
+        encoding = Encoding(f_min=values[0], f_max=values[1], presentation=values[2]) if values else Encoding()
+        return partial(Spikes, encoding, random_phase=name == "spikes")
+    raise UserError(f"{whole}: unknown; expected {EXPECTED}")
+
+
+UNCHANGED = Preprocess()
+"""Images as they are."""

@@ -1,23 +1,26 @@
-"""How networks are trained: every hyperparameter of supervised training, and named sets of them."""
+"""Every hyperparameter of supervised training, and named sets of them."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 from torch import Tensor
 
 from hybrid.augment import Augmentation
-from hybrid.conditions.drawn import DRAWN, parse_condition
+from hybrid.conditions import Noise, condition_flag
+from hybrid.conditions.drawn import CLEAN
+from hybrid.image_size import recipe_name
 from snn.data import balanced_subset
 from snn.runtime.errors import check
+from snn.runtime.tree import Tree, from_tree
 
 RecipeName = Literal["auto", "digits", "cifar10", "imagenet"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters of supervised training, the same for all variants (ours; the paper states only SGD)."""
+    """Hyperparameters, the same for all variants (ours; the paper states only SGD)."""
 
     epochs: int = 30
     """Passes over the training images."""
@@ -28,14 +31,14 @@ class Recipe:
     weight_decay: float = 5e-4
     """L2 penalty on convolution and linear weights; normalisation and biases have none."""
     label_smoothing: float = 0.1
-    """Share of the target spread over all classes."""
+    """Share of the target that is spread over all classes."""
     augmentation: Augmentation = "auto"
-    """Random shifts, also mirrored or not; auto mirrors anything but digits."""
-    train_noise: str = "clean"
-    """Noise on every training image, as for hybrid.evaluate (paper: awgn:30, wald:3,0.3, poisson:255,
-    salt-pepper:0.05); clean: none."""
+    """none, shift (at random, by up to an eighth of the side), or shift-flip (half of the images are mirrored, too);
+    auto: shift for digits, else shift-flip."""
+    train_noise: Annotated[Noise, condition_flag(Noise, "train_noise")] = CLEAN
+    """Noise on every training image (paper: awgn:30, wald:3,0.3, poisson:255, salt-pepper:0.05); clean: none."""
     holdout: float = 0.1
-    """Share of the training images, balanced over classes, kept for the validation curve."""
+    """Share of the training images, balanced over classes, that is kept for the validation curve."""
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, f"`epochs` {self.epochs}: must be 1 or more")
@@ -46,37 +49,53 @@ class Recipe:
         check(0 <= self.label_smoothing < 1, f"`label_smoothing` {self.label_smoothing}: expected 0 to below 1")
         check(0 < self.holdout < 1, f"`holdout` {self.holdout}: must lie between 0 and 1")
         check(
-            parse_condition(self.train_noise, "`train_noise`").drawn,
-            f"`train_noise` {self.train_noise}: expected one of {', '.join(DRAWN)}",
+            isinstance(self.train_noise, Noise),
+            f"`train_noise` {self.train_noise!r}: expected noise that can be drawn, such as Noise.parse('awgn:30')",
         )
 
+    def as_tree(self) -> Tree:
+        """Fields as ``hybrid.h5`` stores them: the noise as text."""
+        return asdict(self) | {"train_noise": str(self.train_noise)}
+
+    @classmethod
+    def from_tree(cls, tree: Tree) -> "Recipe":
+        """What :meth:`as_tree` stored; fields that the file does not have get their defaults."""
+        noise = {"train_noise": Noise.parse(tree["train_noise"], "train_noise")} if "train_noise" in tree else {}
+        return from_tree(cls, tree, **noise)
+
     def held_out(self, labels: Tensor, seed: int) -> np.ndarray:
-        """Rows of the training images that are kept for the validation curve, of the labels (N,) of all of them."""
+        """Indices of the training images that are kept for the validation curve, given the labels (N,) of all."""
         return balanced_subset(labels.numpy(), max(1, round(self.holdout * len(labels))), seed)
 
 
 RECIPES: dict[str, Recipe] = {
-    # Some hundreds of small images: many steps per pass.
+    # Some hundreds of small images: small batches, so that a pass has many steps.
     "digits": Recipe(),
-    # 50,000 images of 32 pixels. Long enough for the paper's clean accuracies with all three backbones; large batches
-    # keep a GPU busy, and the rate grows with them (0.1 for 128 images, as usual for CIFAR). Few images are held out.
+    # 50,000 images of 32 pixels. Large batches keep a GPU busy, and the rate grows with them (0.1 for 128 images, as
+    # usual for CIFAR). Few images are held out.
     "cifar10": Recipe(epochs=100, batch_size=512, learning_rate=0.4, holdout=0.02),
     # Tens of thousands of images of 64 to 224 pixels.
     "imagenet": Recipe(epochs=90, batch_size=256, learning_rate=0.2, weight_decay=1e-4, holdout=0.02),
 }
 
 
-def choose_recipe(name: RecipeName, data: str, image_size: int | None) -> Recipe:
-    """``auto``: by the data set, and by the image size where that is given."""
+def choose_recipe(name: RecipeName, data: str, image_size: int) -> tuple[str, str]:
+    """Name of the recipe in :data:`RECIPES`, and the reason for it in words.
+
+    Args:
+        name: auto, or the recipe's own name.
+        data: :attr:`snn.data_source.DataSource.data`.
+        image_size: height of the images in pixels.
+    """
     if name != "auto":
-        return RECIPES[name]
+        return name, "as chosen"
     if data == "digits":
-        return RECIPES["digits"]
-    return RECIPES["imagenet" if image_size and image_size >= 64 else "cifar10"]
+        return data, "by the data set"
+    return recipe_name(image_size), f"by the images' {image_size} pixels"
 
 
 def one_cycle(step: int, steps: int) -> float:
-    """Share of the peak learning rate at a step: linear rise over the first fifth, then half a cosine down to 0."""
+    """Learning rate over its peak at a step: a linear rise over the first fifth, then half a cosine down to 0."""
     rise = steps / 5
     if step < rise:
         return (step + 1) / (rise + 1)

@@ -3,81 +3,120 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from bridge.storage import spec_from_tree
-from hybrid.architecture import Architecture, ModelSpec
-from hybrid.network import build_model
+from hybrid.architecture import Architecture, ModelSpec, build_model
+from hybrid.network import Network
+from hybrid.preprocess import Preprocess
+from hybrid.variations import Variations
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
-from snn.runtime.h5 import PARENT, Schema, Tree, from_tree, read_file, write_file
+from snn.runtime.h5 import PARENT, Schema, read_file, write_file
+from snn.runtime.tree import Tree, from_tree
 
 SCHEMA = Schema("hybrid/4", "python -m hybrid.train --out FILE", LOCATION)
+
+STORED = ("join.norm.", "feature_norm.")
+"""Start of a parameter's name in the network, and in the file."""
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Content of ``hybrid.h5``."""
+    """A trained network with its description: the content of ``hybrid.h5``."""
 
     spec: ModelSpec
-    network: nn.Module
+    network: Network
     """In evaluation mode, on the CPU."""
-    source: DataSource
-    """Data it was trained on."""
+    data_source: DataSource
+    """Data that it was trained on."""
     seed: int
     history: dict[str, np.ndarray]
     """Per epoch: train_loss, train_accuracy, val_loss, val_accuracy, learning_rate."""
-    recipe: dict
-    """Training settings."""
+    recipe: dict[str, Any]
+    """Settings of the training, by field of :class:`hybrid.recipe.Recipe`."""
     digest: str = ""
+    """Digest of the file that the model was read from ("": none)."""
     parent_digest: str = ""
-    """Of the file of its front end ("": none)."""
+    """Digest of the front end's file ("": none)."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) for images (B, C, H, W) in [0, 1]; ``network`` gives the same with gradients."""
+        return self.network(images)
 
 
 def history_rows(history: Mapping[str, Iterable[float]]) -> list[dict]:
-    """A row per epoch, counted from 1, of the columns of a training's history."""
+    """The columns of a training's history as one row for each epoch, counted from 1."""
     rows = zip(*history.values(), strict=True)
     return [{"epoch": number, **dict(zip(history, row, strict=True))} for number, row in enumerate(rows, 1)]
 
 
-def save_model(path: Path, model: TrainedModel, command: str, parent_digest: str) -> str:
-    """Write ``hybrid.h5``; return its digest. ``parent_digest``: of the front end's file, "" for a baseline."""
+def save_model(
+    path: str | Path, model: TrainedModel, command: str = "called as a library", parent_digest: str | None = None
+) -> str:
+    """Write ``hybrid.h5``; return its digest.
+
+    Args:
+        path: file to write.
+        model: to be written.
+        command: that made the model.
+        parent_digest: digest of the file that the model was made from (None: as ``model`` says).
+    """
+    parent_digest = model.parent_digest if parent_digest is None else parent_digest
     spec = asdict(model.spec)
     shape = spec.pop("input_shape")
     if spec["frontend"] is not None:
         del spec["frontend"]["input_shape"]
+    # One flat group, as the options of the search had no record of their own in the first files.
+    spec["architecture"] |= spec["architecture"].pop("variations")
+    architecture = model.spec.architecture
+    spec["architecture"]["preprocess"] = str(architecture.preprocess)
+    spec["architecture"]["auxiliary_input"] = str(architecture.variations.auxiliary_input)
     tree = {
-        "state": {key: value.cpu().numpy() for key, value in model.network.state_dict().items()},
+        "state": {_renamed(key, *STORED): value.cpu().numpy() for key, value in model.network.state_dict().items()},
         "config": spec,
         "recipe": model.recipe,
         "history": model.history,
-        "input": input_tree(model.source, shape),
+        "input": input_tree(model.data_source, shape),
     }
-    return write_file(path, SCHEMA, tree, seed=model.seed, command=command, parent_digest=parent_digest)
+    return write_file(Path(path), SCHEMA, tree, seed=model.seed, command=command, parent_digest=parent_digest)
 
 
-def load_model(path: Path) -> TrainedModel:
+def load_model(path: str | Path) -> TrainedModel:
     """Read ``hybrid.h5``. Raises :class:`UserError` for a missing, damaged, foreign or altered file."""
-    return read_file(path, SCHEMA, _model_from_tree)
+    return read_file(Path(path), SCHEMA, _model_from_tree)
+
+
+def _renamed(key: str, old: str, new: str) -> str:
+    return new + key.removeprefix(old) if key.startswith(old) else key
 
 
 def _model_from_tree(tree: Tree) -> TrainedModel:
-    source, shape = read_input(tree["input"])
+    data_source, shape = read_input(tree["input"])
     config = tree["config"]
     frontend = spec_from_tree(config["frontend"], shape) if "frontend" in config else None
-    architecture = from_tree(Architecture, config["architecture"])
+    options: Tree = dict(config["architecture"])
+    options |= {name: Preprocess(options[name]) for name in ("preprocess", "auxiliary_input") if name in options}
+    architecture = from_tree(Architecture, options, variations=from_tree(Variations, options))
     spec = from_tree(ModelSpec, config, architecture=architecture, input_shape=shape, frontend=frontend)
     network = build_model(spec)
-    network.load_state_dict({key: torch.from_numpy(value) for key, value in tree["state"].items()})
+    state = {_renamed(key, *reversed(STORED)): torch.from_numpy(value) for key, value in tree["state"].items()}
+    network.load_state_dict(state)
     return TrainedModel(
         spec=spec,
         network=network.eval(),
-        source=source,
+        data_source=data_source,
         seed=tree["seed"],
         history=tree["history"],
         recipe=tree["recipe"],
         digest=tree["digest"],
         parent_digest=tree[PARENT],
     )
+
+
+load, save = load_model, save_model
+"""The names that :mod:`hybrid` publishes."""

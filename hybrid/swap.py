@@ -1,8 +1,11 @@
-"""Make the paper's lambda: a trained mu whose first activations become step functions, without retraining.
+"""Make the paper's network lambda: a trained mu whose first activations become step functions, without retraining.
 
-Two forms. ``literal``: the SAUs of a converted front end as they are, with edges in units of a spiking layer's drive,
-which batch-normalised activations do not fit. ``range``: last edge and top height are moved to each activation's 99.9th
-percentile on training images, the other edges and heights with them.
+The step functions are those of a converted front end, in one of two forms:
+
+- ``literal``: unchanged. Their edges are in units of a spiking layer's drive, which do not fit the range of
+  batch-normalised activations.
+- ``range``: edges and heights are scaled so that the last edge and the top height lie at the 99.9th percentile of each
+  activation, measured on training images.
 """
 
 import sys
@@ -16,18 +19,19 @@ from torch import Tensor
 
 from bridge.frontend import SpikingFrontEnd
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend
-from hybrid.network import build_model
+from hybrid.architecture import build_model
+from hybrid.network import HybridNetwork, TrainableFrontEnd
 from hybrid.storage import TrainedModel, load_model, save_model
 from snn.data import balanced_subset, load_images
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.errors import check
-from snn.runtime.outputs import check_outputs, write_json
+from snn.runtime.outputs import Outputs
 from snn.runtime.pretrained import resolve
 
 Scale = Literal["range", "literal"]
 QUANTILE = 0.999
 SAMPLE = 1_000_000
-"""Activations from which a percentile is taken, at most."""
+"""Largest number of activations from which a percentile is computed."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,13 @@ class SwapConfig:
     model: tyro.conf.Positional[Path]
     """File written by hybrid.train --variant mu."""
     frontend: Path
-    """File written by bridge.convert, or pretrained:cifar10-fd: whose step functions."""
+    """File with the step functions, written by bridge.convert, or pretrained:cifar10-fd."""
     out: Path
     """File to write, for example lambda.h5."""
     scale: Scale = "range"
-    """range: edges and heights fitted to each activation's 99.9th percentile; literal: as they are."""
+    """range: scale edges and heights to each activation's 99.9th percentile; literal: leave them unchanged."""
     images: int = 1000
-    """Training images on which activations are measured (range)."""
+    """Training images on which activations are measured, for --scale range."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the training run."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
@@ -54,48 +58,54 @@ class SwapConfig:
 
 @torch.no_grad()
 def swap(model: TrainedModel, frontend: SpikingFrontEnd, images: Tensor, scale: Scale) -> TrainedModel:
-    """The lambda of a trained mu.
+    """The network lambda of a trained mu.
 
     Args:
-        model: a mu.
-        frontend: whose step functions; of the same maps in each layer.
-        images: uint8 (N, C, H, W), to measure activations on (range).
-        scale: see the module.
+        model: of variant mu; it is left unchanged.
+        frontend: has the step functions, and as many channels in each layer as the model.
+        images: uint8 (N, C, H, W), on which activations are measured (``range``).
+        scale: ``range`` or ``literal``, see the module.
 
     Raises:
-        UserError: another variant, or a front end of another shape.
+        UserError: a model of another variant, or a front end of another shape.
     """
     spec = model.spec
-    check(spec.architecture.variant == "mu", f"a {spec.architecture.variant} network is no mu; train one: `variant` mu")
+    check(
+        spec.architecture.variant == "mu" and spec.frontend is not None,
+        f"the model has variant {spec.architecture.variant}, expected mu; train one with `variant` mu",
+    )
+    assert spec.frontend is not None
     check(
         spec.frontend.maps == frontend.spec.maps,
-        f"`frontend` has layers of {frontend.spec.maps} maps, the model of {spec.frontend.maps}; give the front end "
-        "whose shape the model was trained with",
+        f"`frontend` has layers of {frontend.spec.maps} channels, the model of {spec.frontend.maps}; give the "
+        "front end whose shape the model was trained with",
     )
     architecture = replace(spec.architecture, variant="lambda")
     shape = replace(spec.frontend, steps=frontend.spec.steps, per_channel=frontend.spec.per_channel)
     network = build_model(replace(spec, architecture=architecture, frontend=shape)).eval()
+    assert isinstance(network, HybridNetwork)
+    assert isinstance(network.frontend, TrainableFrontEnd)
     network.load_state_dict(model.network.state_dict(), strict=False)
     x = network.normalise(network.preprocess(images.float() / 255))
     last = frontend.layers[-1]
     for layer, converted in zip(network.frontend.layers, frontend.layers, strict=True):
         edges, heights = converted.activation.edges.clone(), converted.activation.heights.clone()
-        drive = layer.norm(layer.conv(x))
+        convolution, norm, activation = layer.children()
+        drive = norm(convolution(x))
         if scale == "range":
             top = percentile(drive.relu()).clamp(min=1e-6)
             edges = edges * (top / edges[edges.isfinite()].amax())
             heights = heights * (top / heights.amax())
         elif converted is last:
-            # A front end passes on shares of its top height.
+            # The output of a front end is a share of its top height.
             heights = heights / heights.amax()
-        state = layer.activation.state_dict() | {"edges": edges, "heights": heights}
-        layer.activation.load_state_dict(state)
-        x = layer.activation(drive)
+        activation.load_state_dict(activation.state_dict() | {"edges": edges, "heights": heights})
+        x = activation(drive)
     return replace(model, spec=replace(spec, architecture=architecture, frontend=shape), network=network, digest="")
 
 
 def percentile(values: Tensor) -> Tensor:
-    """The 99.9th, of at most :data:`SAMPLE` values at equal distances."""
+    """The 99.9th percentile of at most :data:`SAMPLE` values, taken at equal distances."""
     flat = values.flatten()
     return flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].quantile(QUANTILE)
 
@@ -103,17 +113,17 @@ def percentile(values: Tensor) -> Tensor:
 def run(config: SwapConfig) -> None:
     """The command: load, swap, write, report."""
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
-    check_outputs(config.out, config.options.json, inputs=[config.model, file])
+    outputs = Outputs(config.out, options=config.options, inputs=[config.model, file])
     model = load_model(config.model)
     frontend, _, _ = load_frontend(file)
-    # Of the images that the mu was trained on.
-    data = load_images(model.source.override(root=config.root), "train", model.seed)
+    # Images that the model was trained on.
+    data = load_images(model.data_source.override(root=config.root), "train", model.seed)
     chosen = balanced_subset(data.labels.numpy(), config.images, config.options.seed)
-    made = swap(model, frontend, data.images[chosen], config.scale)
-    recipe = model.recipe | {"swapped": config.scale}
-    digest = save_model(config.out, replace(made, recipe=recipe), command_line("hybrid.swap", config), model.digest)
-    write_json(config.options.json, {"scale": config.scale, "digest": digest, "source_digest": model.digest})
-    print(f"replaced {len(frontend.layers)} activations by step functions ({config.scale})\nwrote {config.out}")
+    swapped = swap(model, frontend, data.images[chosen], config.scale)
+    swapped = replace(swapped, recipe=model.recipe | {"swapped": config.scale})
+    digest = save_model(config.out, swapped, command_line("hybrid.swap", config), model.digest)
+    print(f"replaced {len(frontend.layers)} activations by step functions ({config.scale})")
+    outputs.finish({"scale": config.scale, "digest": digest, "parent_digest": model.digest})
 
 
 def main(argv: list[str] | None = None) -> int:

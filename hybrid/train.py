@@ -2,26 +2,25 @@
 
 import logging
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
 
 import tyro
 
-from bridge.storage import SHIPPED_FRONTENDS, load_frontend
-from hybrid.architecture import Architecture
-from hybrid.figures import draw_training
-from hybrid.recipe import Recipe, RecipeName, choose_recipe
+from bridge.storage import SHIPPED_FRONTENDS
+from hybrid.architecture import Architecture, open_frontend
+from hybrid.recipe import RECIPES, Recipe, RecipeName, choose_recipe
 from hybrid.storage import load_model, save_model
-from hybrid.training import PROGRESS, train
-from snn.data import load_images
+from hybrid.training import PROGRESS, Checkpointing, Hardware, train
+from snn.data import image_shape, load_images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.errors import check
-from snn.runtime.outputs import beside, check_outputs, write_json
+from snn.runtime.outputs import Outputs, beside
 from snn.runtime.pretrained import resolve
-from snn.runtime.processes import first_process, group_size
+from snn.runtime.processes import first_process
 
 
 @dataclass(frozen=True)
@@ -30,48 +29,41 @@ class TrainConfig:
 
     out: Path
     """File to write, for example runs/demo/safe.h5."""
-    source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
+    data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
     architecture: Annotated[Architecture, tyro.conf.arg(name="")] = field(default_factory=Architecture)
     frontend: Path | None = None
     """File written by bridge.convert, or pretrained:cifar10-fd; needed for safe, and for mu, which takes its shape."""
     preset: RecipeName = "auto"
-    """Set of hyperparameters to start from, which other flags override: digits, cifar10 or imagenet; auto: by the data
-    set, and imagenet where --image-size is 64 or more."""
-    resume: bool = False
-    """Go on from an unfinished training of --out (if there is none, start; if it is complete, do nothing)."""
-    checkpoint_interval: float = 60.0
-    """Seconds between two checkpoints; an interruption costs at most this much."""
-    devices: int = 1
-    """Processes (each with a GPU or a share of the CPU's cores) on each node, which share every mini-batch."""
-    num_nodes: int = 1
-    """Nodes; start the command on each, for example with torchrun."""
+    """Set of hyperparameters to start from, which other flags override: digits, cifar10 or imagenet; auto: digits for
+    these, imagenet for images of 64 pixels and more, else cifar10."""
+    checkpointing: Annotated[Checkpointing, tyro.conf.arg(name="")] = field(default_factory=Checkpointing)
+    hardware: Annotated[Hardware, tyro.conf.arg(name="")] = field(default_factory=Hardware)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(self.checkpoint_interval >= 0, f"`checkpoint_interval` {self.checkpoint_interval}: expected 0 or more")
         check(
             self.architecture.variant != "lambda",
             "`variant` lambda is not trained: make it from a trained mu with python -m hybrid.swap",
         )
 
 
-def _images(source: DataSource) -> DataSource:
-    """Which images, wherever they lie."""
-    return replace(source, root=Path(), download=False)
-
-
 def completed(config: TrainConfig, parent_digest: str) -> bool:
     """Whether ``--resume`` finds nothing left to do."""
-    if not config.resume or not config.out.exists():
+    if not config.checkpointing.resume or not config.out.exists():
         return False
-    found = load_model(config.out)
-    same = (found.spec.architecture, found.recipe, found.seed, found.parent_digest, _images(found.source)) == (
+
+    def images(source: DataSource) -> DataSource:
+        """Which images, wherever they lie."""
+        return replace(source, root=Path(), download=False)
+
+    model = load_model(config.out)
+    same = (model.spec.architecture, model.recipe, model.seed, model.parent_digest, images(model.data_source)) == (
         config.architecture,
-        asdict(config.recipe),
+        config.recipe.as_tree(),
         config.options.seed,
         parent_digest,
-        _images(config.source),
+        images(config.data_source),
     )
     check(
         same,
@@ -82,36 +74,32 @@ def completed(config: TrainConfig, parent_digest: str) -> bool:
 
 def run(config: TrainConfig) -> None:
     """The command: load, train, write, report."""
-    curves = beside(config.out, "_training.png") if config.options.figures else None
+    folder = beside(config.out, "_training")
     file = resolve(config.frontend, SHIPPED_FRONTENDS) if config.frontend else None
-    check_outputs(config.out, config.options.json, curves, inputs=[file] if file else [])
-    device, devices, nodes = group_size(config.options.device, config.devices, config.num_nodes)
+    curves = [beside(config.out, "_training.png")]
+    outputs = Outputs(config.out, options=config.options, figures=curves, inputs=[file] if file else [])
+    hardware = replace(config.hardware, device=config.options.device)
+    device, seed = hardware.group()[0], config.options.seed
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    frontend, _, parent_digest = load_frontend(file) if file else (None, None, "")
+    frontend, parent_digest = open_frontend(file) if file else (None, "")
     name = f"{config.architecture.variant} {config.architecture.backbone}"
     if completed(config, parent_digest):
         print(f"{config.out} holds this training of {name}, complete: nothing to do")
         return
-    data = load_images(config.source, "train", config.options.seed)
-    folder = beside(config.out, "_training")
+    data = load_images(config.data_source, "train", seed)
     if first_process():
-        going_on = config.resume and (folder / PROGRESS).exists()
-        print(
-            f"{'resuming' if going_on else 'training'} {name} on {len(data.images)} images ({device.type})", flush=True
-        )
+        verb = "resuming" if config.checkpointing.resume and (folder / PROGRESS).exists() else "training"
+        recipe, reason = choose_recipe(config.preset, config.data_source.data, data.shape[1])
+        print(f"{verb} {name} on {len(data.images)} images ({device.type}), recipe {recipe}, {reason}", flush=True)
     began = perf_counter()
     model = train(
         data,
         config.architecture,
         config.recipe,
         frontend=frontend,
-        seed=config.options.seed,
-        device=device,
-        devices=devices,
-        num_nodes=nodes,
-        folder=folder,
-        resume=config.resume,
-        checkpoint_interval=config.checkpoint_interval,
+        seed=seed,
+        hardware=hardware,
+        checkpointing=replace(config.checkpointing, folder=folder),
     )
     if not first_process():
         return
@@ -125,6 +113,10 @@ def run(config: TrainConfig) -> None:
         f"in {seconds:.0f} s on {device.type}: accuracy {last['train_accuracy']:.1%} on training, "
         f"{last['val_accuracy']:.1%} on held-out training images"
     )
+    for path in outputs.figures:
+        from hybrid.figures import draw_training
+
+        draw_training(model, f"{name} on {config.data_source.data}", path)
     figures = {
         "variant": config.architecture.variant,
         "backbone": config.architecture.backbone,
@@ -135,18 +127,18 @@ def run(config: TrainConfig) -> None:
         "held_out_accuracy_share": last["val_accuracy"],
         "train_loss_nat": last["train_loss"],
         "held_out_loss_nat": last["val_loss"],
-        "seed": config.options.seed,
+        "seed": seed,
         "digest": digest,
     }
-    write_json(config.options.json, figures)
-    if curves:
-        draw_training(model, f"{name} on {config.source.data}", curves)
-    print(f"wrote {config.out}" + (f" and {curves}" if curves else "") + f"; logs are in {folder}")
+    outputs.finish(figures, note=f"; logs are in {folder}")
 
 
 def with_preset(config: TrainConfig) -> TrainConfig:
     """What flags are applied to, once ``--preset`` and the data are known."""
-    return replace(config, recipe=choose_recipe(config.preset, config.source.data, config.source.image_size))
+    # Other recipes than auto need no look at the images.
+    size = image_shape(config.data_source, "train")[1] if config.preset == "auto" else 0
+    recipe, _ = choose_recipe(config.preset, config.data_source.data, size)
+    return replace(config, recipe=RECIPES[recipe])
 
 
 def main(argv: list[str] | None = None) -> int:

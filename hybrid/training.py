@@ -4,30 +4,149 @@ import copy
 import hashlib
 import pickle
 import warnings
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
 import numpy as np
 import torch
+import tyro
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
+from torch import Tensor
 
 from bridge.frontend import SpikingFrontEnd
-from hybrid.architecture import Architecture, ModelSpec
+from hybrid.architecture import Architecture, ModelSpec, build_model, class_names, open_frontend
 from hybrid.augment import resolve_augmentation
 from hybrid.lightning_module import Checkpoints, Classifier, TrainingProgress
-from hybrid.network import build_model
+from hybrid.network import Network
 from hybrid.recipe import Recipe
 from hybrid.storage import TrainedModel
 from snn.data import Images
+from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
+from snn.runtime.processes import group_size
 
 PROGRESS = "progress.ckpt"
 """Where training stands: Lightning's checkpoint."""
 
 
-def training_identity(spec: ModelSpec, recipe: Recipe, seed: int, data: Images, network: nn.Module) -> str:
+@dataclass(frozen=True)
+class Hardware:
+    """Where a training computes."""
+
+    device: tyro.conf.Suppress[DeviceName] = "cpu"
+    """auto, cpu or cuda. On CUDA all but the frozen layers compute in bfloat16."""
+    devices: int = 1
+    """Processes (each with a GPU or a share of the CPU's cores) on each node, which share every mini-batch."""
+    num_nodes: int = 1
+    """Nodes; start the command on each, for example with torchrun."""
+
+    def group(self) -> tuple[torch.device, int, int]:
+        """The device, processes on each node, and nodes: torchrun's where it started this process."""
+        return group_size(self.device, self.devices, self.num_nodes)
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Where a training writes its progress, and whether it starts from there."""
+
+    folder: tyro.conf.Suppress[Path | None] = None
+    """For progress.ckpt, metrics.csv and TensorBoard's files; None: nothing is written."""
+    resume: bool = False
+    """Go on from an unfinished training of --out. If there is none, start; if it is complete, do nothing."""
+    checkpoint_interval: float = 60.0
+    """Seconds between two checkpoints; an interruption costs at most this much."""
+
+    def __post_init__(self) -> None:
+        check(self.checkpoint_interval >= 0, f"`checkpoint_interval` {self.checkpoint_interval}: expected 0 or more")
+
+    def unfinished(self, identity: str) -> Path | None:
+        """The checkpoint to go on from, or None to start; a :class:`UserError` if it is of another training."""
+        path = self.folder / PROGRESS if self.folder else None
+        if path is None or not path.exists():
+            return None
+        check(
+            self.resume,
+            f"{path} holds unfinished training: go on with `resume`, remove the file, or give another `out`",
+        )
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True).get("identity")
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"{path} is not a checkpoint of this command ({error}); remove it to start again"
+            ) from error
+        check(
+            stored == identity,
+            f"{path} is of a training with other settings, images, front end or seed: go on with those it was started "
+            "with, remove it, or give another `out`",
+        )
+        return path
+
+
+def train(
+    data: Images | tuple[Tensor, Tensor],
+    network: Architecture | Network,
+    recipe: Recipe | None = None,
+    *,
+    frontend: SpikingFrontEnd | str | Path | None = None,
+    seed: int = 0,
+    hardware: Hardware | None = None,
+    checkpointing: Checkpointing | None = None,
+) -> TrainedModel:
+    """Train one network.
+
+    Args:
+        data: training images, of which a part is held out for the validation curve; a pair holds images, uint8
+            (N, C, H, W), and labels, int64 (N,).
+        network: what to build, or a network of :func:`hybrid.safe_dnn` or :func:`hybrid.baseline`, which is copied.
+        recipe: hyperparameters (None: defaults).
+        frontend: converted spiking layers, or a file that holds them; needed where ``network`` is an architecture of
+            variant safe or mu (which takes their shape).
+        seed: of weights, order, augmentation, noise and the held-out part.
+        hardware: where to compute (None: one process on the CPU). Lightning starts the processes that torchrun has not.
+        checkpointing: where progress is written (None: nowhere).
+
+    Returns:
+        The trained model. All processes return the same weights; their running statistics differ.
+
+    Raises:
+        UserError: unknown backbone or variant, images of another shape than the front end's or network's, too few
+            images, or progress of another training.
+    """
+    data, recipe, checkpointing = _labelled(data), recipe or Recipe(), checkpointing or Checkpointing()
+    spec, converted, parent_digest = _describe(network, data, frontend)
+    device, devices, nodes = (hardware or Hardware()).group()
+    kept, held_out = _split(data, recipe, seed, processes=devices * nodes)
+    # torchvision and Lightning draw from the global generators: seeded here, once.
+    lightning.seed_everything(seed, verbose=False)
+    # The caller's front end or network stays as it is.
+    model = build_model(spec, copy.deepcopy(converted)) if isinstance(network, Architecture) else copy.deepcopy(network)
+    model.normalise.measure(data.images[kept])
+    model.to(memory_format=torch.channels_last)
+    folder = checkpointing.folder
+    module = Classifier(
+        model,
+        recipe,
+        resolve_augmentation(recipe.augmentation, data.source.data),
+        seed,
+        training=(data.images[kept], data.labels[kept]),
+        held_out=(data.images[held_out], data.labels[held_out]),
+        metrics=folder / "metrics.csv" if folder else None,
+    )
+    _fit(module, device, devices, nodes, checkpointing, training_identity(spec, recipe, seed, data, model))
+    return TrainedModel(
+        spec=spec,
+        network=model.cpu().to(memory_format=torch.contiguous_format).eval(),
+        data_source=data.source,
+        seed=seed,
+        history={name: np.array(values) for name, values in module.history.items()},
+        recipe=recipe.as_tree(),
+        parent_digest=parent_digest,
+    )
+
+
+def training_identity(spec: ModelSpec, recipe: Recipe, seed: int, data: Images, network: Network) -> str:
     """A digest of all that decides the result: description, hyperparameters, seed, images and starting values."""
     digest = hashlib.sha256(repr((spec, recipe, seed)).encode())
     for values in (data.images, data.labels, *network.state_dict().values()):
@@ -35,43 +154,42 @@ def training_identity(spec: ModelSpec, recipe: Recipe, seed: int, data: Images, 
     return digest.hexdigest()
 
 
-def train(
-    data: Images,
-    architecture: Architecture,
-    recipe: Recipe | None = None,
-    *,
-    frontend: SpikingFrontEnd | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    devices: int = 1,
-    num_nodes: int = 1,
-    folder: Path | None = None,
-    resume: bool = False,
-    checkpoint_interval: float = 60.0,
-) -> TrainedModel:
-    """Train one network.
+def _labelled(data: Images | tuple[Tensor, Tensor]) -> Images:
+    """``data`` with names of its classes: their numbers, where there are none."""
+    if isinstance(data, Images):
+        return data
+    images, labels = data
+    check(
+        images.dtype == torch.uint8 and images.ndim == 4 and labels.shape == images.shape[:1] != (0,),
+        f"`data`: images of type {images.dtype} and shape {tuple(images.shape)}, labels of shape "
+        f"{tuple(labels.shape)}; expected uint8 (N, C, H, W), which are intensities times 255, and (N,)",
+    )
+    return Images(images, labels.long(), class_names(int(labels.max()) + 1))
 
-    Args:
-        data: training images; a part is held out for the validation curve.
-        architecture: backbone, variant and widths.
-        recipe: hyperparameters (None: defaults).
-        frontend: converted spiking layers; needed for variants safe and mu (which takes their shape).
-        seed: of weights, order, augmentation, noise and the held-out part.
-        device: where to train; on CUDA in bfloat16 where that is safe.
-        devices, num_nodes: processes that share every mini-batch; Lightning starts those that torchrun has not.
-        folder: for progress.ckpt, metrics.csv and TensorBoard's files (None: nothing is written).
-        resume: go on from progress.ckpt, if there is one.
-        checkpoint_interval: seconds between two checkpoints.
 
-    Returns:
-        The trained model, the same in all processes but for running statistics.
+def _describe(
+    network: Architecture | Network, data: Images, frontend: SpikingFrontEnd | str | Path | None
+) -> tuple[ModelSpec, SpikingFrontEnd | None, str]:
+    """Description of the network, the front end that it is built with, and the digest of the front end's file."""
+    if isinstance(network, Architecture):
+        converted, digest = open_frontend(frontend) if frontend is not None else (None, "")
+        return ModelSpec(network, data.shape, data.classes, converted.spec if converted else None), converted, digest
+    spec = network.spec
+    check(frontend is None, "`frontend` goes with an architecture; this `network` has its own: leave it out")
+    if not isinstance(spec, ModelSpec):
+        raise UserError(
+            "`network` has no description to be saved with; make it with hybrid.safe_dnn or hybrid.baseline"
+        )
+    check(
+        (spec.input_shape, len(spec.classes)) == (data.shape, len(data.classes)),
+        f"`network` is for images of shape {spec.input_shape} of {len(spec.classes)} classes, `data` has shape "
+        f"{data.shape} and {len(data.classes)} classes; make a network for this data",
+    )
+    return replace(spec, classes=data.classes), None, ""
 
-    Raises:
-        UserError: unknown backbone or variant, a front end for other images, too few images, progress of another
-            training, or of one to be gone on from.
-    """
-    recipe, device, size = recipe or Recipe(), torch.device(device), devices * num_nodes
-    spec = ModelSpec(architecture, data.shape, data.classes, frontend.spec if frontend else None)
+
+def _split(data: Images, recipe: Recipe, seed: int, processes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images to train on, and of those held out."""
     held_out = recipe.held_out(data.labels, seed)
     kept = np.setdiff1d(np.arange(len(data.labels)), held_out)
     check(
@@ -79,35 +197,30 @@ def train(
         f"{len(kept)} training images are fewer than one batch of {recipe.batch_size}; lower `batch_size`",
     )
     check(
-        recipe.batch_size % size == 0 and recipe.batch_size >= 2 * size,
-        f"`batch_size` {recipe.batch_size} is to be shared by {size} processes: give a multiple of them, at least two "
-        "images for each",
+        recipe.batch_size % processes == 0 and recipe.batch_size >= 2 * processes,
+        f"`batch_size` {recipe.batch_size} is to be shared by {processes} processes: give a multiple of them, at least "
+        "two images for each",
     )
-    # torchvision and Lightning draw from the global generators: seeded here, once.
-    lightning.seed_everything(seed, verbose=False)
-    # The caller's front end stays as it was converted.
-    network = build_model(spec, copy.deepcopy(frontend))
-    network.normalise.measure(data.images[kept])
-    network.to(memory_format=torch.channels_last)
-    augmentation = resolve_augmentation(recipe.augmentation, data.source.data)
-    parts = ((data.images[rows], data.labels[rows]) for rows in (kept, held_out))
-    metrics = folder / "metrics.csv" if folder else None
-    module = Classifier(network, recipe, augmentation, seed, *parts, metrics)
-    callbacks, logger, start = [TrainingProgress()], False, None
-    if folder is not None:
-        identity = training_identity(spec, recipe, seed, data, network)
-        start = unfinished(folder, identity, resume)
+    return kept, held_out
+
+
+def _fit(
+    module: Classifier, device: torch.device, devices: int, nodes: int, checkpointing: Checkpointing, identity: str
+) -> None:
+    """Run Lightning's loop to its end."""
+    folder, start = checkpointing.folder, checkpointing.unfinished(identity)
+    callbacks: list[Callback] = [TrainingProgress()]
+    if folder:
         folder.mkdir(exist_ok=True)
-        callbacks.append(Checkpoints(folder / PROGRESS, identity, checkpoint_interval))
-        logger = TensorBoardLogger(folder.parent, name=folder.name, version="")
+        callbacks.append(Checkpoints(folder / PROGRESS, identity, checkpointing.checkpoint_interval))
     trainer = lightning.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=devices,
-        num_nodes=num_nodes,
-        strategy="ddp" if size > 1 else "auto",
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
         precision="bf16-mixed" if device.type == "cuda" else "32-true",
-        max_epochs=recipe.epochs,
-        logger=logger,
+        max_epochs=module.recipe.epochs,
+        logger=TensorBoardLogger(folder.parent, name=folder.name, version="") if folder else False,
         callbacks=callbacks,
         use_distributed_sampler=False,
         enable_checkpointing=False,
@@ -116,10 +229,13 @@ def train(
         num_sanity_val_steps=0,
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", message=".*[Cc]heckpoint directory.*exists and is not empty.*")
+        for message in (
+            ".*does not have many workers.*",
+            ".*LeafSpec.*is deprecated.*",
+            ".*number of training batches.*smaller than the logging interval.*",
+            ".*[Cc]heckpoint directory.*exists and is not empty.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
         try:
             trainer.fit(module, ckpt_path=start)
         except SystemExit as stop:
@@ -127,39 +243,9 @@ def train(
             raise KeyboardInterrupt from stop
         except UserError:
             # Diverged: there is nothing to go on from.
-            if folder is not None:
+            if folder:
                 (folder / PROGRESS).unlink(missing_ok=True)
             raise
         finally:
-            # What Lightning's objects refer to lives on for a while; the images need not.
+            # Lightning's objects live on for a while; the images need not.
             module.data = {}
-    history = {name: np.array(values) for name, values in module.history.items()}
-    return TrainedModel(
-        spec=spec,
-        network=network.cpu().to(memory_format=torch.contiguous_format).eval(),
-        source=data.source,
-        seed=seed,
-        history=history,
-        recipe=asdict(recipe),
-    )
-
-
-def unfinished(folder: Path, identity: str, resume: bool) -> Path | None:
-    """The checkpoint to go on from, or None to start; a :class:`UserError` if it is of another training."""
-    path = folder / PROGRESS
-    if not path.exists():
-        return None
-    check(
-        resume,
-        f"{path} holds unfinished training: go on with `resume`, remove the file, or give another `out`",
-    )
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True).get("identity")
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is not a checkpoint of this command ({error}); remove it to start again") from error
-    check(
-        found == identity,
-        f"{path} is of a training with other settings, images, front end or seed: go on with those it was started "
-        "with, remove it, or give another `out`",
-    )
-    return path

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from snn.engines.events import count_driven, sample_event_drive
+from snn.engines.base import Engine
 from snn.layer import SpikingConv2d
 from snn.plasticity import Rates
 from snn.runtime.errors import check
-from snn.spikes import SpikeEvents, Spikes, spike_counts
+from snn.spikes import Spikes, batch_size, spike_counts, spike_shape
 
 BISECTIONS = 14
 
@@ -28,32 +28,26 @@ LOWEST_ABOVE_REST = 1.0
 """The lowest threshold lies this far above rest, in mV (ours)."""
 
 
-def sample_drive(layer: SpikingConv2d, pre: Spikes, generator: torch.Generator) -> Tensor:
-    """Drive before the gain of all maps at up to :data:`PLACES` random places: (T, P, C_out).
+def sample_drive(engine: Engine, layer: SpikingConv2d, pre: Spikes, generator: torch.Generator) -> Tensor:
+    """Drive before the gain of all channels at up to :data:`PLACES` random places: (T, P, C_out).
 
     Args:
+        engine: that simulates.
         layer: whose drive.
         pre: bool (T, B, C_in, H, W), or events.
-        generator: chooses the places.
+        generator: on the CPU; chooses the places.
     """
-    events = isinstance(pre, SpikeEvents)
-    batch, size = (len(pre.rasters), pre.shape[1:]) if events else (pre.shape[1], pre.shape[3:])
-    height, width = layer.output_size(*size)
-    chosen = torch.randperm(batch * height * width, generator=generator, device=generator.device)[:PLACES]
-    if events:
-        return torch.from_numpy(sample_event_drive(layer, pre, chosen.numpy()))
-    chosen = chosen.to(pre.device)
-    return torch.stack([drive.permute(0, 2, 3, 1).flatten(0, 2)[chosen] for drive in layer.convolve(pre)])
+    places = batch_size(pre) * layer.convolution(spike_shape(pre)).places_out
+    chosen = torch.randperm(places, generator=generator, device=generator.device)[:PLACES]
+    return engine.sample_drive(layer, pre, chosen)
 
 
-def mean_count(layer: SpikingConv2d, drive: Tensor) -> float:
+def mean_count(engine: Engine, layer: SpikingConv2d, drive: Tensor) -> float:
     """Mean spikes per neuron and presentation, inhibition off; ``drive`` from :func:`sample_drive`."""
-    if drive.device.type == "cpu":
-        return count_driven(layer, drive.numpy()) / drive[0].numel()
-    return layer.simulate_drive(drive[..., None, None], inhibition=False).sum().item() / drive[0].numel()
+    return engine.count_driven(layer, drive) / drive[0].numel()
 
 
-def calibrate_gain(layer: SpikingConv2d, drive: Tensor, target: float) -> SpikingConv2d:
+def calibrate_gain(engine: Engine, layer: SpikingConv2d, drive: Tensor, target: float) -> SpikingConv2d:
     """Scale ``gain`` (all maps alike) so that :func:`mean_count` is ``target`` spikes."""
     # A map whose conductances are all 0 receives nothing, whatever its gain.
     peak = (drive.amax((0, 1)) * layer.gain).amax().item()
@@ -69,16 +63,17 @@ def calibrate_gain(layer: SpikingConv2d, drive: Tensor, target: float) -> Spikin
     rheobase = (layer.v_threshold.amin().item() - layer.lif.v_leak) / layer.lif.millivolts_per_current
     silent = rheobase / peak
     high = 2 * silent
-    while mean_count(scaled(high), drive) < target:
+    while mean_count(engine, scaled(high), drive) < target:
         high *= 2
         check(high < silent * 2**20, f"no gain gives {target} spikes a presentation; lower the target")
-    return scaled(_bisect(lambda factor: mean_count(scaled(factor), drive), 0.0, high, target))
+    return scaled(_bisect(lambda factor: mean_count(engine, scaled(factor), drive), 0.0, high, target))
 
 
-def hand_over(layer: SpikingConv2d, drive: Tensor, target: float, lowering: float) -> SpikingConv2d:
+def finalise(engine: Engine, layer: SpikingConv2d, drive: Tensor, target: float, lowering: float) -> SpikingConv2d:
     """A learned layer as it drives the next one: threshold lowered, gain set so that it fires ``target`` spikes.
 
     Args:
+        engine: that simulates.
         layer: learned.
         drive: from :func:`sample_drive`.
         target: spikes per neuron and presentation.
@@ -87,7 +82,7 @@ def hand_over(layer: SpikingConv2d, drive: Tensor, target: float, lowering: floa
     """
     threshold = max(layer.lif.v_threshold - lowering, layer.lif.v_leak + LOWEST_ABOVE_REST)
     lowered = layer.with_values(v_threshold=torch.full_like(layer.v_threshold, threshold))
-    return calibrate_gain(lowered, drive, target)
+    return calibrate_gain(engine, lowered, drive, target)
 
 
 def _bisect(count: Callable[[float], float], low: float, high: float, target: float) -> float:

@@ -6,9 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from snn.calibration import hand_over, sample_drive
-from snn.encoding import encode_for
-from snn.layer import feed_forward
+from snn.calibration import finalise, sample_drive
+from snn.engines.base import choose_engine, feed_forward
 from snn.network import SpikingNetwork
 from snn.runtime.random import draw_seeds, stream
 
@@ -28,7 +27,7 @@ def control(network: SpikingNetwork, images: Tensor, kind: Conductances, seed: i
     """
     if kind == "learned":
         return network
-    p, layers = network.learning, []
+    p, layers, engine = network.learning, [], choose_engine("auto", images.device)
     images = images[: p.calibration_images]
     seeds = draw_seeds(len(images), stream("control presentation", seed)).to(images.device)
     for number, learned in enumerate(network.layers):
@@ -47,8 +46,9 @@ def control(network: SpikingNetwork, images: Tensor, kind: Conductances, seed: i
         layer = old.with_values(
             conductance=values, gain=gain, v_threshold=torch.full_like(old.v_threshold, p.lif.v_threshold)
         )
-        pre = feed_forward([made.layer for made in layers], encode_for(images, p.encoding, seeds))
-        drive = sample_drive(layer, pre, stream("control places", seed, number))
-        layer = hand_over(layer, drive, p.output_rate * p.encoding.presentation / 1000, p.threshold_lowering)
+        below = [control_layer.layer for control_layer in layers]
+        pre = feed_forward(engine, below, engine.encode(images, p.encoding, seeds))
+        drive = sample_drive(engine, layer, pre, stream("control places", seed, number))
+        layer = finalise(engine, layer, drive, p.output_rate * p.encoding.presentation / 1000, p.threshold_lowering)
         layers.append(replace(learned, layer=layer))
     return replace(network, layers=tuple(layers))

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from snn.data_source import DataSource, Split
@@ -19,6 +17,9 @@ from snn.runtime.errors import UserError, check
 from snn.runtime.progress import progress
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+
+SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
+"""(C, H, W) of data sets whose images all have one size."""
 
 
 class Images(NamedTuple):
@@ -54,14 +55,24 @@ def load_images(source: DataSource, split: Split, seed: int) -> Images:
     kind, _, path = source.data.partition(":")
     if kind == "folder":
         return _load_folder(source, Path(path), split, seed)
-    check(
-        source.data in ("digits", "cifar10"),
-        f"`data` {source.data}: unknown data set; give digits, cifar10 or folder:PATH",
-    )
+    check(source.data in SHAPES, f"`data` {source.data}: unknown data set; give digits, cifar10 or folder:PATH")
     arrays, labels, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
     chosen = balanced_subset(labels, limit, seed)
     images = np.stack([_to_array(Image.fromarray(arrays[i]), size) for i in chosen])
     return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), classes, source)
+
+
+def image_shape(source: DataSource, split: Split) -> tuple[int, int, int]:
+    """(C, H, W) of the images of one split, of which at most one is read; errors as of :func:`load_images`."""
+    kind, _, path = source.data.partition(":")
+    if kind == "folder":
+        folders = (Path(path) / split / name for name in _folder_classes(Path(path)))
+        files = next(filter(None, map(_image_files, folders)), [])
+        check(bool(files), f"{Path(path) / split} holds no images; expected files under {split}/CLASS")
+        return _read_image(files[0], source.image_size).shape
+    check(source.data in SHAPES, f"`data` {source.data}: unknown data set; give digits, cifar10 or folder:PATH")
+    channels, height, width = SHAPES[source.data]
+    return channels, source.image_size or height, source.image_size or width
 
 
 def balanced_subset(labels: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
@@ -80,6 +91,10 @@ def balanced_subset(labels: np.ndarray, limit: int | None, seed: int) -> np.ndar
 
 
 def _digits(split: Split) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    # Takes a second to import: only where it is needed.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     # Values 0..16 become 0..255. The split is fixed: every run and every stage must agree on it.
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
@@ -101,8 +116,8 @@ def _cifar10(source: DataSource, split: Split) -> tuple[np.ndarray, np.ndarray, 
     return dataset.data, np.array(dataset.targets, dtype=np.int64), tuple(dataset.classes)
 
 
-def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> Images:
-    size = source.image_size
+def _folder_classes(folder: Path) -> list[str]:
+    """Names of the classes of a folder of images."""
     check(
         folder.is_dir(),
         f"`data` folder:{folder}: there is no such folder; give one that holds train/ and test/",
@@ -124,8 +139,13 @@ def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> I
         f"class {', '.join(stray)} is in {folder / 'test'} but not in {folder / 'train'}; "
         "add training images for it or remove it",
     )
+    return classes["train"]
+
+
+def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> Images:
+    size, classes = source.image_size, _folder_classes(folder)
     files, labels = [], []
-    for label, name in enumerate(classes["train"]):
+    for label, name in enumerate(classes):
         members = _image_files(folder / split / name)
         check(
             bool(members) or split == "test",
@@ -146,7 +166,7 @@ def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> I
             f"{first.shape[2]}x{first.shape[1]}; bring them to one size with `image_size`",
         )
         images[row] = image
-    return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), tuple(classes["train"]), source)
+    return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), tuple(classes), source)
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from snn.runtime.h5 import Tree, from_tree
+from snn.runtime.tree import Tree, from_tree
 
 Split = Literal["train", "test"]
 
@@ -31,18 +31,18 @@ class DataSource:
         """The limit on one split."""
         return self.limit_train if split == "train" else self.limit_test
 
-    def override(self, **given: object) -> "DataSource":
+    def override(self, **values: object) -> "DataSource":
         """A copy with those fields replaced that are not None."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        return replace(self, **{name: value for name, value in values.items() if value is not None})
 
 
 LOCATION = ("input/root", "input/download")
 """Paths in a file that say where images lie, not which they are: no part of its digest."""
 
 
-def input_tree(source: DataSource, shape: tuple[int, int, int]) -> Tree:
+def input_tree(data_source: DataSource, shape: tuple[int, int, int]) -> Tree:
     """The ``/input`` group of all files: data and image shape (C, H, W)."""
-    return asdict(source) | dict(zip(("channels", "height", "width"), shape, strict=True))
+    return asdict(data_source) | dict(zip(("channels", "height", "width"), shape, strict=True))
 
 
 def read_input(tree: Tree) -> tuple[DataSource, tuple[int, int, int]]:

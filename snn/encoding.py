@@ -1,25 +1,19 @@
 """Images to spike trains (paper, sections 4.2 and 4.3).
 
-An intensity x in [0, 1] becomes a train of rate F = f_min + x (f_max - f_min). A regular train holds exactly
-``floor(F T)`` spikes in a presentation of duration T and is turned in time, end to start, by a random phase, so that
-equal pixels do not spike together; a Poisson train draws each step independently.
+An intensity x in [0, 1] becomes a train of rate F = f_min + x (f_max - f_min). How its spikes lie in time is up to the
+encoder (:mod:`snn.encoders`).
 
 The presentation may end with a quiet time without input. The same spikes then come in the time before it, so that what
 the last of them start (their pulses, and those of the layers above) ends with the presentation and counts in full.
 """
 
-from functools import cache
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from snn.engines import kernels
-from snn.engines.events import encode_events
 from snn.parameters import Encoding
+from snn.registries import ENCODERS
 from snn.runtime.errors import check
-from snn.runtime.random import ENCODE, as_chance, draw_bits, event_key, happens, image_key
-from snn.spikes import SpikeEvents, Spikes
+from snn.runtime.random import ENCODE, image_key
 
 
 def encode(images: Tensor, p: Encoding, seeds: Tensor) -> Tensor:
@@ -27,65 +21,32 @@ def encode(images: Tensor, p: Encoding, seeds: Tensor) -> Tensor:
 
     Args:
         images: uint8 (B, C, H, W).
-        p: rates and time grid.
+        p: encoder, rates and time grid.
         seeds: of the images (:func:`snn.runtime.random.draw_seeds`), for phases or Poisson spikes.
 
     Returns:
         bool (T, B, C, H, W), at most one spike a step.
     """
-    _check_images(images)
-    key = tuple(half.reshape(-1, 1, 1, 1) for half in image_key(seeds, ENCODE))
-    maps, height, width = images.shape[1:]
-    # Neurons are numbered place by place, as in SpikeEvents.
-    neuron = torch.arange(maps * height * width, device=images.device).reshape(height, width, maps).permute(2, 0, 1)
-    spikes = torch.zeros((p.n_steps, *images.shape), dtype=torch.bool, device=images.device)
-    if p.kind == "poisson":
-        chance = as_chance(_spike_probability(p)).to(images.device)[images.long()]
-        for t in range(p.active_steps):
-            spikes[t] = happens(draw_bits(event_key(key, t), neuron), chance)
-        return spikes
-    shift = draw_bits(event_key(key, 0), neuron) * p.active_steps >> 32
-    level = images.flatten(1).long()
-    trains = regular_trains(_all_rates(p), p).T.to(images.device)
-    # For each pixel, the steps of its intensity's train, turned by its phase.
-    b, pixel, step = trains[level].nonzero().T
-    step = (step + shift.flatten(1)[b, pixel]) % p.active_steps
-    spikes.flatten(2)[step, b, pixel] = True
-    return spikes
+    check_images(images)
+    return ENCODERS[p.kind]().dense(images, p, seeds)
 
 
-def encode_sparse(images: Tensor, p: Encoding, seeds: Tensor) -> SpikeEvents:
-    """The spikes of :func:`encode` as events, on the CPU."""
-    _check_images(images)
-    if p.kind == "poisson":
-        chance = as_chance(_spike_probability(p)).numpy()
-        return encode_events(images, kernels.encode_poisson, seeds, chance, p.n_steps, p.active_steps)
-    return encode_events(images, kernels.encode_regular, seeds, *_spike_times(p), p.n_steps, p.active_steps)
+def check_images(images: Tensor) -> None:
+    """Raise :class:`UserError` unless images are uint8."""
+    check(images.dtype == torch.uint8, f"`images` are {images.dtype}: expected uint8 values 0 to 255")
 
 
-@cache
-def _spike_times(p: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    """Steps of the spikes of all intensities in turn, at phase 0, and where those of each intensity begin (257,)."""
-    level, step = regular_trains(_all_rates(p), p).T.nonzero().T
-    return step.numpy(), torch.searchsorted(level, torch.arange(257)).numpy()
-
-
-def encode_for(images: Tensor, p: Encoding, seeds: Tensor) -> Spikes:
-    """The form in which the device of ``images`` simulates: events on a CPU, else a tensor."""
-    return (encode_sparse if images.device.type == "cpu" else encode)(images, p, seeds)
-
-
-def _check_images(images: Tensor) -> None:
-    check(images.dtype == torch.uint8, f"images are {images.dtype}, expected uint8 values 0 to 255")
-
-
-def _all_rates(p: Encoding) -> Tensor:
+def intensity_rates(p: Encoding) -> Tensor:
     """Rates of all 8-bit intensities, in Hz, float64 (256,)."""
     return p.rate(torch.arange(256, dtype=torch.float64) / 255)
 
 
-def _spike_probability(p: Encoding) -> Tensor:
-    return _all_rates(p) * (p.presentation / 1000 / p.active_steps)
+def neuron_keys(images: Tensor, seeds: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Key of each image's draws, two of (B, 1, 1, 1), and number of each neuron (C, H, W), place by place."""
+    first, second = (half.reshape(-1, 1, 1, 1) for half in image_key(seeds, ENCODE))
+    channels, height, width = images.shape[1:]
+    neuron = torch.arange(channels * height * width, device=images.device).reshape(height, width, channels)
+    return (first, second), neuron.permute(2, 0, 1)
 
 
 def regular_trains(rates: Tensor, p: Encoding) -> Tensor:

@@ -13,15 +13,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from snn.calibration import calibrate_gain, hand_over, mean_count, normalised_rates, rate_range, sample_drive
-from snn.encoding import encode_for
+from snn.calibration import calibrate_gain, finalise, mean_count, normalised_rates, rate_range, sample_drive
+from snn.data import Images
+from snn.engines.base import Engine, EventCounts, choose_engine, feed_forward
 from snn.homeostasis import balance, balance_ltd
-from snn.layer import SpikingConv2d, feed_forward
+from snn.layer import SpikingConv2d
 from snn.learning import Learning
 from snn.monitor import Monitor
 from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
 from snn.parameters import STDPParameters
-from snn.plasticity import EventCounts, count_events, saturated_share, update
+from snn.plasticity import count_events, saturated_share, update
 from snn.runtime.processes import Processes
 from snn.runtime.random import draw_seeds, stream
 from snn.spikes import Spikes, spike_counts
@@ -31,34 +32,41 @@ WINDOW = 100
 
 
 def learn(
-    images: Tensor,
+    images: Tensor | Images,
     p: Learning | None = None,
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    engine: Engine | str = "auto",
     resume: SpikingNetwork | None = None,
     save: Callable[[SpikingNetwork], None] | None = None,
     processes: Processes | None = None,
 ) -> SpikingNetwork:
-    """Learn all layers of ``p`` (None: defaults) on uint8 ``images`` (N, C, H, W).
+    """Learn spiking layers without labels, one after another.
 
     Args:
-        images: all processes hold all of them.
-        p: settings.
+        images: uint8 (N, C, H, W), or what :func:`snn.data.load_images` returns. All processes hold all of them.
+        p: settings (None: defaults).
         seed: of all draws.
         device: where to compute.
+        engine: simulator, or its name; ``auto`` takes the fastest for the device. All give the same bits.
         resume: unfinished network of the same images, settings and seed, to go on from.
         save: called after every update, and after every layer, with the network so far (on ``device``).
         processes: that share each mini-batch (None: this one alone).
 
     Returns:
         The network, on the CPU. The same arguments give the same bits on the same machine.
+
+    Example:
+        >>> network = snn.learn(snn.load_images("digits", "train"), snn.Learning(maps=(8,)))
     """
     p, processes, device = p or Learning(), processes or Processes(), torch.device(device)
-    shape = tuple(images.shape[1:])
-    network = (resume or SpikingNetwork(shape, p, (), seed)).to(device)
+    images = images.images if isinstance(images, Images) else images
+    engine = choose_engine(engine, device) if isinstance(engine, str) else engine
+    channels, height, width = images.shape[1:]
+    network = (resume or SpikingNetwork((channels, height, width), p, (), seed)).to(device)
     for number in range(len(network.layers), len(p.maps)):
-        learner = _LayerLearner(images, number, network, device, processes)
+        learner = LayerLearner(images, number, network, device, engine, processes)
         state = network.unfinished or learner.start()
         monitor = Monitor(number, p, len(images), state.history, processes)
         while state.updates < p.updates(len(images)) and not converged(state, p):
@@ -73,15 +81,28 @@ def learn(
     return network.to("cpu")
 
 
-class _LayerLearner:
-    """What all updates of one layer share."""
+class LayerLearner:
+    """What all updates of one layer share.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        number: of the layer, counted from 0.
+        network: layers below it, settings and seed.
+        device, engine, processes: as for :func:`learn`.
+    """
 
     def __init__(
-        self, images: Tensor, number: int, network: SpikingNetwork, device: torch.device, processes: Processes
+        self,
+        images: Tensor,
+        number: int,
+        network: SpikingNetwork,
+        device: torch.device,
+        engine: Engine,
+        processes: Processes,
     ) -> None:
         self.images, self.number, self.p, self.seed = images, number, network.learning, network.seed
         self.below = [learned.layer for learned in network.layers]
-        self.device, self.processes = device, processes
+        self.device, self.engine, self.processes = device, engine, processes
         chosen = torch.randperm(len(images), generator=self._stream("calibration images"))
         self.calibration = images[chosen[: self.p.calibration_images]]
         self.orders: dict[int, Tensor] = {}
@@ -95,7 +116,8 @@ class _LayerLearner:
 
     def presynaptic(self, images: Tensor, seeds: Tensor) -> Spikes:
         """Spikes that reach the layer."""
-        return feed_forward(self.below, encode_for(images.to(self.device), self.p.encoding, seeds))
+        spikes = self.engine.encode(images.to(self.device), self.p.encoding, seeds)
+        return feed_forward(self.engine, self.below, spikes)
 
     def calibration_spikes(self) -> tuple[Spikes, Tensor]:
         """Spikes that reach the layer from the calibration images, and the seeds of these."""
@@ -120,7 +142,8 @@ class _LayerLearner:
             lif=p.lif,
             dt=encoding.dt,
         )
-        layer = calibrate_gain(layer, sample_drive(layer, pre, self._stream("places")), p.start_count)
+        drive = sample_drive(self.engine, layer, pre, self._stream("places"))
+        layer = calibrate_gain(self.engine, layer, drive, p.start_count)
         # The encoder's limits are exact; a hidden layer's are measured.
         limits = rate_range(counts, encoding.presentation) if self.below else (encoding.f_min, encoding.f_max)
         factor = torch.ones((geometry.maps, 1, 1, 1), dtype=torch.float64, device=self.device)
@@ -141,7 +164,7 @@ class _LayerLearner:
         layer = state.layer
         if len(chosen[share]):
             pre = self.presynaptic(self.images[chosen[share]], seeds[share])
-            counts, post = present(layer, pre, state.rate_limits, stdp, seeds[share])
+            counts, post = present(self.engine, layer, pre, state.rate_limits, stdp, seeds[share])
             wins = spike_counts(post).sum((0, 2, 3))
         else:
             counts = EventCounts(*layer.conductance.new_zeros((3, *layer.conductance.shape), dtype=torch.float64))
@@ -160,19 +183,19 @@ class _LayerLearner:
 
     def finish(self, state: UnfinishedLayer) -> LearnedLayer:
         """The layer as it drives the next one."""
-        p, presentation = self.p, self.p.encoding.presentation
+        p, presentation, engine = self.p, self.p.encoding.presentation, self.engine
         pre, seeds = self.calibration_spikes()
-        post = state.layer.simulate(pre, inhibition=True, seeds=seeds)
+        post = engine.simulate(state.layer, pre, inhibition=True, seeds=seeds)
         rates = normalised_rates(pre, presentation, state.rate_limits)
-        saturated = saturated_share(pre, post, rates, state.layer.geometry, state.layer.dt, p.rule)
-        drive = sample_drive(state.layer, pre, self._stream("places"))
-        layer = hand_over(state.layer, drive, p.output_rate * presentation / 1000, p.threshold_lowering)
+        saturated = saturated_share(engine, state.layer, pre, post, rates, p.rule)
+        drive = sample_drive(engine, state.layer, pre, self._stream("places"))
+        layer = finalise(engine, state.layer, drive, p.output_rate * presentation / 1000, p.threshold_lowering)
         return LearnedLayer(
             layer=layer,
             initial_conductance=state.start.conductance,
             learning_gain=state.start.gain[0].item(),
             rate_limits=state.rate_limits,
-            mean_rate=mean_count(layer, drive) * 1000 / presentation,
+            mean_rate=mean_count(engine, layer, drive) * 1000 / presentation,
             saturated=saturated,
             history=state.history,
         )
@@ -195,20 +218,24 @@ def converged(state: UnfinishedLayer, p: Learning) -> bool:
 
 
 def present(
-    layer: SpikingConv2d, pre: Spikes, rate_limits: tuple[float, float], p: STDPParameters, seeds: Tensor
+    engine: Engine,
+    layer: SpikingConv2d,
+    pre: Spikes,
+    rate_limits: tuple[float, float],
+    p: STDPParameters,
+    seeds: Tensor,
 ) -> tuple[EventCounts, Spikes]:
     """What the rule draws while a mini-batch is presented with inhibition, and the postsynaptic spikes.
 
     Arguments as :func:`learn_batch`.
     """
-    post = layer.simulate(pre, inhibition=True, seeds=seeds)
+    post = engine.simulate(layer, pre, inhibition=True, seeds=seeds)
     rates = normalised_rates(pre, len(pre) * layer.dt, rate_limits)
-    geometry = layer.geometry
-    window = (geometry.kernel_size, geometry.stride, geometry.padding)
-    return count_events(pre, post, rates, *window, layer.dt, p, seeds), post
+    return count_events(engine, layer, pre, post, rates, p, seeds), post
 
 
 def learn_batch(
+    engine: Engine,
     layer: SpikingConv2d,
     pre: Spikes,
     rate_limits: tuple[float, float],
@@ -219,16 +246,17 @@ def learn_batch(
     """One update: a mini-batch is presented, with inhibition, and the rule applied.
 
     Args:
+        engine: that simulates and draws.
         layer: as it is before the update.
         pre: bool (T, B, C_in, H, W), or events.
         rate_limits: f_min and f_max of Eq. 5, in Hz.
         p: the rule.
-        seeds: of the images, for draws between maps with equal potential and the trials of Eq. 5.
+        seeds: of the images, for draws between channels with equal potential and the trials of Eq. 5.
         ltd_factor: multiplies dG_d (:func:`snn.plasticity.update`).
 
     Returns:
         Postsynaptic spikes bool (T, B, C_out, H_out, W_out), or events if ``pre`` is; and the new conductances
         (C_out, C_in, kH, kW).
     """
-    counts, post = present(layer, pre, rate_limits, p, seeds)
+    counts, post = present(engine, layer, pre, rate_limits, p, seeds)
     return post, update(layer.conductance, counts, p, ltd_factor)

@@ -6,12 +6,11 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from tqdm import tqdm
 
 from snn.learning import Learning
-from snn.network import LayerHistory
+from snn.network import LayerHistory, LearnedLayer
 from snn.runtime.processes import Processes
-from snn.runtime.progress import progress
+from snn.runtime.progress import progress, warn
 
 PATIENCE = 20
 """Updates without a spike or without a change after which a warning is due."""
@@ -60,7 +59,7 @@ class Monitor:
             )
         if message:
             self._warned = True
-            tqdm.write(f"warning: {self._name} {message} (seen over {len(recent)} updates)", file=sys.stderr)
+            warn(f"{self._name} {message} (seen over {len(recent)} updates)")
 
 
 def describe(history: LayerHistory, seconds: float, before: int, p: Learning) -> str:
@@ -87,3 +86,22 @@ def peak_memory() -> float:
     # The unit is KiB, on macOS bytes.
     scale = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
+
+
+def layer_figures(learned: LearnedLayer) -> dict[str, float]:
+    """What is worth knowing of a learned layer, with units in the names."""
+    wins = learned.history.wins
+    return {
+        "maps": learned.layer.geometry.maps,
+        "updates": len(wins),
+        "mean_conductance_change_from_start": learned.mean_move,
+        "winning_maps_share": learned.winning_share,
+        "smallest_share_of_spikes_over_fair_share": learned.fair_shares.min().item(),
+        "largest_share_of_spikes_over_fair_share": learned.fair_shares.max().item(),
+        "spikes_per_image": wins.sum().item() / learned.history.images[-1].item(),
+        "saturated_ltp_share_of_events": learned.saturated[0],
+        "saturated_ltd_share_of_events": learned.saturated[1],
+        "gain_at_start_current_per_conductance": learned.learning_gain,
+        "v_threshold_mV": learned.layer.v_threshold[0].item(),
+        "mean_output_rate_Hz": learned.mean_rate,
+    }

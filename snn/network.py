@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from snn.engines.base import Engine
 from snn.layer import SpikingConv2d
 from snn.learning import Learning
 from snn.spikes import Spikes
@@ -133,10 +134,10 @@ class SpikingNetwork:
         layers = tuple(learned.to(device) for learned in self.layers)
         return replace(self, layers=layers, unfinished=self.unfinished and self.unfinished.to(device))
 
-    def simulate(self, spikes: Spikes) -> list[Spikes]:
+    def simulate(self, engine: Engine, spikes: Spikes) -> list[Spikes]:
         """Spikes of every layer, inhibition off, for encoded images bool (T, B, C, H, W), or events."""
         outputs = []
         for learned in self.layers:
-            spikes = learned.layer.simulate(spikes, inhibition=False)
+            spikes = engine.simulate(learned.layer, spikes, inhibition=False)
             outputs.append(spikes)
         return outputs

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from torch import Tensor
-
+from snn.registries import ENCODERS, RULES
 from snn.runtime.errors import check
 from snn.timegrid import whole_steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,14 @@ class Encoding:
     dt: float = 2.5
     """Time step, in ms (ours: against 0.25 ms it changes the spike count of 0.8 % of the neurons by one, and of 5.5 %
     at a lowered threshold)."""
-    kind: Literal["regular", "poisson"] = "regular"
-    """Regular trains with exact spike counts (paper 4.3: floor(F T)) or Poisson trains."""
+    kind: Annotated[str, ENCODERS.flag] = "regular"
+    """Encoder: regular trains with exact spike counts (paper 4.3: floor(F T)), Poisson trains, or one of a plugin."""
     quiet: float = 0.0
     """Time at the end of the presentation in which no input spike comes, in ms (paper: none; learning takes 30, twice
     the pulse width, as a pulse that the end cuts off would count in part, by chance: docs/bridge.md)."""
 
     def __post_init__(self) -> None:
+        ENCODERS.check(self.kind)
         check(
             0 <= self.f_min < self.f_max,
             f"encoding rates {self.f_min} to {self.f_max} Hz: expected 0 <= f_min < f_max",
@@ -59,7 +62,7 @@ class Encoding:
         """Steps at the start of a presentation in which input spikes come."""
         return self.n_steps - whole_steps(self.quiet, self.dt)
 
-    def rate(self, intensity: Tensor) -> Tensor:
+    def rate(self, intensity: "Tensor") -> "Tensor":
         """F in Hz of intensities in [0, 1], any shape."""
         return self.f_min + intensity * (self.f_max - self.f_min)
 
@@ -156,10 +159,11 @@ class LayerParameters:
 class STDPParameters:
     """Constants of Eq. 2 and 5 and of the mini-batch update."""
 
-    rule: Literal["fd", "stochastic", "deterministic"] = "fd"
-    """fd: Eq. 5; stochastic: Eq. 5 with phi = 0; deterministic: probability 1."""
+    rule: Annotated[str, RULES.flag] = "fd"
+    """Learning rule: fd (Eq. 5), stochastic (Eq. 5 with phi = 0), deterministic (probability 1), or one of a plugin."""
     pairing: Literal["post", "two-sided"] = "post"
-    """Which presynaptic spikes a postsynaptic spike is paired with (see module)."""
+    """Presynaptic spikes that a postsynaptic spike is paired with: post, the last one before it, for LTP or LTD;
+    two-sided, that one for LTP and the next one after it for LTD (Eq. 5 as printed)."""
     alpha_p: float = 0.005
     """LTP magnitude, conductance units (ParallelSpikeSim 2020)."""
     alpha_d: float = 0.01
@@ -195,6 +199,7 @@ class STDPParameters:
     batch's thousands of events would carry G across its whole range)."""
 
     def __post_init__(self) -> None:
+        RULES.check(self.rule)
         for name in ("alpha_p", "alpha_d", "tau_p", "tau_d", "ltp_window"):
             check(getattr(self, name) > 0, f"STDP {name} = {getattr(self, name)}: must be positive")
         check(self.ltd_delay is None or self.ltd_delay >= 0, f"STDP ltd_delay = {self.ltd_delay}: must not be negative")

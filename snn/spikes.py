@@ -1,5 +1,6 @@
 """Spikes of a batch of images, as events or as a dense tensor."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from snn.engines import kernels
+from snn.runtime.random import ENCODE, numpy_keys
 from snn.runtime.threads import for_each
 
 
@@ -15,7 +17,7 @@ class Raster(NamedTuple):
     """Spikes of one image, step by step (see :mod:`snn.engines.kernels`)."""
 
     neuron: np.ndarray
-    """Spiking neurons, int32 (n,), numbered ``(y * width + x) * maps + map``."""
+    """Spiking neurons, int32 (n,), numbered ``(y * width + x) * channels + channel``."""
     start: np.ndarray
     """Index of the first spike of each step, and n: int64 (T + 1,)."""
 
@@ -69,3 +71,27 @@ Spikes = Tensor | SpikeEvents
 def spike_counts(spikes: Spikes) -> Tensor:
     """Spikes of each neuron over the presentation, int16 (B, C, H, W)."""
     return spikes.counts() if isinstance(spikes, SpikeEvents) else spikes.sum(0, dtype=torch.int16)
+
+
+def batch_size(spikes: Spikes) -> int:
+    """Images B whose spikes these are."""
+    return len(spikes.rasters) if isinstance(spikes, SpikeEvents) else spikes.shape[1]
+
+
+def spike_shape(spikes: Spikes) -> tuple[int, int, int]:
+    """(C, H, W) of the neurons that spike."""
+    if isinstance(spikes, SpikeEvents):
+        return spikes.shape
+    channels, height, width = spikes.shape[2:]
+    return channels, height, width
+
+
+def encode_rasters(
+    images: Tensor, kernel: Callable[..., tuple[np.ndarray, np.ndarray]], seeds: Tensor, *arguments: object
+) -> SpikeEvents:
+    """Spikes of uint8 ``images`` (B, C, H, W) by a compiled encoder, whose last arguments are the image's key."""
+    flat = images.permute(0, 2, 3, 1).contiguous().flatten(1).numpy()
+    keys = numpy_keys(seeds, ENCODE)
+    rasters = for_each(lambda image: Raster(*kernel(flat[image], *arguments, *keys[image])), range(len(flat)))
+    channels, height, width = images.shape[1:]
+    return SpikeEvents(tuple(rasters), (channels, height, width))

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from snn.layer import SpikingConv2d
 from snn.learning import Homeostasis, Learning
 from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
 from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
-from snn.runtime.h5 import Schema, Tree, from_tree, read_file, write_file
+from snn.runtime.h5 import Schema, read_file, write_file
+from snn.runtime.pretrained import resolve
+from snn.runtime.tree import Tree, from_tree
 
 SCHEMA = Schema("snn/2", "python -m snn.learn --out FILE", LOCATION)
 
@@ -28,8 +31,8 @@ def images_digest(images: Tensor) -> str:
     return digest.hexdigest()
 
 
-def save_network(path: Path, network: SpikingNetwork, source: DataSource, command: str) -> str:
-    """Write ``snn.h5`` for a network learned on images of ``source``; return its digest."""
+def save_network(path: str | Path, network: SpikingNetwork, data_source: DataSource, command: str) -> str:
+    """Write ``snn.h5`` for a network learned on images of ``data_source``; return its digest."""
     layers, history = {}, {}
     for number, learned in enumerate(network.layers, 1):
         layers[f"conv{number}"] = _learned_tree(learned)
@@ -42,7 +45,7 @@ def save_network(path: Path, network: SpikingNetwork, source: DataSource, comman
     if network.unfinished:
         progress = _unfinished_tree(network.unfinished) | {"layer": len(network.layers) + 1}
     tree = {
-        "input": input_tree(source, network.input_shape),
+        "input": input_tree(data_source, network.input_shape),
         "learning": asdict(network.learning),
         "unit": {"potentials": "mV", "times": "ms", "rates": "Hz"},
         "layers": layers,
@@ -94,15 +97,30 @@ def layer_tree(layer: SpikingConv2d) -> Tree:
     }
 
 
-def load_network(path: Path) -> tuple[SpikingNetwork, DataSource, str]:
-    """Read ``snn.h5``: the network on the CPU, the data it was learned on, and the file's digest.
+class NetworkFile(NamedTuple):
+    """Content of ``snn.h5``."""
 
-    Raises :class:`snn.runtime.errors.UserError` for missing, truncated, foreign or altered files.
+    network: SpikingNetwork
+    """On the CPU."""
+    data_source: DataSource
+    """Data it was learned on."""
+    digest: str
+
+
+def load_network(path: str | Path) -> NetworkFile:
+    """Read ``snn.h5``, or a network that ships with the package (``pretrained:NAME``).
+
+    Raises :class:`UserError` for a missing, damaged, foreign or altered file.
     """
-    return read_file(path, SCHEMA, _network_from_tree)
+    return read_file(resolve(path, SHIPPED_NETWORKS), SCHEMA, _network_from_tree)
 
 
-def _network_from_tree(tree: Tree) -> tuple[SpikingNetwork, DataSource, str]:
+def load(path: str | Path) -> SpikingNetwork:
+    """The network in ``snn.h5``, finished or not; see :func:`load_network`."""
+    return load_network(path).network
+
+
+def _network_from_tree(tree: Tree) -> NetworkFile:
     learning = from_tree(
         Learning,
         tree["learning"],
@@ -137,9 +155,9 @@ def _network_from_tree(tree: Tree) -> tuple[SpikingNetwork, DataSource, str]:
             window=torch.from_numpy(progress["window"]),
             drift=progress["drift"],
         )
-    source, shape = read_input(tree["input"])
+    data_source, shape = read_input(tree["input"])
     network = SpikingNetwork(shape, learning, tuple(layers), tree["seed"], unfinished, tree["images_digest"])
-    return network, source, tree["digest"]
+    return NetworkFile(network, data_source, tree["digest"])
 
 
 def layer_from_tree(tree: Tree, dt: float) -> SpikingConv2d:

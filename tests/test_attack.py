@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from hybrid.conditions import Condition, Context
 from hybrid.conditions.attack import fgsm
-from hybrid.conditions.drawn import parse_condition
-from hybrid.conditions.perturb import perturb
 from hybrid.evaluate import main
 from hybrid.evaluation import correct_in, evaluate, summarise
 from hybrid.storage import load_model, save_model
@@ -37,8 +36,8 @@ def test_the_step_has_the_stated_size_and_the_gradients_direction():
 
 @pytest.mark.parametrize("name", ["baseline", "safe"])
 def test_the_loss_of_the_source_rises_and_values_stay_in_range(models, digits, name):
-    network, condition = models[name].network, parse_condition("fgsm:8")
-    moved = perturb(digits, condition, 0, source=network)
+    network, condition = models[name].network, Condition.parse("fgsm:8")
+    moved = condition.perturb(Context(digits, attack_model=network))
     clean = digits.images.float() / 255
     with torch.no_grad():
         losses = [cross_entropy(network(images), digits.labels) for images in (clean, moved.images)]
@@ -70,12 +69,12 @@ def test_a_transferred_attack_never_asks_for_the_targets_gradient(models, digits
     from dataclasses import replace
 
     target = replace(models["safe"], network=Target())
-    rows = evaluate({"target": target}, digits, [parse_condition("fgsm:16")], source=models["baseline"])
+    rows = evaluate({"target": target}, digits, [Condition.parse("fgsm:16")], attack_model=models["baseline"])
     assert [row["metric"] for row in rows] == ["top1", "top5"]
     assert {row["source_digest"] for row in rows} == {models["baseline"].digest}
     assert all(p.grad is None for model in models.values() for p in model.network.parameters())
     # The perturbed images are those of the source, whatever the target.
-    moved = perturb(digits, parse_condition("fgsm:16"), 0, source=models["baseline"].network)
+    moved = Condition.parse("fgsm:16").perturb(Context(digits, attack_model=models["baseline"].network))
     with torch.no_grad():
         correct = (models["safe"].network(moved.images).argmax(1) == digits.labels).sum().item()
     assert rows[0]["correct"] == correct
@@ -89,7 +88,7 @@ def test_top5_counts_the_five_highest():
 
 
 def test_repeats_are_seeds_and_their_mean_is_told(models, digits):
-    conditions = [parse_condition("clean"), parse_condition("awgn:10")]
+    conditions = [Condition.parse("clean"), Condition.parse("awgn:10")]
     rows = evaluate(models, digits, conditions, repeats=3, seed=5)
     noisy = [row for row in rows if (row["model"], row["condition"], row["metric"]) == ("safe", "awgn:10", "top1")]
     assert [row["noise_seed"] for row in noisy] == [5, 6, 7]
@@ -104,7 +103,7 @@ def test_repeats_are_seeds_and_their_mean_is_told(models, digits):
 
 
 def test_a_filter_in_evaluation_alone_is_the_filter_before_the_model(models, digits):
-    rows = evaluate({"baseline": models["baseline"]}, digits, [parse_condition("clean")], preprocess="average:2")
+    rows = evaluate({"baseline": models["baseline"]}, digits, [Condition.parse("clean")], preprocess="average:2")
     from hybrid.preprocess import AverageFilter
 
     with torch.no_grad():
@@ -117,8 +116,8 @@ def test_attack_and_published_corruptions_through_the_command(pipeline, tmp_path
     out = tmp_path / "r.csv"
     given = [str(pipeline.safe), "--out", str(out), "--limit-test", "60", "--no-figures", "--noise", "fgsm:8"]
     assert main(given) == 2
-    assert "--source" in capsys.readouterr().err
-    assert main([*given, "--source", str(pipeline.baseline), "--repeats", "2"]) == 0
+    assert "--attack-model" in capsys.readouterr().err
+    assert main([*given, "--attack-model", str(pipeline.baseline), "--repeats", "2"]) == 0
     with open(out) as file:
         rows = list(csv.DictReader(file))
     assert [(row["condition"], row["metric"]) for row in rows if row["paths"] == "both"] == [
@@ -169,12 +168,12 @@ def test_held_out_images_must_be_those_of_all_networks_but_of_a_source(pipeline,
     moved, other = tmp_path / "moved.h5", tmp_path / "other.h5"
     safe = models["safe"]
     for path, model in (
-        (moved, replace(safe, source=replace(safe.source, root=tmp_path))),
+        (moved, replace(safe, data_source=replace(safe.data_source, root=tmp_path))),
         (other, replace(models["baseline"], seed=7)),
     ):
         save_model(path, model, "test", safe.parent_digest)
     given = ["--split", "held-out", "--no-figures", "--out", str(tmp_path / "r.csv")]
     assert main([str(pipeline.safe), str(moved), *given, "--noise", "clean"]) == 0
-    assert main([str(pipeline.safe), "--source", str(other), *given, "--noise", "fgsm:8"]) == 0
+    assert main([str(pipeline.safe), "--attack-model", str(other), *given, "--noise", "fgsm:8"]) == 0
     assert main([str(pipeline.safe), str(other), *given, "--noise", "clean"]) == 2
     assert "held out different images" in capsys.readouterr().err

@@ -1,26 +1,35 @@
 """Networks taken from torchvision, whole and without their first blocks; and the variants built on them."""
 
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models import densenet121, efficientnet_b0, resnet18, resnet101
+from torchvision.models import EfficientNet, densenet121, efficientnet_b0, resnet18, resnet101
 
 from bridge.frontend import FrontEndSpec
 from bridge.storage import load_frontend
-from hybrid.architecture import Architecture, ModelSpec
-from hybrid.backbones.torchvision import BACKBONES, EMBEDDING, Adapter, full_backbone, last_linear, main_cnn
-from hybrid.network import build_model, embed
-from hybrid.preprocess import parse_preprocess
+from hybrid.architecture import Architecture, ModelSpec, build_model
+from hybrid.backbones import BACKBONES, Adapter, full_backbone, last_linear, main_cnn, register_backbone
+from hybrid.backbones.base import EMBEDDING
+from hybrid.evaluate import main as evaluate_command
+from hybrid.network import embed
+from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe
 from hybrid.swap import percentile, swap
+from hybrid.train import main as train_command
 from hybrid.training import train
 from snn.data import load_images
 from snn.data_source import DataSource
 from snn.parameters import Encoding
 from snn.runtime.errors import UserError
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 PAPER_PARAMETERS = {"mobilenet_v2": 3.50, "resnet101": 44.55, "densenet121": 7.98}
 
 
@@ -48,7 +57,7 @@ def test_baselines_have_the_papers_parameters(name):
     assert round(count(full_backbone(name, 3, 1000, 224)) / 1e6, 2) == PAPER_PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", list(BACKBONES))
 @pytest.mark.parametrize(("size", "stride"), [(8, 1), (32, 1), (96, 1), (96, 2), (96, 4)])
 def test_what_is_kept_works_at_its_usual_resolution(name, size, stride):
     sizes = {}
@@ -86,31 +95,72 @@ def test_impossible_backbones_are_refused():
         full_backbone("densenet121", 3, 10, 4)
 
 
-def test_an_adapter_of_a_few_lines_brings_another_classifier(monkeypatch):
-    def small(network):
-        network.features[0][0].stride = (1, 1)
+def test_an_adapter_of_a_few_lines_brings_another_classifier():
+    @register_backbone("my_efficientnet")
+    class EfficientNetB0(Adapter[EfficientNet]):
+        stem, head, strides, has_width = "features.0.0", "classifier.1", (4, 2), False
 
-    def drop(network, depth, stride):
-        # The next block is a downsampling one: a 1x1 convolution brings the features to its depth.
-        bridge = nn.Conv2d(depth, 16, 1, max(1, stride // 2), bias=False)
-        network.features = nn.Sequential(bridge, *network.features[2:])
+        def build(self, classes, width):
+            return efficientnet_b0(num_classes=classes)
 
-    adapter = Adapter(
-        build=lambda classes, width: efficientnet_b0(num_classes=classes),
-        stem="features.0.0",
-        head="classifier.1",
-        use_small_strides=small,
-        drop_stem=drop,
-        strides=(4, 2),
-        has_width=False,
-    )
-    monkeypatch.setitem(BACKBONES, "efficientnet_b0", adapter)
+        def use_small_strides(self, network):
+            network.features[0][0].stride = (1, 1)
+
+        def drop_stem(self, network, channels, stride):
+            # The next block is a downsampling one: a 1x1 convolution brings the features to its depth.
+            bridge = nn.Conv2d(channels, 16, 1, max(1, stride // 2), bias=False)
+            network.features = nn.Sequential(bridge, *network.features[2:])
+
     for variant in ("baseline", "mu"):
-        network = build_model(spec(variant, "efficientnet_b0", size=32)).eval()
+        network = build_model(spec(variant, "my_efficientnet", size=32)).eval()
         assert network(torch.rand(2, 3, 32, 32)).shape == (2, 4)
+    with pytest.raises(UserError, match="my_efficientnet"):
+        full_backbone("alexnet", 3, 10, 32)
+    with pytest.raises(UserError, match="registered already"):
+        register_backbone("my_efficientnet")(EfficientNetB0)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+RESNET34 = """
+from torchvision.models import resnet34
+
+from hybrid.backbones import register_backbone
+from hybrid.backbones.resnet import ResNetAdapter
+
+
+@register_backbone("my_resnet34")
+class ResNet34(ResNetAdapter):
+    has_width = False
+
+    def build(self, classes, width):
+        return resnet34(num_classes=classes)
+"""
+
+
+def test_a_backbone_of_a_plugin_is_trained_and_evaluated_by_the_commands(pipeline, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("my_backbone.py").write_text(RESNET34)
+    plugin = ["--plugin", "my_backbone.py"]
+    images = ["--limit-train", "30", "--epochs", "1", "--batch-size", "8", "--no-figures"]
+    evaluation = ["my.h5", "--noise", "clean", "--limit-test", "20", "--out", "my.csv"]
+    network = ["--backbone", "my_resnet34", "--frontend", str(pipeline.frontend)]
+    assert train_command([*plugin, *network, *images, "--out", "my.h5"]) == 0
+    assert evaluate_command([*plugin, *evaluation]) == 0
+    assert "my_resnet34" in Path("my.csv").read_text()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        train_command([*plugin, "--help"])
+    words = "".join(re.findall(r"[\w,{}]", capsys.readouterr().out))
+    assert "mobilenet_v2_shallow" in words
+    assert "my_resnet34}" in words
+    # Another process does not know it without the plugin.
+    command = [sys.executable, "-m", "hybrid.evaluate", *evaluation]
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "backbone 'my_resnet34': unknown" in result.stderr
+    assert "--plugin" in result.stderr
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
 def test_the_embedding_lies_between_two_fully_connected_layers(name):
     network = build_model(spec("baseline", name)).eval()
     images = torch.rand(3, 3, 16, 16)
@@ -155,20 +205,20 @@ def test_average_filter_is_the_mean_of_a_window():
     for y in range(5):
         for x in range(6):
             expected[:, :, y, x] = padded[:, :, y : y + 2, x : x + 2].mean((2, 3))
-    torch.testing.assert_close(parse_preprocess("average:2")(images), expected)
-    assert torch.equal(parse_preprocess("average:1")(images), images)
-    assert parse_preprocess("average:3")(images).shape == images.shape
+    torch.testing.assert_close(Preprocess("average:2").build()(images), expected)
+    assert torch.equal(Preprocess("average:1").build()(images), images)
+    assert Preprocess("average:3").build()(images).shape == images.shape
 
 
 def test_quantising_keeps_the_encoders_levels():
     images = torch.arange(256.0).reshape(1, 1, 16, 16) / 255
-    levels = parse_preprocess("quantise")(images)
+    levels = Preprocess("quantise").build()(images)
     # 3 to 9 spikes in 300 ms at 10 to 30 Hz.
     expected = [(int(3 + 6 * value / 255 + 1e-9) - 3) / 6 for value in range(256)]
     torch.testing.assert_close(levels.flatten(), torch.tensor(expected))
-    assert len(parse_preprocess("quantise:0,20,400")(images).unique()) == 9
+    assert len(Preprocess("quantise:0,20,400").build()(images).unique()) == 9
     images.requires_grad_()
-    parse_preprocess("quantise")(images).sum().backward()
+    Preprocess("quantise").build()(images).sum().backward()
     torch.testing.assert_close(images.grad, torch.ones_like(images))
 
 
@@ -177,7 +227,7 @@ def test_quantising_keeps_the_encoders_levels():
 )
 def test_unknown_preprocessing_is_refused(text):
     with pytest.raises(UserError, match=r"preprocess|encoding rates"):
-        Architecture(preprocess=text)
+        Architecture(preprocess=Preprocess.parse(text))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bridge.frontend import SpikingFrontEnd
-from hybrid.backbones.torchvision import PAPER_BACKBONES
+from hybrid.backbones import PAPER_BACKBONES
 from hybrid.complexity import complexity_rows, count_macs, count_parameters, main, preset_frontend
 from hybrid.paper.numbers import paper_rows, paper_value
 

@@ -3,7 +3,7 @@ import torch
 from snn.calibration import mean_count, sample_drive
 from snn.controls import control
 from snn.data import load_images
-from snn.encoding import encode_for
+from snn.engines.base import choose_engine
 from snn.runtime.random import draw_seeds, stream
 from snn.storage import load_network
 
@@ -17,7 +17,8 @@ def test_kernels_without_mean_fire_as_often(pipeline):
     means = learned.conductance.mean((1, 2, 3), keepdim=True)
     torch.testing.assert_close(made.conductance + means, learned.conductance)
     seeds = draw_seeds(32, stream("control presentation", 0))
-    pre = encode_for(images[:32], network.learning.encoding, seeds)
-    drive = sample_drive(made, pre, stream("control places", 0, 0))
+    engine = choose_engine()
+    pre = engine.encode(images[:32], network.learning.encoding, seeds)
+    drive = sample_drive(engine, made, pre, stream("control places", 0, 0))
     wanted = network.learning.output_rate * network.learning.encoding.presentation / 1000
-    assert abs(mean_count(made, drive) - wanted) < 0.05 * wanted
+    assert abs(mean_count(engine, made, drive) - wanted) < 0.05 * wanted

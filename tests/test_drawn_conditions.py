@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.stats import binom, invgauss, kstest, poisson
 
-from hybrid.conditions.drawn import awgn_sigma, inverse_gaussian, parse_condition
-from hybrid.conditions.perturb import noisy_batches
+from hybrid.conditions import Condition, Noise
+from hybrid.conditions.drawn import awgn_sigma, inverse_gaussian
 from snn.runtime.errors import UserError
 
 
@@ -15,7 +15,7 @@ def images(count, low=0.3, high=0.7, seed=0):
 
 
 def perturb(text, clean, seed=1):
-    return parse_condition(text).apply(clean, torch.Generator().manual_seed(seed))
+    return Noise.parse(text).apply(clean, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("decibel", [40, 30, 20, 17])
@@ -113,13 +113,13 @@ def test_noise_is_clipped_seeded_and_leaves_its_input_alone(text):
 )  # fmt: skip
 def test_unknown_noise_and_levels_out_of_range_are_refused(text):
     with pytest.raises(UserError, match="`noise`"):
-        parse_condition(text)
+        Condition.parse(text)
 
 
 def test_all_models_see_the_same_noise_however_a_condition_is_spelled():
     digits = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     first, again, other_seed, other_level = (
-        torch.cat(noisy_batches(digits, parse_condition(text), seed))
+        torch.cat(Noise.parse(text).batches(digits, seed))
         for text, seed in (("awgn:20", 0), ("awgn:20.0", 0), ("awgn:20", 1), ("awgn:21", 0))
     )
     assert torch.equal(first, again)

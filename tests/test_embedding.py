@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 import hybrid.embedding
-from hybrid.backbones.torchvision import last_linear
-from hybrid.conditions.drawn import parse_condition
-from hybrid.conditions.perturb import noisy_batches
+from hybrid.backbones import last_linear
+from hybrid.conditions import Noise
 from hybrid.embedding import Panel, draw_embedding, embed_models, embeddings, lay_out, main
 from hybrid.evaluation import predict
 from hybrid.storage import load_model
@@ -37,7 +36,7 @@ def naive_silhouette(points: np.ndarray, labels: np.ndarray) -> float:
 @pytest.mark.parametrize("name", ["safe", "baseline"])
 def test_the_last_layer_makes_the_logits_of_the_embedding(models, digits, name):
     network = models[name].network
-    batches = noisy_batches(digits.images, parse_condition("awgn:15"), 3)
+    batches = Noise.parse("awgn:15").batches(digits.images, 3)
     embedding, logits = embeddings(network, torch.cat(batches), "cpu")
     assert embedding.shape == (60, last_linear(network.main).in_features)
     assert embedding.dtype == torch.float32
@@ -47,11 +46,11 @@ def test_the_last_layer_makes_the_logits_of_the_embedding(models, digits, name):
 
 
 def test_panels_hold_the_score_of_the_embedding_and_the_accuracy(models, digits):
-    conditions = [parse_condition(text) for text in ("clean", "awgn:12")]
+    conditions = [Noise.parse(text) for text in ("clean", "awgn:12")]
     panels = embed_models(models, digits, conditions, 5, "cpu")
-    assert [(p.model, p.condition) for p in panels] == [(m, c.name) for m in models for c in conditions]
+    assert [(p.model, p.condition) for p in panels] == [(m, str(c)) for m in models for c in conditions]
     for panel in panels:
-        batches = noisy_batches(digits.images, parse_condition(panel.condition), 5)
+        batches = Noise.parse(panel.condition).batches(digits.images, 5)
         embedding, _ = embeddings(models[panel.model].network, torch.cat(batches), "cpu")
         assert panel.silhouette == pytest.approx(naive_silhouette(embedding.double().numpy(), panel.labels), abs=1e-9)
         assert panel.silhouette != pytest.approx(naive_silhouette(panel.points, panel.labels), abs=1e-3)
@@ -102,7 +101,7 @@ def part(data: Images, chosen: torch.Tensor) -> Images:
 )
 def test_too_few_images_or_classes_are_refused(models, digits, choose, words):
     with pytest.raises(UserError) as error:
-        embed_models(models, part(digits, choose(digits.labels)), [parse_condition("clean")], 0, "cpu")
+        embed_models(models, part(digits, choose(digits.labels)), [Noise.parse("clean")], 0, "cpu")
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in ["digits", *words])
 
@@ -110,7 +109,7 @@ def test_too_few_images_or_classes_are_refused(models, digits, choose, words):
 def test_models_of_other_data_are_refused(models, digits):
     other = digits._replace(classes=tuple("abcdefghij"))
     with pytest.raises(UserError, match=r"model safe was trained on .*only models of one data set"):
-        embed_models(models, other, [parse_condition("clean")], 0, "cpu")
+        embed_models(models, other, [Noise.parse("clean")], 0, "cpu")
 
 
 def test_the_command_writes_a_figure_and_a_table(pipeline, tmp_path, capsys):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, chisquare
 
-from snn.encoding import encode, encode_sparse, regular_trains
+from snn.encoding import encode, regular_trains
+from snn.engines.base import choose_engine
 from snn.parameters import Encoding
 from snn.runtime.errors import UserError
 from snn.runtime.random import draw_seeds
@@ -77,7 +78,7 @@ def test_sparse_spikes_are_the_same_and_each_image_has_its_own(kind):
     images = torch.randint(256, (3, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     p, own = Encoding(f_min=0, kind=kind, quiet=50), seeds(3, 1)
     spikes = encode(images, p, own)
-    assert torch.equal(encode_sparse(images, p, own).to_dense(), spikes)
+    assert torch.equal(choose_engine("events").encode(images, p, own).to_dense(), spikes)
     # Whatever it is grouped with.
     assert torch.equal(encode(images[1:2], p, own[1:2]), spikes[:, 1:2])
 

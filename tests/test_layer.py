@@ -3,10 +3,14 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from snn.calibration import calibrate_gain, hand_over, mean_count, sample_drive
-from snn.layer import SpikingConv2d, pick_winner
+from snn.calibration import calibrate_gain, finalise, mean_count, sample_drive
+from snn.engines.base import choose_engine
+from snn.engines.norse import pick_winner
+from snn.layer import SpikingConv2d
 from snn.parameters import LayerParameters, LIFParameters
 from snn.runtime.random import TIES, draw_seeds, image_key
+
+EVENTS, NORSE = choose_engine("events"), choose_engine("norse")
 
 
 def make_layer(maps=3, c_in=2, kernel=3, stride=1, padding=1, seed=0, gain=6.0, dtype=torch.float64):
@@ -65,20 +69,22 @@ def naive_simulation(layer: SpikingConv2d, pre: np.ndarray, inhibition: bool) ->
 def test_simulation_equals_a_naive_loop(inhibition, kernel, stride, padding, gain):
     layer = make_layer(kernel=kernel, stride=stride, padding=padding, gain=gain)
     pre = torch.rand(60, 2, 2, 4, 4, generator=torch.Generator().manual_seed(1)) < 0.06
-    spikes = layer.simulate(pre, inhibition=inhibition, seeds=draw_seeds(2, torch.Generator()))
+    spikes = EVENTS.simulate(layer, pre, inhibition=inhibition, seeds=draw_seeds(2, torch.Generator()))
     expected = naive_simulation(layer, pre.numpy(), inhibition)
     assert expected.sum() > 40
     assert np.array_equal(spikes.numpy(), expected)
-    assert torch.equal(layer.simulate_dense(pre, inhibition=inhibition, seeds=draw_seeds(2, torch.Generator())), spikes)
+    assert torch.equal(
+        NORSE.simulate(layer, pre, inhibition=inhibition, seeds=draw_seeds(2, torch.Generator())), spikes
+    )
 
 
 def test_at_most_one_map_fires_at_a_place_in_a_step():
     layer = make_layer(maps=16, gain=30.0, dtype=torch.float32)
     layer = layer.with_values(v_threshold=torch.full((16,), -60.2), gain=torch.full((16,), 30.0))
     pre = torch.rand(80, 3, 2, 6, 6, generator=torch.Generator().manual_seed(1)) < 0.1
-    free = layer.simulate(pre, inhibition=False)
+    free = EVENTS.simulate(layer, pre, inhibition=False)
     assert (free.sum(2) > 1).sum() > 100
-    inhibited = layer.simulate(pre, inhibition=True, seeds=draw_seeds(3, torch.Generator()))
+    inhibited = EVENTS.simulate(layer, pre, inhibition=True, seeds=draw_seeds(3, torch.Generator()))
     assert inhibited.sum(2).max() == 1
     # A place fires whenever its strongest map does, so it is never silenced altogether.
     assert (inhibited.any(0).any(1) == free.any(0).any(1)).all()
@@ -104,22 +110,22 @@ def test_silence_in_gives_silence_out_at_the_lowest_threshold():
     layer = make_layer()
     floor = layer.lif.v_leak + 1.0
     layer = layer.with_values(v_threshold=torch.full_like(layer.v_threshold, floor))
-    assert not layer.simulate(torch.zeros(400, 1, 2, 4, 4, dtype=torch.bool), inhibition=False).any()
+    assert not EVENTS.simulate(layer, torch.zeros(400, 1, 2, 4, 4, dtype=torch.bool), inhibition=False).any()
 
 
 def test_gain_and_threshold_reach_their_targets():
     layer = make_layer(maps=8, dtype=torch.float32)
     layer = layer.with_values(v_threshold=torch.full((8,), -60.2), gain=torch.ones(8))
     pre = torch.rand(120, 4, 2, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.05
-    drive = sample_drive(layer, pre, torch.Generator())
+    drive = sample_drive(EVENTS, layer, pre, torch.Generator())
     assert drive.shape == (120, 4 * 64, 8)
-    layer = calibrate_gain(layer, drive, 3.0)
-    assert mean_count(layer, drive) == pytest.approx(3.0, abs=0.02)
-    lowered = hand_over(layer, drive, 4.0, lowering=2.0)
+    layer = calibrate_gain(EVENTS, layer, drive, 3.0)
+    assert mean_count(EVENTS, layer, drive) == pytest.approx(3.0, abs=0.02)
+    lowered = finalise(EVENTS, layer, drive, 4.0, lowering=2.0)
     assert lowered.v_threshold.tolist() == pytest.approx([-62.2] * 8)
-    assert mean_count(lowered, drive) == pytest.approx(4.0, abs=0.02)
+    assert mean_count(EVENTS, lowered, drive) == pytest.approx(4.0, abs=0.02)
     # A lower threshold needs less gain; it stays above rest, however far it is to be lowered.
-    lowest = hand_over(layer, drive, 4.0, lowering=50.0)
+    lowest = finalise(EVENTS, layer, drive, 4.0, lowering=50.0)
     assert lowest.v_threshold[0].item() == pytest.approx(layer.lif.v_leak + 1.0, abs=1e-4)
     assert lowest.gain[0] < lowered.gain[0]
-    assert mean_count(lowest, drive) == pytest.approx(4.0, abs=0.02)
+    assert mean_count(EVENTS, lowest, drive) == pytest.approx(4.0, abs=0.02)

@@ -9,13 +9,14 @@ from torchvision.models import mobilenet_v2
 
 from bridge.conversion import convert
 from bridge.storage import load_frontend
-from hybrid.architecture import Architecture, ModelSpec
+from hybrid.architecture import Architecture, ModelSpec, build_model
 from hybrid.augment import augment, resolve_augmentation
-from hybrid.backbones.torchvision import full_backbone, main_cnn
-from hybrid.network import build_model
+from hybrid.backbones import full_backbone, main_cnn
+from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe, one_cycle
 from hybrid.storage import load_model, save_model
 from hybrid.training import train
+from hybrid.variations import Variations
 from snn.data import load_images
 from snn.data_source import DataSource
 from snn.learn import learn
@@ -124,7 +125,7 @@ def test_saved_models_answer_as_before_saving(pipeline, tmp_path):
         model = train(data, architecture, Recipe(epochs=1, batch_size=16), frontend=given, seed=5)
         digest = save_model(tmp_path / "model.h5", model, "a command", "")
         loaded = load_model(tmp_path / "model.h5")
-        assert (loaded.spec, loaded.source, loaded.seed, loaded.digest) == (model.spec, data.source, 5, digest)
+        assert (loaded.spec, loaded.data_source, loaded.seed, loaded.digest) == (model.spec, data.source, 5, digest)
         assert loaded.recipe == model.recipe
         with torch.no_grad():
             assert torch.equal(loaded.network(data.images / 255), model.network(data.images / 255))
@@ -200,7 +201,9 @@ def test_the_auxiliary_cnn_has_other_forms(pipeline):
     frontend, _, _ = load_frontend(pipeline.frontend)
 
     def network(**changes):
-        spec = ModelSpec(Architecture(width=0.25, **changes), (1, 8, 8), tuple("0123456789"), frontend.spec)
+        spec = ModelSpec(
+            Architecture(width=0.25, variations=Variations(**changes)), (1, 8, 8), tuple("0123456789"), frontend.spec
+        )
         torch.manual_seed(0)
         return build_model(spec, copy.deepcopy(frontend)).eval()
 
@@ -214,7 +217,7 @@ def test_the_auxiliary_cnn_has_other_forms(pipeline):
     assert stepped(x).unique().tolist() == [0.75 * n for n in range(9)]
     assert (stepped(x) - nn.functional.relu6(x)).abs().max() <= 0.375 + 1e-6
     # Only the auxiliary CNN sees its own preprocessing.
-    plain, averaged = network(), network(auxiliary_input="average:3")
+    plain, averaged = network(), network(auxiliary_input=Preprocess("average:3"))
     with torch.no_grad():
         assert torch.equal(averaged(images, "spiking"), plain(images, "spiking"))
         expected = plain.auxiliary(plain.normalise(averaged.auxiliary_input(images)))
@@ -227,7 +230,12 @@ def test_the_auxiliary_cnn_has_other_forms(pipeline):
 
 def test_auxiliary_features_are_dropped_by_images_in_training_alone(pipeline):
     frontend, _, _ = load_frontend(pipeline.frontend)
-    spec = ModelSpec(Architecture(width=0.25, auxiliary_drop=0.5), (1, 8, 8), tuple("0123456789"), frontend.spec)
+    spec = ModelSpec(
+        Architecture(width=0.25, variations=Variations(auxiliary_drop=0.5)),
+        (1, 8, 8),
+        tuple("0123456789"),
+        frontend.spec,
+    )
     network, seen = build_model(spec, frontend), []
     network.main.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, -8:]))
     images = torch.rand(400, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -242,7 +250,12 @@ def test_auxiliary_features_are_dropped_by_images_in_training_alone(pipeline):
 
 def test_features_of_the_front_end_are_normalised_where_they_join(pipeline):
     frontend, _, _ = load_frontend(pipeline.frontend)
-    spec = ModelSpec(Architecture(width=0.25, feature_norm=True), (1, 8, 8), tuple("0123456789"), frontend.spec)
+    spec = ModelSpec(
+        Architecture(width=0.25, variations=Variations(feature_norm=True)),
+        (1, 8, 8),
+        tuple("0123456789"),
+        frontend.spec,
+    )
     network = build_model(spec, frontend)
     joined = []
     network.main.register_forward_pre_hook(lambda _, inputs: joined.append(inputs[0]))
@@ -256,4 +269,4 @@ def test_features_of_the_front_end_are_normalised_where_they_join(pipeline):
     network.eval()(images, "auxiliary")
     assert not joined[1][:, :maps].any()
     with pytest.raises(UserError, match="`feature_norm`"):
-        Architecture(variant="baseline", feature_norm=True)
+        Architecture(variant="baseline", variations=Variations(feature_norm=True))

@@ -6,17 +6,23 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from snn.engines.norse import count_events_dense, steps_since_spike, steps_until_spike
-from snn.parameters import STDPParameters
-from snn.plasticity import EventCounts, Rates, count_events, magnitude, update
-from snn.rules import chances, ltd_probability, ltp_probability
+from snn.engines.base import EventCounts, choose_engine
+from snn.engines.norse import steps_since_spike, steps_until_spike
+from snn.geometry import ConvGeometry
+from snn.parameters import LayerParameters, STDPParameters
+from snn.plasticity import Rates, magnitude, update
+from snn.registries import RULES
 from snn.runtime.errors import UserError
 
 FD = STDPParameters(ltd_delay=100.0)
 
 
-def value(function, dt, fn, p):
-    return function(torch.tensor([dt]), torch.tensor([fn]), p).item()
+def ltp_probability(dt, fn, p):
+    return RULES[p.rule](p).ltp(torch.tensor([dt]), torch.tensor([fn])).item()
+
+
+def ltd_probability(dt, fn, p):
+    return RULES[p.rule](p).ltd(torch.tensor([dt]), torch.tensor([fn])).item()
 
 
 def test_magnitude_is_equation_2():
@@ -28,41 +34,41 @@ def test_magnitude_is_equation_2():
 
 def test_ltp_probability_is_equation_5():
     p = FD
-    assert value(ltp_probability, 0.0, 0.3, p) == pytest.approx(0.7)
-    assert value(ltp_probability, 10.0, 0.0, p) == pytest.approx(0.7 * math.exp(-1))
-    assert value(ltp_probability, 10.0, 1.0, p) == pytest.approx(0.7 * math.exp(-1 / 1.6))
-    assert value(ltp_probability, 7.5, 0.5, p) == pytest.approx(0.7 * math.exp(-7.5 / 13))
-    assert value(ltp_probability, 15.0, 0.0, p) == pytest.approx(0.7 * math.exp(-1.5))
-    assert value(ltp_probability, 17.5, 1.0, p) == 0
-    assert value(ltp_probability, -2.5, 1.0, p) == 0
-    assert value(ltp_probability, math.inf, 1.0, p) == 0
+    assert ltp_probability(0.0, 0.3, p) == pytest.approx(0.7)
+    assert ltp_probability(10.0, 0.0, p) == pytest.approx(0.7 * math.exp(-1))
+    assert ltp_probability(10.0, 1.0, p) == pytest.approx(0.7 * math.exp(-1 / 1.6))
+    assert ltp_probability(7.5, 0.5, p) == pytest.approx(0.7 * math.exp(-7.5 / 13))
+    assert ltp_probability(15.0, 0.0, p) == pytest.approx(0.7 * math.exp(-1.5))
+    assert ltp_probability(17.5, 1.0, p) == 0
+    assert ltp_probability(-2.5, 1.0, p) == 0
+    assert ltp_probability(math.inf, 1.0, p) == 0
 
 
 def test_ltd_probability_of_pairing_post():
     p = FD
-    assert value(ltd_probability, 60.0, 0.0, p) == pytest.approx(0.6 * math.exp(-1))
-    assert value(ltd_probability, 60.0, 1.0, p) == pytest.approx(0.6 * math.exp(-40 / 64))
-    assert value(ltd_probability, 17.5, 0.5, p) == pytest.approx(0.6 * math.exp(-82.5 / 52))
-    assert value(ltd_probability, 150.0, 0.0, p) == pytest.approx(0.6)
-    assert value(ltd_probability, math.inf, 0.7, p) == pytest.approx(0.6)
-    assert value(ltd_probability, 15.0, 0.0, p) == 0
-    assert value(ltd_probability, -2.5, 0.0, p) == 0
+    assert ltd_probability(60.0, 0.0, p) == pytest.approx(0.6 * math.exp(-1))
+    assert ltd_probability(60.0, 1.0, p) == pytest.approx(0.6 * math.exp(-40 / 64))
+    assert ltd_probability(17.5, 0.5, p) == pytest.approx(0.6 * math.exp(-82.5 / 52))
+    assert ltd_probability(150.0, 0.0, p) == pytest.approx(0.6)
+    assert ltd_probability(math.inf, 0.7, p) == pytest.approx(0.6)
+    assert ltd_probability(15.0, 0.0, p) == 0
+    assert ltd_probability(-2.5, 0.0, p) == 0
 
 
 def test_ltd_probability_of_pairing_two_sided_is_equation_5():
     p = STDPParameters(pairing="two-sided")
-    assert value(ltd_probability, -40.0, 0.0, p) == pytest.approx(0.6 * math.exp(-1))
-    assert value(ltd_probability, -40.0, 1.0, p) == pytest.approx(0.6 * math.exp(-1 / 1.6))
-    assert value(ltd_probability, -math.inf, 1.0, p) == 0
-    assert value(ltd_probability, 40.0, 1.0, p) == 0
+    assert ltd_probability(-40.0, 0.0, p) == pytest.approx(0.6 * math.exp(-1))
+    assert ltd_probability(-40.0, 1.0, p) == pytest.approx(0.6 * math.exp(-1 / 1.6))
+    assert ltd_probability(-math.inf, 1.0, p) == 0
+    assert ltd_probability(40.0, 1.0, p) == 0
 
 
 def test_plain_and_deterministic_rules():
     plain, certain = (replace(FD, rule=rule) for rule in ("stochastic", "deterministic"))
-    assert value(ltp_probability, 10.0, 1.0, plain) == value(ltp_probability, 10.0, 0.0, plain)
-    assert value(ltd_probability, 60.0, 1.0, plain) == pytest.approx(0.6 * math.exp(-1))
-    assert [value(ltp_probability, dt, 0.5, certain) for dt in (0.0, 15.0, 17.5)] == [1, 1, 0]
-    assert [value(ltd_probability, dt, 0.5, certain) for dt in (0.0, 15.0, 17.5)] == [0, 0, 1]
+    assert ltp_probability(10.0, 1.0, plain) == ltp_probability(10.0, 0.0, plain)
+    assert ltd_probability(60.0, 1.0, plain) == pytest.approx(0.6 * math.exp(-1))
+    assert [ltp_probability(dt, 0.5, certain) for dt in (0.0, 15.0, 17.5)] == [1, 1, 0]
+    assert [ltd_probability(dt, 0.5, certain) for dt in (0.0, 15.0, 17.5)] == [0, 0, 1]
 
 
 def test_steps_between_spikes():
@@ -75,9 +81,13 @@ def test_steps_between_spikes():
 
 def both_counts(pre, post, rates, window, dt, p, seeds):
     """Counts of both engines, which must be the same."""
-    counts = count_events(pre, post, rates, *window, dt, p, seeds)
-    tables = chances(p, len(pre), dt, rates.fn)
-    assert torch.equal(torch.stack(counts), count_events_dense(pre, post, rates.level, tables, *window, seeds))
+    geometry = ConvGeometry.of(LayerParameters(post.shape[2], *window), tuple(pre.shape[2:]))
+    tables = RULES[p.rule](p).chances(len(pre), dt, rates.fn)
+    counts, dense = (
+        choose_engine(name).count_events(pre, post, rates.level, tables, geometry, seeds)
+        for name in ("events", "norse")
+    )
+    assert torch.equal(torch.stack(counts), torch.stack(dense))
     return counts
 
 
@@ -127,7 +137,7 @@ def test_stochastic_events_have_the_probability_of_the_equation():
         pre[2], post[2 + lag] = True, True
         rates = Rates(torch.ones(1, 1, 1, places, dtype=torch.int64), torch.tensor([0.5, fn]))
         counts = both_counts(pre, post, rates, (1, 1, 0), dt, p, torch.tensor([lag + 3]))
-        ltp, ltd = value(ltp_probability, lag * dt, fn, p), value(ltd_probability, lag * dt, fn, p)
+        ltp, ltd = ltp_probability(lag * dt, fn, p), ltd_probability(lag * dt, fn, p)
         assert counts.events.item() == places
         for count, probability in ((counts.ltp.item(), ltp), (counts.ltd.item(), ltd)):
             low, high = binom.interval(1 - 1e-7, places, probability)
@@ -165,9 +175,7 @@ def test_draws_depend_neither_on_the_engine_nor_on_chunks_nor_on_the_batch(pairi
     assert 0 < whole[1].sum() < whole[0].sum()
     assert torch.equal(whole, counts(27 * 10))
     alone = [
-        torch.stack(
-            count_events(pre[:, b], post[:, b], Rates(level[b], fn), 3, 1, 1, 2.5, p, seeds[b]),
-        )
+        torch.stack(both_counts(pre[:, b], post[:, b], Rates(level[b], fn), (3, 1, 1), 2.5, p, seeds[b]))
         for b in (slice(0, 1), slice(1, 2))
     ]
     assert torch.equal(whole, alone[0] + alone[1])
@@ -189,7 +197,7 @@ def test_the_window_includes_its_end_whatever_the_rounding_of_the_time_step(dt, 
 def test_presentations_too_long_for_the_spike_times_are_refused():
     spikes = torch.zeros(2**14, 1, 1, 1, 1, dtype=torch.bool)
     with pytest.raises(UserError, match="fewer than 16384"):
-        count_events(spikes, spikes, Rates(spikes[0].long(), torch.zeros(1)), 1, 1, 0, 0.1, FD, torch.tensor([0]))
+        both_counts(spikes, spikes, Rates(spikes[0].long(), torch.zeros(1)), (1, 1, 0), 0.1, FD, torch.tensor([0]))
 
 
 @pytest.mark.parametrize("wrong", [{"gamma_p": 1.2}, {"tau_d": 0.0}, {"g_min": 1.0}, {"n_cap": 0}, {"phi_p": -0.1}])

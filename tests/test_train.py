@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hybrid.conditions import Noise
 from hybrid.lightning_module import Batches
 from hybrid.recipe import RECIPES, Recipe, choose_recipe
 from hybrid.storage import load_model
@@ -105,12 +106,12 @@ def test_two_processes_share_every_batch_and_hold_the_same_weights(tmp_path):
         import os, sys, torch
         from hybrid.architecture import Architecture
         from hybrid.recipe import Recipe
-        from hybrid.train import train
+        from hybrid.training import Hardware, train
         from snn.data import DataSource, load_images
 
         data = load_images(DataSource(limit_train=140), "train", seed=0)
         recipe = Recipe(epochs=2, batch_size=16)
-        model = train(data, Architecture(variant="baseline", width=0.1), recipe, devices=2)
+        model = train(data, Architecture(variant="baseline", width=0.1), recipe, hardware=Hardware(devices=2))
         weights = {name: value.detach() for name, value in model.network.named_parameters()}
         torch.save((weights, model.history), f"{sys.argv[1]}/{os.environ['RANK']}.pt")
         """)
@@ -193,7 +194,7 @@ def test_noise_training_sees_noise_and_is_recorded(tmp_path):
 @pytest.mark.parametrize("noise", ["fgsm:8", "corruption:fog,3", "snow:1"])
 def test_training_on_what_is_not_drawn_is_refused(noise):
     with pytest.raises(UserError, match="`train_noise`"):
-        Recipe(train_noise=noise)
+        Recipe(train_noise=Noise.parse(noise, "train_noise"))
 
 
 def test_recipes_follow_the_data(tmp_path):

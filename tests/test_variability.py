@@ -9,9 +9,9 @@ import torch
 from bridge.frontend import DRAWS, Response, deviations
 from bridge.sau import SpecialActivationUnit
 from bridge.storage import load_frontend
-from hybrid.architecture import Architecture, ModelSpec
-from hybrid.network import build_model
-from hybrid.preprocess import parse_preprocess
+from hybrid.architecture import Architecture, ModelSpec, build_model
+from hybrid.preprocess import Preprocess
+from hybrid.variations import Variations
 from snn.runtime.errors import UserError
 
 
@@ -75,7 +75,9 @@ def test_drawn_counts_have_the_simulated_distribution(pipeline):
 
 def test_gradients_pass_drawn_counts(pipeline):
     frontend, _, _ = load_frontend(pipeline.frontend)
-    spec = ModelSpec(Architecture(width=0.25, variability=True), (1, 8, 8), tuple("0123456789"), frontend.spec)
+    spec = ModelSpec(
+        Architecture(width=0.25, variations=Variations(variability=True)), (1, 8, 8), tuple("0123456789"), frontend.spec
+    )
     network = build_model(spec, frontend).train()
     network(torch.rand(4, 1, 8, 8)).sum().backward()
     assert frontend.layers[0].norm.weight.grad.abs().sum() > 0
@@ -86,7 +88,7 @@ def test_gradients_pass_drawn_counts(pipeline):
 def test_spikes_of_random_phase_are_counted_in_a_window_of_a_regular_train():
     # 6 spikes lie between intensities 0 and 1, after 3 of f_min: 10 to 30 Hz for 300 ms.
     images = torch.tensor([0.0, 0.1, 0.37, 0.75, 1.0]).repeat(4000, 1).requires_grad_()
-    spikes = parse_preprocess("spikes").train()
+    spikes = Preprocess("spikes").build().train()
     torch.manual_seed(0)
     counts = 3 + 6 * spikes(images)
     random = np.random.default_rng(0)
@@ -106,8 +108,10 @@ def test_spikes_of_random_phase_are_counted_in_a_window_of_a_regular_train():
 
 def test_preprocessing_is_done_in_the_order_written():
     images = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    average, quantise = parse_preprocess("average:3"), parse_preprocess("quantise")
-    assert torch.equal(parse_preprocess("average:3+quantise")(images), quantise(average(images)))
-    assert torch.equal(parse_preprocess("quantise+average:3")(images), average(quantise(images)))
+    average, quantise = Preprocess("average:3").build(), Preprocess("quantise").build()
+    assert torch.equal(Preprocess("average:3+quantise").build()(images), quantise(average(images)))
+    assert torch.equal(Preprocess("quantise+average:3").build()(images), average(quantise(images)))
     with pytest.raises(UserError, match="`auxiliary_input` average:3\\+blur"):
-        Architecture(auxiliary_input="average:3+blur")
+        Preprocess.parse("average:3+blur", "auxiliary_input")
+    with pytest.raises(UserError, match=r"`auxiliary_input` 'average:3'.*Preprocess\('average:3'\)"):
+        Variations(auxiliary_input="average:3")

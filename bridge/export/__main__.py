@@ -13,13 +13,15 @@ from torch import Tensor
 from bridge.frontend import SpikingFrontEnd
 from bridge.storage import SCHEMA, SHIPPED_FRONTENDS, load_frontend
 from snn.encoding import encode
-from snn.layer import SpikingConv2d, feed_forward
+from snn.engines.base import choose_engine, feed_forward
+from snn.layer import SpikingConv2d
 from snn.runtime.cli import run_command
 from snn.runtime.errors import UserError, check
-from snn.runtime.h5 import Tree, read_file
+from snn.runtime.h5 import read_file
 from snn.runtime.outputs import check_outputs, write_atomically, write_json
 from snn.runtime.pretrained import resolve
 from snn.runtime.random import draw_seeds, stream
+from snn.runtime.tree import Tree
 from snn.storage import layer_from_tree
 
 TOLERANCE = 1e-5
@@ -122,7 +124,7 @@ def _nir(
         replace(layer, **{name: getattr(layer, name).double() for name in ("conductance", "gain", "v_threshold")})
         for layer in layers
     ]
-    expected, found = feed_forward(fine, spikes), run_in_norse(out, spikes)
+    expected, found = feed_forward(choose_engine(), fine, spikes), run_in_norse(out, spikes)
     total, different = expected.sum().item(), (expected != found).sum().item()
     check(
         different == 0,

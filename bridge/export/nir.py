@@ -40,7 +40,7 @@ def spiking_graph(layers: list[SpikingConv2d], shape: tuple[int, int, int]) -> n
             edges += [(before, delay), (delay, f"pulse{number}")]
         nodes[f"conv{number}"] = _convolution(layer, shape[1:])
         edges.append((f"pulse{number}", f"conv{number}"))
-        shape = (layer.geometry.maps, *layer.output_size(*shape[1:]))
+        shape = (layer.geometry.maps, *layer.convolution(shape).shape_out[1:])
         nodes[f"lif{number}"] = _neurons(layer, shape)
         edges.append((f"conv{number}", f"lif{number}"))
         before = f"lif{number}"

@@ -1,1 +1,204 @@
-"""What is done to test images."""
+"""Perturbations of test images: what each is, how it is written, and their registry.
+
+A perturbation is written ``name`` or ``name:level``, for example ``awgn:20``, and applies to images in [0, 1] before a
+model normalises them. ``Condition.parse("awgn:20")`` reads it. A further one takes one class in a file of your own,
+which ``--plugin FILE`` imports::
+
+    import torch
+    from hybrid.conditions import Noise, register_condition
+
+    @register_condition("uniform")
+    class UniformNoise(Noise):
+        form, meaning, ranges = "WIDTH", "a width from 0 to 1", ((0, 1),)
+
+        def add(self, images, generator):
+            draw = torch.rand(images.shape, generator=generator, device=images.device)
+            return images + self.levels[0] * (draw - 0.5)
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hybrid.text_flag import TextFlag
+from snn.data import Images
+from snn.runtime.errors import UserError, check
+from snn.runtime.registry import Registry
+
+Kind = TypeVar("Kind", bound="Condition")
+
+CHUNK = 256
+"""Images that share one draw, or one gradient; fixed, so that results do not depend on the batch size."""
+
+
+class Perturbed(NamedTuple):
+    """Images under one condition."""
+
+    images: Tensor
+    """float32 (N, C, H, W) in [0, 1]."""
+    labels: Tensor
+    """int64 (N,)."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a perturbation may use."""
+
+    data: Images
+    """Clean images, uint8 (N, C, H, W), and their labels."""
+    seed: int = 0
+    """Seed of the draws."""
+    attack_model: nn.Module | None = None
+    """Network in evaluation mode, images in [0, 1] to logits, whose gradient an attack takes."""
+    cifar10_c: Path | None = None
+    """Folder with the published files of CIFAR-10-C."""
+    device: torch.device | str = "cpu"
+    """Where gradients are computed."""
+
+
+@dataclass(frozen=True)
+class Condition(ABC):
+    """One perturbation at one level; a subclass defines a kind of perturbation and is registered under its name."""
+
+    text: str
+    """As written, for example ``awgn:20``; also its name in tables and results."""
+    levels: tuple[float, ...] = ()
+    """The numbers of the text."""
+
+    form: ClassVar[str] = ""
+    """How the level is written, for example ``DB``; "" if there is none."""
+    meaning: ClassVar[str] = ""
+    """What the level is, with its range and unit, for messages."""
+    ranges: ClassVar[tuple[tuple[float, float], ...]] = ()
+    """Smallest and largest value of each number."""
+    needs_attack_model: ClassVar[bool] = False
+    """Whether it takes the gradient of ``Context.attack_model``."""
+
+    @abstractmethod
+    def perturb(self, context: Context) -> Perturbed:
+        """Images of ``context`` under this condition; :class:`UserError` where it cannot be applied to them."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether another seed gives other images."""
+        return True
+
+    @property
+    def snr(self) -> float | None:
+        """Nominal signal-to-noise ratio in dB; None if the condition states none."""
+        return None
+
+    @property
+    def kind(self) -> str:
+        """The registered name."""
+        return self.text.partition(":")[0]
+
+    @property
+    def key(self) -> str:
+        """The same for all spellings of one condition, as awgn:20 and awgn:20.0; noise is seeded with it."""
+        return f"{self.kind}{self.levels}"
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def parse(cls: type[Kind], text: str, argument: str = "noise") -> Kind:
+        """Read ``name`` or ``name:level``.
+
+        Args:
+            text: for example ``awgn:20``.
+            argument: which argument the text is of, for messages.
+
+        Raises:
+            UserError: an unknown name, a level out of range, or a perturbation that is no ``cls``.
+        """
+        kind, colon, level = text.partition(":")
+        names = [name for name in CONDITIONS if issubclass(CONDITIONS[name], cls)]
+        try:
+            check(
+                kind in names,
+                f"{kind!r} cannot be used here; choose from {', '.join(names)}, or add one with `plugin` FILE",
+            )
+            condition = CONDITIONS[kind].read(text, level if colon else None)
+        except UserError as error:
+            raise UserError(f"`{argument}` {text}: {error}") from error
+        assert isinstance(condition, cls)
+        return condition
+
+    @classmethod
+    def read(cls, text: str, level: str | None) -> "Condition":
+        """This kind of condition from its whole text and the part behind the colon (None: there is no colon)."""
+        return cls(text, cls.read_levels(text, level))
+
+    @classmethod
+    def read_levels(cls, text: str, level: str | None) -> tuple[float, ...]:
+        """The numbers of ``level``, in range."""
+        kind = text.partition(":")[0]
+        expected = f"expected {kind}:{cls.form} with {cls.meaning}" if cls.form else f"{kind} takes no level"
+        try:
+            levels = tuple(float(part) for part in level.split(",")) if level is not None else ()
+        except ValueError as error:
+            raise UserError(f"level {level!r} is not a number; {expected}") from error
+        valid = len(levels) == len(cls.ranges) and all(
+            low <= value <= high for value, (low, high) in zip(levels, cls.ranges, strict=True)
+        )
+        check(valid, f"level out of range; {expected}")
+        return levels
+
+
+class Noise(Condition):
+    """A perturbation that a generator draws on any images, in evaluation and while a network is trained."""
+
+    @abstractmethod
+    def add(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Perturbed images, not yet clipped; see :meth:`apply`."""
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Perturbed images.
+
+        Args:
+            images: floating point (B, C, H, W) in [0, 1].
+            generator: on the device of ``images``.
+
+        Returns:
+            Like ``images``, clipped to [0, 1].
+        """
+        return self.add(images, generator).clamp(0, 1)
+
+    def batches(self, images: Tensor, seed: int) -> list[Tensor]:
+        """All of the uint8 images (N, C, H, W), perturbed, float32 in [0, 1], in chunks of :data:`CHUNK`.
+
+        The draws depend on the seed and the condition alone and are made on the CPU, so every model sees the same
+        images.
+        """
+        entropy = np.random.SeedSequence([seed, *self.key.encode()]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(entropy) >> 1)
+        return [self.apply(chunk.float() / 255, generator) for chunk in images.split(CHUNK)]
+
+    def perturb(self, context: Context) -> Perturbed:
+        return Perturbed(torch.cat(self.batches(context.data.images, context.seed)), context.data.labels)
+
+
+CONDITIONS: Registry[type[Condition]] = Registry("perturbation", "hybrid.conditions")
+"""All kinds of perturbations by name."""
+
+register_condition = CONDITIONS.register
+"""Class decorator that adds a kind of perturbation: ``@register_condition("awgn")``."""
+
+
+def condition_flag(kind: type[Kind], argument: str = "noise", many: bool = False) -> TextFlag[Kind]:
+    """Annotation of a command's field that holds a condition of this kind, or a tuple of them (``many``).
+
+    ``--help`` and errors list all that are registered.
+    """
+
+    def forms() -> str:
+        usable = {name: entry for name in CONDITIONS if issubclass(entry := CONDITIONS[name], kind)}
+        return "|".join(f"{name}:{entry.form}" if entry.form else name for name, entry in usable.items())
+
+    return TextFlag(lambda text: kind.parse(text, argument), forms, many)

@@ -1,18 +1,21 @@
 """The fast gradient sign method (Goodfellow et al. 2015), as a transfer attack: ``X + eps sign(grad_X J)``.
 
-The perturbation is crafted on one network and shown to others, whose gradients are never asked for (paper, 5.3).
+The perturbation is computed on one network and shown to others, whose gradients are never taken (paper, 5.3).
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from hybrid.conditions import CHUNK, Condition, Context, Perturbed, register_condition
+from snn.runtime.errors import UserError
+
 
 def fgsm(network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
     """Images moved by one step that raises the loss of ``network``.
 
     Args:
-        network: source of the gradient, in evaluation mode: images in [0, 1] to logits.
+        network: whose gradient is taken, in evaluation mode: images in [0, 1] to logits.
         images: float32 (B, C, H, W) in [0, 1].
         labels: true classes (B,).
         eps: size of the step in 8-bit units.
@@ -27,3 +30,24 @@ def fgsm(network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tens
         loss = cross_entropy(network(images), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, images)
     return (images.detach() + eps / 255 * gradient.sign()).clamp(0, 1)
+
+
+@register_condition("fgsm")
+class FastGradientSign(Condition):
+    """One step along the sign of the gradient of an attack model."""
+
+    form, meaning, ranges = "EPS", "a step of 0 to 255 (8-bit units)", ((0, 255),)
+    needs_attack_model = True
+
+    @property
+    def draws(self) -> bool:
+        return False
+
+    def perturb(self, context: Context) -> Perturbed:
+        if context.attack_model is None:
+            raise UserError(f"`noise` {self} needs `attack_model` FILE, the model whose gradient it takes")
+        network, data, moved = context.attack_model.to(context.device), context.data, []
+        for images, labels in zip(data.images.split(CHUNK), data.labels.split(CHUNK), strict=True):
+            batch = (images.float() / 255).to(context.device)
+            moved.append(fgsm(network, batch, labels.to(context.device), self.levels[0]).cpu())
+        return Perturbed(torch.cat(moved), data.labels)

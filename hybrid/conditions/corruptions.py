@@ -1,17 +1,19 @@
 """The 15 common corruptions, at five severities each (Hendrycks and Dietterich, 2019, arXiv:1903.12261).
 
-Two sources, which do not give the same images:
+There are two kinds, which do not give the same images:
 
-- :func:`load_corrupted` reads the published files of CIFAR-10-C (doi:10.5281/zenodo.2535967): its numbers can be set
-  beside those of other papers.
-- :func:`corrupt` computes the corruptions on any RGB images by imagecorruptions-imaug (Apache-2.0). Its severities are
-  those of ImageNet-C, made for 224 pixels a side and stronger than CIFAR-10-C's: the standard deviation of Gaussian
-  noise is 0.08 to 0.38 of full scale, in CIFAR-10-C 0.04 to 0.10. Its motion_blur and elastic_transform are the
-  library's own (Michaelis et al., 2019, arXiv:1907.07484).
+- ``cifar10-c:NAME,SEVERITY``: :func:`load_corrupted` reads the published files of CIFAR-10-C
+  (doi:10.5281/zenodo.2535967). Accuracies can be compared with those of other papers.
+- ``corruption:NAME,SEVERITY``: :func:`corrupt` computes the corruption of any RGB images by imagecorruptions-imaug
+  (Apache-2.0). Its severities are those of ImageNet-C, made for 224 pixels a side and stronger than CIFAR-10-C's: the
+  standard deviation of Gaussian noise is 0.08 to 0.38 of full scale, in CIFAR-10-C 0.04 to 0.10. motion_blur and
+  elastic_transform are the library's own (Michaelis et al., 2019, arXiv:1907.07484).
 
-A higher severity need not change an image more: by mean squared difference, glass_blur and frost do not always.
+A higher severity does not always change an image more: glass_blur and frost sometimes have a smaller mean squared
+difference.
 """
 
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybrid.conditions import Condition, Context, Perturbed, register_condition
 from snn.data import Images, balanced_subset
 from snn.data_source import DataSource
 from snn.runtime.errors import UserError, check
@@ -32,27 +35,21 @@ CORRUPTIONS = (
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 )
 """Noise, blur, weather, digital: the published order."""
-
-
+DETERMINISTIC = frozenset(("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"))
+"""Corruptions without random draws."""
 SEVERITIES = range(1, 6)
-
-
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-
 _SMALLEST_SIDE = 32
-
-
 _TAKE_A_SEED = {"impulse_noise", "glass_blur"}
 
 
 def corrupt(images: Tensor, name: str, severity: int, seed: int) -> Tensor:
     """Images with one corruption at one severity of ImageNet-C, computed on the CPU.
 
-    Image ``i`` depends on ``(seed, i)`` alone, so that a first part of the images gets the same results as all of them;
-    all corruptions and severities share these draws (defocus_blur, zoom_blur, brightness, contrast, pixelate and
-    jpeg_compression draw nothing). Bits repeat with the same versions of the libraries. NumPy's global random state is
-    left as it was, but is in use meanwhile: call this from one thread at a time.
+    The draws for image ``i`` depend on ``(seed, i)`` alone: they are the same for any number of images and for all
+    corruptions and severities. Those in :data:`DETERMINISTIC` draw nothing. Results repeat bit by bit with the same
+    versions of the libraries. The function uses NumPy's global random state and restores it at the end, so call it from
+    one thread at a time.
 
     Args:
         images: uint8 RGB (N, 3, H, W), H and W at least 32 pixels.
@@ -64,9 +61,10 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int) -> Tensor:
         Like ``images``.
 
     Raises:
-        UserError: for an unknown name, a severity out of range, other images, and where the library is missing.
+        UserError: an unknown name, a severity out of range, images of another type or smaller size, or the library is
+            not installed.
     """
-    _check_condition(name, severity)
+    _check_request(name, severity)
     check(
         images.dtype == torch.uint8
         and images.ndim == 4
@@ -85,8 +83,8 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int) -> Tensor:
         for index, image in enumerate(progress(originals, f"{name} {severity}", "image")):
             *words, own = np.random.SeedSequence((seed, index)).generate_state(5)
             np.random.seed(words)  # noqa: NPY002
-            given = {"seed": int(own)} if name in _TAKE_A_SEED else {}
-            results[index] = library.corrupt(image, severity=severity, corruption_name=name, **given)
+            options = {"seed": int(own)} if name in _TAKE_A_SEED else {}
+            results[index] = library.corrupt(image, severity=severity, corruption_name=name, **options)
     finally:
         np.random.set_state(before)  # noqa: NPY002
     return torch.from_numpy(results).permute(0, 3, 1, 2).contiguous().to(images.device)
@@ -112,25 +110,25 @@ def _library(name: str) -> ModuleType:
     return imagecorruptions
 
 
-def load_corrupted(folder: Path, name: str, severity: int, limit: int | None = None, seed: int = 0) -> Images:
+def load_corrupted(folder: str | Path, name: str, severity: int, limit: int | None = None, seed: int = 0) -> Images:
     """One corruption at one severity from the published files of CIFAR-10-C.
 
     Args:
-        folder: holds ``NAME.npy``, uint8 (5 n, 32, 32, 3): the n = 10,000 test images in the order of CIFAR-10, five
-            times, at severities 1 to 5; and ``labels.npy``, integers (5 n,) from 0 to 9.
+        folder: holds ``NAME.npy``, uint8 (5 n, 32, 32, 3): the n = 10,000 test images of CIFAR-10 in their order, once
+            for each severity from 1 to 5; and ``labels.npy``, integers (5 n,) from 0 to 9.
         name: one of :data:`CORRUPTIONS`.
         severity: 1 to 5.
         limit: take at most this many images, balanced over classes; None takes all.
-        seed: draws this part; all corruptions and severities get the same images.
+        seed: of the choice of these images, which is the same for all corruptions and severities.
 
     Returns:
         uint8 images (N, 3, 32, 32) and int64 labels (N,).
 
     Raises:
-        UserError: for an unknown name, a severity or limit out of range, and files that are missing, cannot be read, or
-            hold something else.
+        UserError: an unknown name, a severity or limit out of range, or files that are missing, unreadable or of
+            another kind.
     """
-    _check_condition(name, severity)
+    _check_request(name, severity)
     check(limit is None or limit >= 1, f"limit {limit}: at least one image is needed; give 1 or more")
     folder = Path(folder)
     check(
@@ -162,13 +160,13 @@ def load_corrupted(folder: Path, name: str, severity: int, limit: int | None = N
     part = slice((severity - 1) * count, severity * count)
     labels = np.asarray(labels[part], dtype=np.int64)
     chosen = balanced_subset(labels, limit, seed)
-    # Of the mapped file only the chosen images are read.
+    # Only the chosen images of the mapped file are read.
     images = torch.from_numpy(pixels[part][chosen]).permute(0, 3, 1, 2).contiguous()
-    source = DataSource(data=f"cifar10-c:{name}:{severity}", root=folder, limit_test=limit)
-    return Images(images, torch.from_numpy(labels[chosen]), CIFAR10_CLASSES, source)
+    data = DataSource(data=f"cifar10-c:{name}:{severity}", root=folder, limit_test=limit)
+    return Images(images, torch.from_numpy(labels[chosen]), CIFAR10_CLASSES, data)
 
 
-def _check_condition(name: str, severity: int) -> None:
+def _check_request(name: str, severity: int) -> None:
     check(name in CORRUPTIONS, f"corruption {name!r}: unknown; choose from {', '.join(CORRUPTIONS)}")
     check(
         isinstance(severity, int) and severity in SEVERITIES,
@@ -189,3 +187,69 @@ def _open_array(path: Path) -> np.ndarray:
         raise UserError(f"{path} is not a readable .npy file ({error}); fetch CIFAR-10-C again") from error
     check(isinstance(array, np.ndarray), f"{path} is an archive; expected one array; fetch CIFAR-10-C again")
     return array
+
+
+@dataclass(frozen=True)
+class Corruption(Condition):
+    """One corruption at one severity."""
+
+    corruption: str = ""
+    """One of :data:`CORRUPTIONS`."""
+
+    form = "NAME,SEVERITY"
+    meaning = f"a severity of 1 to 5 and one of {', '.join(CORRUPTIONS)}"
+    ranges = ((1, 5),)
+
+    @classmethod
+    def read(cls, text: str, level: str | None) -> Condition:
+        name, _, severity = (level or "").partition(",")
+        check(name in CORRUPTIONS, f"unknown corruption {name!r}; expected {cls.form} with {cls.meaning}")
+        levels = cls.read_levels(text, severity)
+        check(levels[0] in SEVERITIES, f"severity {severity} is not a whole number; give 1 to 5")
+        return cls(text, levels, name)
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}{self.corruption}{self.levels}"
+
+    @property
+    def severity(self) -> int:
+        """1 to 5."""
+        return int(self.levels[0])
+
+
+@register_condition("corruption")
+class ComputedCorruption(Corruption):
+    """A corruption that is computed on the test images."""
+
+    @property
+    def draws(self) -> bool:
+        return self.corruption not in DETERMINISTIC
+
+    def perturb(self, context: Context) -> Perturbed:
+        images = corrupt(context.data.images, self.corruption, self.severity, context.seed)
+        return Perturbed(images.float() / 255, context.data.labels)
+
+
+@register_condition("cifar10-c")
+class PublishedCorruption(Corruption):
+    """A corruption from the published files of CIFAR-10-C, which bring their own images and labels."""
+
+    @property
+    def draws(self) -> bool:
+        return False
+
+    def perturb(self, context: Context) -> Perturbed:
+        if context.cifar10_c is None:
+            raise UserError(
+                f"`noise` {self} needs `cifar10_c` FOLDER, the published files; corruption:NAME,SEVERITY is computed "
+                "without them"
+            )
+        data, limit = context.data, context.data.source.limit_test
+        published = load_corrupted(context.cifar10_c, self.corruption, self.severity, limit, context.seed)
+        check(
+            data.shape == published.shape and data.classes == published.classes,
+            f"`noise` {self}: the models were trained on images of shape {data.shape} and {len(data.classes)} classes; "
+            "CIFAR-10-C is for models of CIFAR-10",
+        )
+        return Perturbed(published.images.float() / 255, published.labels)

@@ -1,1 +1,1 @@
-"""Simulators of spiking layers."""
+"""Simulators of spiking layers, one a file; all give the same spikes, draws and counts to the last bit."""

@@ -1,45 +1,88 @@
-"""Spikes as lists of events, and the event-driven engine: what layers and rule do on a CPU.
+"""The event-driven engine: what layers and rule do on a CPU.
 
 Few neurons spike in a step, so work per spike is far less than work per neuron and step. Images are independent of each
 other until their synaptic events are added up: each is simulated by one thread, in its processor's cache.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from snn.encoding import check_images
 from snn.engines import kernels
-from snn.runtime.random import AFTER, BEFORE, ENCODE, TIES, image_key
-
-if TYPE_CHECKING:
-    from snn.layer import SpikingConv2d
+from snn.engines.base import EventCounts
+from snn.geometry import ConvGeometry
+from snn.layer import SpikingConv2d
+from snn.parameters import Encoding
+from snn.registries import ENCODERS, register_engine
+from snn.runtime.random import AFTER, BEFORE, TIES, numpy_keys
 from snn.runtime.threads import for_each
-from snn.spikes import Raster, SpikeEvents
+from snn.spikes import Raster, SpikeEvents, Spikes
 
 
-def encode_events(
-    images: Tensor, kernel: Callable[..., tuple[np.ndarray, np.ndarray]], seeds: Tensor, *arguments
-) -> SpikeEvents:
-    """Spikes of uint8 ``images`` (B, C, H, W) by a compiled encoder, whose last arguments are the image's key."""
-    flat = images.permute(0, 2, 3, 1).contiguous().flatten(1).numpy()
-    keys = _keys(seeds, ENCODE)
-    rasters = for_each(lambda image: Raster(*kernel(flat[image], *arguments, *keys[image])), range(len(flat)))
-    return SpikeEvents(tuple(rasters), tuple(images.shape[1:]))
+@register_engine("events")
+class EventEngine:
+    """Simulates lists of spikes on the CPU, by as many threads as PyTorch uses; an :class:`snn.engines.base.Engine`."""
+
+    def preference(self, device_type: str) -> int:
+        return 2 if device_type == "cpu" else 0
+
+    def encode(self, images: Tensor, p: Encoding, seeds: Tensor) -> SpikeEvents:
+        check_images(images)
+        return ENCODERS[p.kind]().events(images, p, seeds)
+
+    def simulate(self, layer: SpikingConv2d, pre: Spikes, *, inhibition: bool, seeds: Tensor | None = None) -> Spikes:
+        if not isinstance(pre, SpikeEvents):
+            events = SpikeEvents.from_dense(pre)
+            return simulate_events(layer, events, inhibition=inhibition, seeds=seeds).to_dense()
+        return simulate_events(layer, pre, inhibition=inhibition, seeds=seeds)
+
+    def count_events(
+        self, pre: Spikes, post: Spikes, level: Tensor, tables: list[Tensor], geometry: ConvGeometry, seeds: Tensor
+    ) -> EventCounts:
+        counts = count_pairs(as_events(pre), as_events(post), level, tables, geometry, seeds)
+        return EventCounts(*torch.from_numpy(counts).double())
+
+    def sample_drive(self, layer: SpikingConv2d, pre: Spikes, places: Tensor) -> Tensor:
+        events, numbers = as_events(pre), places.numpy()
+        synapses = Synapses.of(layer, events.shape)
+        per_image = synapses.geometry.places_out
+        drive = np.empty((len(events), len(numbers), synapses.geometry.channels_out), synapses.weights.dtype)
+
+        def sample(image: int) -> None:
+            chosen = np.flatnonzero(numbers // per_image == image)
+            part = np.empty((len(events), len(chosen), drive.shape[2]), drive.dtype)
+            kernels.sample_drive(*events.rasters[image], *synapses, numbers[chosen] % per_image, part)
+            drive[:, chosen] = part
+
+        for_each(sample, range(len(events.rasters)))
+        return torch.from_numpy(drive)
+
+    def count_driven(self, layer: SpikingConv2d, drive: Tensor) -> int:
+        cell, scale, threshold = Neurons.of(layer)
+        parts = np.array_split(drive.numpy(), max(1, min(64, drive.shape[1])), axis=1)
+        return sum(for_each(lambda part: kernels.count_driven(part, cell, scale, threshold), parts))
+
+
+def as_events(spikes: Spikes) -> SpikeEvents:
+    """Spikes in any form, as events."""
+    return spikes if isinstance(spikes, SpikeEvents) else SpikeEvents.from_dense(spikes)
 
 
 def simulate_events(
-    layer: "SpikingConv2d", pre: SpikeEvents, *, inhibition: bool, seeds: Tensor | None = None
+    layer: SpikingConv2d, pre: SpikeEvents, *, inhibition: bool, seeds: Tensor | None = None
 ) -> SpikeEvents:
-    """:meth:`snn.layer.SpikingConv2d.simulate` on events."""
-    synapses, neurons = _Synapses.of(layer, pre.shape), _Neurons.of(layer)
-    height, width, maps = synapses.geometry[6:]
+    """:meth:`snn.engines.base.Engine.simulate` on events."""
+    synapses, neurons = Synapses.of(layer, pre.shape), Neurons.of(layer)
+    width = synapses.geometry.width_out
     along_row = np.tile(neurons.scale, width), np.tile(neurons.threshold, width)
+    blocked_steps, keys = 0, []
     if inhibition:
+        assert seeds is not None, "inhibition draws between channels of equal potential"
         _, blocked_steps = layer.geometry.steps(layer.dt)
-        keys = _keys(seeds, TIES)
+        keys = numpy_keys(seeds, TIES)
 
     def simulate(image: int) -> Raster:
         arguments = (*pre.rasters[image], *synapses, neurons.cell, *along_row)
@@ -48,92 +91,37 @@ def simulate_events(
         return Raster(*kernels.simulate_free(*arguments))
 
     rasters = for_each(simulate, range(len(pre.rasters)))
-    return SpikeEvents(tuple(rasters), (maps, height, width))
+    return SpikeEvents(tuple(rasters), synapses.geometry.shape_out)
 
 
-def sample_event_drive(layer: "SpikingConv2d", pre: SpikeEvents, places: np.ndarray) -> np.ndarray:
-    """Drive before the gain of all maps at some places of the batch: (T, P, C_out).
-
-    ``places`` are numbered through the batch, ``(image * H_out + y) * W_out + x``, int64 (P,).
-    """
-    synapses = _Synapses.of(layer, pre.shape)
-    per_image = synapses.geometry[6] * synapses.geometry[7]
-    out = np.empty((len(pre), len(places), synapses.geometry[8]), synapses.weights.dtype)
-
-    def sample(image: int) -> None:
-        mine = np.flatnonzero(places // per_image == image)
-        found = np.empty((len(pre), len(mine), out.shape[2]), out.dtype)
-        kernels.sample_drive(*pre.rasters[image], *synapses, places[mine] % per_image, found)
-        out[:, mine] = found
-
-    for_each(sample, range(len(pre.rasters)))
-    return out
-
-
-def count_driven(layer: "SpikingConv2d", drive: np.ndarray) -> int:
-    """Spikes, without inhibition, of all neurons together that receive ``drive`` (T, P, C_out) before the gain."""
-    neurons = _Neurons.of(layer)
-    parts = np.array_split(drive, max(1, min(64, drive.shape[1])), axis=1)
-    return sum(for_each(lambda part: kernels.count_driven(part, neurons.cell, neurons.scale, neurons.threshold), parts))
-
-
-def count_event_pairs(
-    layer_shape: tuple[int, int, int, int],
-    pre: SpikeEvents,
-    post: SpikeEvents,
-    level: Tensor,
-    tables: list[Tensor],
-    seeds: Tensor,
+def count_pairs(
+    pre: SpikeEvents, post: SpikeEvents, level: Tensor, tables: list[Tensor], geometry: ConvGeometry, seeds: Tensor
 ) -> np.ndarray:
-    """Events, LTP and LTD of every synapse: int64 (3, C_out, C_in, k, k); see :func:`snn.plasticity.count_events`.
-
-    Args:
-        layer_shape: (C_out, k, stride, padding).
-        pre, post: spikes.
-        level: index of the presynaptic rates, integers (B, C_in, H, W).
-        tables: chances, by lag and level, of pairing with the presynaptic spike before and (if there are two) after.
-        seeds: of the images.
-    """
-    maps, kernel, stride, padding = layer_shape
-    (c_in, height, width), (_, height_out, width_out) = pre.shape, post.shape
-    geometry = (height, width, c_in, kernel, stride, padding, height_out, width_out, maps)
+    """:meth:`snn.engines.base.Engine.count_events` on events: events, LTP, LTD, int64 (3, C_out, C_in, k, k)."""
+    channels, c_in, kernel = geometry.channels_out, geometry.channels_in, geometry.kernel_size
     levels = level.permute(0, 2, 3, 1).contiguous().flatten(1).to(torch.int16).numpy()
-    passes = []
-    for backward, (purpose, table) in enumerate(zip((BEFORE, AFTER), tables, strict=False)):
-        passes.append((bool(backward), np.ascontiguousarray(table.numpy()), _keys(seeds, purpose)))
+    passes = [
+        (bool(backward), np.ascontiguousarray(table.numpy()), numpy_keys(seeds, purpose))
+        for backward, (purpose, table) in enumerate(zip((BEFORE, AFTER), tables, strict=False))
+    ]
 
     def count(image: int) -> tuple[np.ndarray, np.ndarray]:
-        changes = np.zeros((2, maps, kernel**2, c_in), np.int32)
+        changes = np.zeros((2, channels, kernel**2, c_in), np.int32)
         for backward, table, keys in passes:
             # The synapses of both passes are the same.
-            events = np.zeros((maps, kernel**2), np.int32)
-            kernels.count_pairs(
-                *pre.rasters[image],
-                *post.rasters[image],
-                backward,
-                table,
-                levels[image],
-                geometry,
-                *keys[image],
-                events,
-                *changes,
-            )
+            events = np.zeros((channels, kernel**2), np.int32)
+            spikes = (*pre.rasters[image], *post.rasters[image])
+            kernels.count_pairs(*spikes, backward, table, levels[image], geometry, *keys[image], events, *changes)
         return events, changes
 
-    total = np.zeros((3, maps, kernel**2, c_in), np.int64)
+    total = np.zeros((3, channels, kernel**2, c_in), np.int64)
     for events, changes in for_each(count, range(len(pre.rasters))):
         total[0] += events[..., None]
         total[1:] += changes
-    return total.transpose(0, 1, 3, 2).reshape(3, maps, c_in, kernel, kernel)
+    return total.transpose(0, 1, 3, 2).reshape(3, channels, c_in, kernel, kernel)
 
 
-def _keys(seeds: Tensor, purpose: int) -> list[tuple[np.uint32, np.uint32]]:
-    """Key of each image, as the kernels take it."""
-    first, second = (half.numpy().astype(np.uint32) for half in image_key(seeds, purpose))
-    return list(zip(first, second, strict=True))
-
-
-class _Synapses(NamedTuple):
+class Synapses(NamedTuple):
     """Convolution of a layer, as the kernels take it."""
 
     pulse: int
@@ -145,33 +133,31 @@ class _Synapses(NamedTuple):
     the kernel, and how many numbers follow each other there; int64 (width, 3)."""
     rows: np.ndarray
     """For each presynaptic y and row of the kernel: index of the row of drives that it reaches, or -1; int64."""
-    geometry: tuple[int, ...]
-    """height, width, c_in, kernel, stride, padding, height_out, width_out, maps."""
+    geometry: ConvGeometry
 
     @classmethod
-    def of(cls, layer: "SpikingConv2d", shape: tuple[int, int, int]) -> "_Synapses":
-        p, (c_in, height, width) = layer.geometry, shape
-        height_out, width_out = layer.output_size(height, width)
-        order, columns, begin = [], np.zeros((width, 3), np.int64), 0
+    def of(cls, layer: SpikingConv2d, shape: tuple[int, int, int]) -> "Synapses":
+        p, geometry = layer.geometry, layer.convolution(shape)
+        order: list[int] = []
+        columns, begin = np.zeros((geometry.width, 3), np.int64), 0
         for remainder in range(p.stride):
             # Places next to each other have weights in descending order of kx, ``stride`` apart.
             own = list(range(remainder, p.kernel_size, p.stride))[::-1]
-            for x in range(width):
+            for x in range(geometry.width):
                 last, x_remainder = divmod(x + p.padding, p.stride)
                 if x_remainder == remainder and own:
                     first = last - len(own) + 1
-                    left, right = max(first, 0), min(last, width_out - 1)
+                    left, right = max(first, 0), min(last, geometry.width_out - 1)
                     columns[x] = left, begin + left - first, max(0, right - left + 1)
             order += own
             begin += len(own)
-        rows = np.full((height, p.kernel_size), -1)
+        rows = np.full((geometry.height, p.kernel_size), -1)
         for y, ky in np.ndindex(rows.shape):
             row, y_remainder = divmod(y + p.padding - ky, p.stride)
-            if y_remainder == 0 and 0 <= row < height_out:
-                rows[y, ky] = row * width_out * p.maps
+            if y_remainder == 0 and 0 <= row < geometry.height_out:
+                rows[y, ky] = row * geometry.width_out * p.maps
         weights = layer.exact_conductance().numpy()[:, :, :, order].transpose(1, 2, 3, 0)
         weights = np.concatenate([weights, -weights, np.zeros_like(weights[:1])])
-        geometry = (height, width, c_in, p.kernel_size, p.stride, p.padding, height_out, width_out, p.maps)
         pulse, _ = p.steps(layer.dt)
         return cls(pulse, _aligned(weights), columns * p.maps, rows, geometry)
 
@@ -185,7 +171,7 @@ def _aligned(values: np.ndarray) -> np.ndarray:
     return flat
 
 
-class _Neurons(NamedTuple):
+class Neurons(NamedTuple):
     """Neurons of a layer, as the kernels take them: numbers of the layer's own precision."""
 
     cell: tuple
@@ -196,7 +182,7 @@ class _Neurons(NamedTuple):
     """(C_out,) in mV."""
 
     @classmethod
-    def of(cls, layer: "SpikingConv2d") -> "_Neurons":
+    def of(cls, layer: SpikingConv2d) -> "Neurons":
         neuron, scale = layer.neurons()
         v_init = torch.full_like(neuron.v_leak, layer.lif.v_init)
         cell = (v_init, neuron.v_leak, neuron.v_reset, layer.dt * neuron.tau_mem_inv)

@@ -1,8 +1,8 @@
 """Compiled loops of the event-driven engine, one image at a time (Numba; the interpreter's lock is released).
 
 Spikes are lists: ``neuron`` holds the spiking neurons of all steps in order, ``start[t] : start[t + 1]`` those of step
-t. Neurons are numbered place by place, ``(y * width + x) * maps + map``, so that all maps of a place lie side by side:
-inhibition, receptive fields and kernels then are runs of neighbouring numbers.
+t. Neurons are numbered place by place, ``(y * width + x) * channels + channel``. All channels of a place lie side by
+side, so that inhibition, receptive fields and kernels are runs of neighbouring numbers.
 """
 
 import numpy as np
@@ -40,10 +40,10 @@ def draw_bits(first, second, index):
 
 
 @njit(nogil=True, cache=True)
-def list_spikes(words, maps, places):
+def list_spikes(words, channels, places):
     """Spikes of an image as (neuron, start), in order of their places within each step.
 
-    ``words``: uint64 (T, n), eight bools each, of maps one after another; those past the last neuron are false.
+    ``words``: uint64 (T, n), eight bools each, of channels one after another; those past the last neuron are false.
     """
     steps = len(words)
     start = np.zeros(steps + 1, np.int64)
@@ -71,7 +71,7 @@ def list_spikes(words, maps, places):
         for i in range(spikes):
             c = found[i] // uint32(places)
             place = found[i] - c * uint32(places)
-            neuron[n + position[place]] = place * uint32(maps) + c
+            neuron[n + position[place]] = place * uint32(channels) + c
             position[place] += 1
         n += spikes
         start[t + 1] = n
@@ -151,13 +151,13 @@ def _zeros(size, like):
 def _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geometry, work):
     """Bring ``drive`` from step t - 1 to step t: pulses that began are added, those that ended are taken away.
 
-    Spikes of a step are in order of their places, and all maps of a place reach the same places: their weights are
+    Spikes of a step are in order of their places, and all channels of a place reach the same places: their weights are
     added up on the way, four at a time. ``columns`` and ``rows`` say where (:class:`snn.engines.events.Synapses`).
     All sums are exact (:meth:`snn.layer.SpikingConv2d.exact_conductance`), so nothing is left behind. Which neurons
     change is told without branches, which no processor could predict.
     """
-    _, width, c_in, kernel, _, _, _, _, maps = geometry
-    row_length = kernel * kernel * maps
+    width, c_in, kernel, channels = geometry.width, geometry.channels_in, geometry.kernel_size, geometry.channels_out
+    row_length = kernel * kernel * channels
     nothing = 2 * c_in * row_length
     changed = work[2]
     # ``last`` must tell what ended before new spikes change it.
@@ -178,7 +178,7 @@ def _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geome
     i, j = 0, 0
     while i < n_ended or j < n_began:
         place = min(ended[i], began[j]) // c_in
-        # Packed weights hold a row for each input map, then the same rows with the other sign, then one of zeros.
+        # Packed weights hold a row for each input channel, then the same rows with the other sign, then one of zeros.
         low, high = place * c_in, (place + 1) * c_in
         n = 0
         while ended[i] < high:
@@ -196,7 +196,7 @@ def _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geome
         for ky in range(kernel):
             if rows[y, ky] < 0:
                 continue
-            target, offset = rows[y, ky] + columns[x, 0], ky * kernel * maps + columns[x, 1]
+            target, offset = rows[y, ky] + columns[x, 0], ky * kernel * channels + columns[x, 1]
             # Unsigned numbers cannot count from the end of an array, so these loops are free of checks.
             to, length = uint64(target), uint64(run)
             if n == 1:
@@ -214,12 +214,13 @@ def _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geome
 @njit(nogil=True, cache=True)
 def simulate_free(neuron, start, pulse, weights, columns, rows, geometry, cell, scale, threshold):
     """Spikes of a layer without inhibition; ``cell``: (v_init, v_leak, v_reset, rate), rate = dt / tau."""
-    steps, row_length, height = len(start) - 1, geometry[7] * geometry[8], geometry[6]
-    maps, places_in_row = geometry[8], geometry[7]
+    steps, height = len(start) - 1, geometry.height_out
+    channels, places_in_row = geometry.channels_out, geometry.width_out
+    row_length = places_in_row * channels
     v_init, v_leak, v_reset, rate = cell
     drive, v = _zeros(height * row_length, weights), np.full(height * row_length, v_init)
-    last = np.full(geometry[0] * geometry[1] * geometry[2], -pulse - 1, np.int32)
-    work = np.empty((3, len(last) + 2 * geometry[2] + 4), np.int32)
+    last = np.full(geometry.height * geometry.width * geometry.channels_in, -pulse - 1, np.int32)
+    work = np.empty((3, len(last) + 2 * geometry.channels_in + 4), np.int32)
     crossed = np.empty(row_length, np.int32)
     out, out_start, n_out = np.empty(steps * height * row_length, np.int32), np.zeros(steps + 1, np.int64), 0
     for t in range(steps):
@@ -233,13 +234,13 @@ def simulate_free(neuron, start, pulse, weights, columns, rows, geometry, cell, 
                 crossed[m] = fires
                 row_v[m] = v_reset if fires else new
             for place in range(places_in_row):
-                here = crossed[place * maps : (place + 1) * maps]
+                here = crossed[place * channels : (place + 1) * channels]
                 fires = 0
-                for m in range(maps):
+                for m in range(channels):
                     fires |= here[m]
                 if fires:
-                    for m in range(maps):
-                        out[n_out] = base + place * maps + m
+                    for m in range(channels):
+                        out[n_out] = base + place * channels + m
                         n_out += here[m]
         out_start[t + 1] = n_out
     return out[:n_out].copy(), out_start
@@ -249,16 +250,17 @@ def simulate_free(neuron, start, pulse, weights, columns, rows, geometry, cell, 
 def simulate_inhibited(
     neuron, start, pulse, weights, columns, rows, geometry, cell, scale, threshold, blocked_steps, first, second
 ):
-    """Spikes of a layer with cross-depth inhibition; ``first``, ``second``: key of the draws between equal maps."""
-    steps, maps, places_in_row, height = len(start) - 1, geometry[8], geometry[7], geometry[6]
-    row_length, places = places_in_row * maps, places_in_row * height
+    """Spikes of a layer with cross-depth inhibition; ``first``, ``second``: key of draws between equal channels."""
+    steps, height = len(start) - 1, geometry.height_out
+    channels, places_in_row = geometry.channels_out, geometry.width_out
+    row_length, places = places_in_row * channels, places_in_row * height
     v_init, v_leak, v_reset, rate = cell
-    drive, v = _zeros(places * maps, weights), np.full(places * maps, v_init)
+    drive, v = _zeros(places * channels, weights), np.full(places * channels, v_init)
     nothing = weights.dtype.type(0)
     # Until this step a neuron ignores its input.
-    until = np.zeros(places * maps, np.int32)
-    last = np.full(geometry[0] * geometry[1] * geometry[2], -pulse - 1, np.int32)
-    work = np.empty((3, len(last) + 2 * geometry[2] + 4), np.int32)
+    until = np.zeros(places * channels, np.int32)
+    last = np.full(geometry.height * geometry.width * geometry.channels_in, -pulse - 1, np.int32)
+    work = np.empty((3, len(last) + 2 * geometry.channels_in + 4), np.int32)
     crossed = np.empty(row_length, np.int32)
     out, out_start, n_out = np.empty(steps * places, np.int32), np.zeros(steps + 1, np.int64), 0
     for t in range(steps):
@@ -275,29 +277,29 @@ def simulate_inhibited(
                 crossed[m] = new > threshold[m]
                 row_v[m] = new
             for place in range(places_in_row):
-                here = crossed[place * maps : (place + 1) * maps]
+                here = crossed[place * channels : (place + 1) * channels]
                 fires = 0
-                for m in range(maps):
+                for m in range(channels):
                     fires |= here[m]
                 if not fires:
                     continue
-                offset = base + place * maps
+                offset = base + place * channels
                 best, margin, ticket = -1, nothing, uint32(0)
                 key, other = uint32(0), uint32(0)
                 tied = False
-                for m in range(maps):
+                for m in range(channels):
                     over = v[offset + m] - threshold[m]
                     if here[m] and (best < 0 or over >= margin):
                         if best >= 0 and over == margin:
                             if not tied:
-                                key, other = event_key(first, second, t * places + offset // maps)
+                                key, other = event_key(first, second, t * places + offset // channels)
                                 ticket, tied = draw_bits(key, other, best), True
-                            mine = draw_bits(key, other, m)
-                            if mine > ticket:
-                                best, ticket = m, mine
+                            other_ticket = draw_bits(key, other, m)
+                            if other_ticket > ticket:
+                                best, ticket = m, other_ticket
                         else:
                             best, margin, tied = m, over, False
-                for m in range(maps):
+                for m in range(channels):
                     v[offset + m] = v_reset
                     if m != best:
                         until[offset + m] = now + 1 + blocked_steps
@@ -309,31 +311,31 @@ def simulate_inhibited(
 
 @njit(nogil=True, cache=True)
 def sample_drive(neuron, start, pulse, weights, columns, rows, geometry, places, out):
-    """Write the drive of all maps at ``places`` at each step to ``out`` (T, P, maps)."""
-    maps = geometry[8]
-    drive = _zeros(geometry[6] * geometry[7] * maps, weights)
-    last = np.full(geometry[0] * geometry[1] * geometry[2], -pulse - 1, np.int32)
-    work = np.empty((3, len(last) + 2 * geometry[2] + 4), np.int32)
+    """Write the drive of all channels at ``places`` at each step to ``out`` (T, P, channels)."""
+    channels = geometry.channels_out
+    drive = _zeros(geometry.height_out * geometry.width_out * channels, weights)
+    last = np.full(geometry.height * geometry.width * geometry.channels_in, -pulse - 1, np.int32)
+    work = np.empty((3, len(last) + 2 * geometry.channels_in + 4), np.int32)
     for t in range(len(start) - 1):
         _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geometry, work)
         for i in range(len(places)):
-            base = places[i] * maps
-            for m in range(maps):
+            base = places[i] * channels
+            for m in range(channels):
                 out[t, i, m] = drive[base + m]
 
 
 @njit(nogil=True, cache=True)
 def count_driven(drive, cell, scale, threshold):
-    """Spikes, without inhibition, of all neurons (P, maps) together that receive ``drive`` (T, P, maps)."""
-    steps, places, maps = drive.shape
+    """Spikes, without inhibition, of all neurons (P, channels) together that receive ``drive`` (T, P, channels)."""
+    steps, places, channels = drive.shape
     v_init, v_leak, v_reset, rate = cell
-    v, total = np.full(maps, v_init), 0
+    v, total = np.full(channels, v_init), 0
     for i in range(places):
         v[:] = v_init
         for t in range(steps):
             here = drive[t, i]
             fired = 0
-            for m in range(maps):
+            for m in range(channels):
                 new = v[m] + rate * ((here[m] * scale[m] + v_leak) - v[m])
                 fires = new > threshold[m]
                 fired += int32(fires)
@@ -356,11 +358,11 @@ def count_pairs(
         level: int16 (presynaptic neurons,), index of each one's rate.
         geometry: of the convolution.
         first, second: key of the draws.
-        events: int32 (maps, k * k), increased by the postsynaptic spikes of each synapse.
-        potentiated, depressed: int32 (maps, k * k, c_in), increased by the changes drawn.
+        events: int32 (channels, k * k), increased by the postsynaptic spikes of each synapse.
+        potentiated, depressed: int32 (channels, k * k, c_in), increased by the changes drawn.
     """
-    height, width, c_in, kernel, stride, padding, _, width_out, maps = geometry
-    steps, neurons_out = len(start) - 1, geometry[6] * width_out * maps
+    height, width, c_in, kernel, stride, padding, height_out, width_out, channels = geometry
+    steps, neurons_out = len(start) - 1, height_out * width_out * channels
     levels = int32(chances.shape[1])
     table = chances.reshape(-1)
     never = int32(2 * steps + 1)
@@ -373,8 +375,8 @@ def count_pairs(
                 seen[neuron[i]] = number
         for i in range(post_start[t], post_start[t + 1]):
             n = post[i]
-            place = n // maps
-            m = n - place * maps
+            place = n // channels
+            m = n - place * channels
             top, left = place // width_out * stride - padding, place % width_out * stride - padding
             key, other = event_key(first, second, t * neurons_out + n)
             for ky in range(max(0, -top), min(kernel, height - top)):

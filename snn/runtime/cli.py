@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Annotated, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
+from snn.runtime.progress import SHOWN
 from snn.runtime.registry import load_plugin
 
 Config = TypeVar("Config")
@@ -67,6 +69,7 @@ def run_command(
         config = _parse(config_type, arguments, program)
         if defaults:
             config = _parse(config_type, arguments, program, defaults(config))
+        SHOWN.set(lambda message: with_flags(message, config_type))
         with _interrupts():
             return function(config) or 0
     except (UserError, OSError) as error:
@@ -102,7 +105,7 @@ def _flags(config_type: type, prefix: str = "") -> dict[str, str]:
     nested: list[dict[str, str]] = []
     for name, hint in get_type_hints(config_type, include_extras=True).items():
         kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        if is_dataclass(kind):
+        if is_dataclass(kind) and not any(isinstance(extra, PrimitiveConstructorSpec) for extra in extras):
             flat = any(getattr(extra, "name", None) == "" for extra in extras)
             nested.append(_flags(kind, prefix if flat else f"{prefix}{name}."))
         elif tyro.conf.Positional in extras:

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,12 +20,7 @@ import numpy as np
 
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import write_atomically
-
-Tree = dict[str, Any]
-
-
-Record = TypeVar("Record")
-
+from snn.runtime.tree import Stored, Tree
 
 Content = TypeVar("Content")
 
@@ -46,13 +40,6 @@ class Schema(NamedTuple):
     """Command that makes such a file, for messages."""
     unhashed: tuple[str, ...] = ()
     """Further paths that the digest leaves out, such as where images lie."""
-
-
-class Stored(dict[str, Any]):
-    """A group as it was read: a part that is missing is the file's fault, not the reader's."""
-
-    def __missing__(self, name: str) -> Any:
-        raise UserError(f"there is no {name!r}")
 
 
 def content_digest(tree: Tree, unhashed: Iterable[str] = ()) -> str:
@@ -81,7 +68,9 @@ def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
     return leaves
 
 
-def write_file(path: Path, schema: Schema, tree: Tree, *, seed: int, command: str, parent_digest: str = "") -> str:
+def write_file(
+    path: str | Path, schema: Schema, tree: Tree, *, seed: int, command: str, parent_digest: str = ""
+) -> str:
     """Write ``tree`` to ``path`` whole or not at all; return its digest.
 
     ``None`` values are left out. ``parent_digest`` belongs to the file this one was made from, "" for the first in the
@@ -104,18 +93,18 @@ def write_file(path: Path, schema: Schema, tree: Tree, *, seed: int, command: st
             # So h5py reports that it could not extend a file.
             raise OSError(str(error)) from error
 
-    write_atomically(path, write)
+    write_atomically(Path(path), write)
     return tree["digest"]
 
 
-def read_file(path: Path, schema: Schema, parse: Callable[[Tree], Content]) -> Content:
+def read_file(path: str | Path, schema: Schema, parse: Callable[[Tree], Content]) -> Content:
     """Read and check a file written by :func:`write_file`, and return what ``parse`` makes of its tree.
 
     Raises :class:`UserError` (with the command that makes such a file) for a missing, truncated or foreign file,
     another schema, content that does not match its digest, and where ``parse`` misses a part or refuses a value. Other
     errors of ``parse`` are errors of this program, and pass.
     """
-    remedy = schema.remedy
+    path, remedy = Path(path), schema.remedy
     check(path.exists(), f"{path} does not exist; make it with: {remedy}")
     check(path.is_file(), f"{path} is not a file; give one made with: {remedy}")
     check(os.access(path, os.R_OK), f"{path} cannot be read: permission denied; change its permissions")
@@ -144,13 +133,6 @@ def read_file(path: Path, schema: Schema, parse: Callable[[Tree], Content]) -> C
         return parse(tree)
     except UserError as error:
         raise UserError(f"{path} is not of schema {schema.name!r}: {error}; make it again with: {remedy}") from error
-
-
-def from_tree(kind: type[Record], tree: Tree, **known: Any) -> Record:
-    """The dataclass ``kind`` from a stored group: its fields by name, ``known`` ones as they are, others by default."""
-    stored = {field.name: tree[field.name] for field in fields(kind) if field.name in tree}  # type: ignore[arg-type]
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
-    return kind(**values | known)
 
 
 def _plain(tree: Tree) -> Tree:

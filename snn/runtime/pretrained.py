@@ -7,12 +7,15 @@ from snn.runtime.errors import check
 PREFIX = "pretrained:"
 
 
-def resolve(file: Path, folder: Path) -> Path:
-    """``file`` itself, or the shipped file in ``folder`` that it names."""
+def resolve(file: str | Path, folder: Path) -> Path:
+    """``file`` itself, or the shipped file in ``folder`` that it names.
+
+    Raises :class:`UserError`, which lists all names, for one that does not ship.
+    """
     name = str(file)
     if not name.startswith(PREFIX):
-        return file
-    found = folder / f"{name.removeprefix(PREFIX)}.h5"
+        return Path(file)
+    shipped = folder / f"{name.removeprefix(PREFIX)}.h5"
     names = ", ".join(PREFIX + path.stem for path in sorted(folder.glob("*.h5")))
-    check(found.is_file(), f"{name} does not ship with this package; choose from: {names}")
-    return found
+    check(shipped.is_file(), f"{name} does not ship with this package; choose from: {names}")
+    return shipped

@@ -1,12 +1,16 @@
-"""Progress bars with an estimate."""
+"""What long work shows while it runs: progress bars with an estimate, and warnings."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
+
+SHOWN: ContextVar[Callable[[str], str]] = ContextVar("SHOWN", default=str)
+"""How messages are shown; a command sets it, so that they name its flags in place of arguments."""
 
 
 def progress(items: Iterable[Item] | None, what: str, unit: str, total: int | None = None, initial: int = 0) -> tqdm:
@@ -14,3 +18,8 @@ def progress(items: Iterable[Item] | None, what: str, unit: str, total: int | No
     # A log file gets a line now and then instead of a redrawn bar.
     interval = 0.2 if sys.stderr.isatty() else 15.0
     return tqdm(items, desc=what, unit=unit, total=total, initial=initial, delay=2.0, mininterval=interval, leave=False)
+
+
+def warn(message: str) -> None:
+    """Show a warning on stderr, beside any progress bar; names of arguments stand in backticks."""
+    tqdm.write(f"warning: {SHOWN.get()(message)}", file=sys.stderr)

@@ -11,6 +11,7 @@ holds the same functions in compiled form.
 
 import hashlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,12 @@ def image_key(seeds: Tensor, purpose: int) -> tuple[Tensor, Tensor]:
     """Both halves of the key of each image, int64 of the shape of ``seeds``."""
     first = _mix((seeds + purpose * EVENT_STRIDE) & MASK)
     return first, _mix((seeds >> 32) & MASK ^ first)
+
+
+def numpy_keys(seeds: Tensor, purpose: int) -> list[tuple[np.uint32, np.uint32]]:
+    """Key of each image (:func:`image_key`), as compiled code takes it."""
+    first, second = (half.numpy().astype(np.uint32) for half in image_key(seeds, purpose))
+    return list(zip(first, second, strict=True))
 
 
 def event_key(key: tuple[Tensor, Tensor], counter: Tensor | int) -> tuple[Tensor, Tensor]:

@@ -47,10 +47,15 @@ class Registry(Generic[Entry]):
     def names(self) -> tuple[str, ...]:
         """All names, those of the project first."""
         if not self._complete:
+            # Set first: a module of the package may ask for names while it is imported.
             self._complete = True
-            package = importlib.import_module(self._package)
-            for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"{self._package}.{module.name}")
+            try:
+                package = importlib.import_module(self._package)
+                for module in pkgutil.iter_modules(package.__path__):
+                    importlib.import_module(f"{self._package}.{module.name}")
+            except BaseException:
+                self._complete = False
+                raise
         return tuple(self._entries)
 
     def __getitem__(self, name: str) -> Entry:
@@ -61,6 +66,10 @@ class Registry(Generic[Entry]):
             f"{self.kind} {name!r}: unknown; choose from {', '.join(names)}, or register it (a command: --plugin FILE)",
         )
         return self._entries[name]
+
+    def check(self, name: str) -> None:
+        """Raise :class:`UserError`, which lists all names, unless ``name`` is registered."""
+        self[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()
@@ -89,6 +98,10 @@ class NameFlag(PrimitiveConstructorSpec[str]):
         for name, value in values.items():
             # The class is frozen.
             object.__setattr__(self, name, value)
+
+    # An annotation is hashed where it stands, before all names are registered.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
 
     @property
     def choices(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -1,0 +1,155 @@
+"""Classifiers from torchvision, whole, or with the stem and the block after it removed (paper, Fig. 2).
+
+An :class:`Adapter` says how a classifier is taken apart. There are two sets of strides: torchvision's own, and those
+that the field uses for CIFAR, which reduce the resolution later. The size of the images decides
+(:mod:`hybrid.image_size`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, Literal, TypeVar
+
+from torch import nn
+
+from hybrid.image_size import has_small_strides
+from snn.runtime.errors import check
+from snn.runtime.registry import Registry
+
+Network = TypeVar("Network", bound=nn.Module)
+
+EMBEDDING = 128
+"""Units between the two fully connected layers of the head for small images (ours; the paper states no number)."""
+
+PAPER_BACKBONES = ("mobilenet_v2", "resnet101", "densenet121")
+"""Backbones of the paper's tables, in their order."""
+
+
+class Adapter(ABC, Generic[Network]):
+    """How a classifier is built and taken apart. ``stem`` and ``head`` are paths of submodules, as "features.0.0"."""
+
+    stem: str
+    """Path of the first convolution, which reads the image."""
+    head: str
+    """Path of the last linear layer."""
+    strides: tuple[int, int]
+    """Height of the image over that of the features behind the first kept block, with stock and with small strides."""
+    smallest: int = 1
+    """Smallest height of an image, in pixels, that the small strides can work with."""
+    has_width: bool = True
+    """Whether ``width`` may differ from 1."""
+
+    @abstractmethod
+    def build(self, classes: int, width: float) -> Network:
+        """Return the stock classifier with its channels multiplied by ``width``."""
+
+    @abstractmethod
+    def use_small_strides(self, network: Network) -> None:
+        """Give the stock network the strides for small images, in place."""
+
+    @abstractmethod
+    def drop_stem(self, network: Network, channels: int, stride: int) -> None:
+        """Remove the stem and the block after it, in place; rebuild the next block for so many input channels.
+
+        ``stride`` is that of the rebuilt block.
+        """
+
+
+BACKBONES: Registry[Adapter[Any]] = Registry("backbone", "hybrid.backbones")
+
+
+def register_backbone(name: str) -> Callable[[type[Adapter[Any]]], type[Adapter[Any]]]:
+    """Class decorator that registers an :class:`Adapter` under ``name``, which ``--backbone`` then takes."""
+
+    def register(adapter: type[Adapter[Any]]) -> type[Adapter[Any]]:
+        BACKBONES.register(name)(adapter())
+        return adapter
+
+    return register
+
+
+def check_backbone(name: str, width: float) -> None:
+    """Raise :class:`snn.runtime.errors.UserError` for an unknown name or an impossible width."""
+    adapter = BACKBONES[name]
+    check(0 < width <= 10, f"`width` {width}: expected above 0 and up to 10; 1 is the published width")
+    check(adapter.has_width or width == 1, f"`width` {width}: {name} has only one width; leave it out")
+
+
+def full_backbone(
+    name: str, in_channels: int, classes: int, image_size: int, width: float = 1.0, embedding: int | None = None
+) -> nn.Module:
+    """The whole classifier: normalised images (B, in_channels, image_size, W) to logits (B, classes).
+
+    Args:
+        name: of :data:`BACKBONES`.
+        in_channels: channels of the images.
+        classes: number of classes.
+        image_size: height of the images in pixels.
+        width: multiplier of the backbone's channels.
+        embedding: units between two fully connected layers; 0: torchvision's head with one layer; None:
+            :data:`EMBEDDING` for small images, 0 for others.
+
+    Raises:
+        UserError: unknown name or width, or an image too small.
+    """
+    adapter, network = _classifier(name, classes, image_size, width, embedding)
+    stem = network.get_submodule(adapter.stem)
+    assert isinstance(stem, nn.Conv2d)
+    if stem.in_channels != in_channels:
+        sizes = (stem.kernel_size, stem.stride, stem.padding)
+        replacement = nn.Conv2d(in_channels, stem.out_channels, *sizes, bias=False)  # type: ignore[arg-type]
+        initialise_convolutions(replacement, "fan_out")
+        network.set_submodule(adapter.stem, replacement)
+    return network
+
+
+def main_cnn(
+    name: str,
+    in_channels: int,
+    classes: int,
+    image_size: int,
+    width: float = 1.0,
+    embedding: int | None = None,
+    front_stride: int = 1,
+) -> nn.Module:
+    """The classifier without stem and following block: features (B, in_channels, H, W) to logits (B, classes).
+
+    Args as :func:`full_backbone`, with ``in_channels`` of the features, and:
+        front_stride: stride of what makes the features. The first kept block takes what remains of the strides of all
+            that is removed, so that the blocks behind it work at their usual resolution.
+    """
+    adapter, network = _classifier(name, classes, image_size, width, embedding)
+    stride = adapter.strides[has_small_strides(image_size)]
+    adapter.drop_stem(network, in_channels, max(1, stride // front_stride))
+    return network
+
+
+def _classifier(
+    name: str, classes: int, image_size: int, width: float, embedding: int | None
+) -> tuple[Adapter[Any], nn.Module]:
+    check_backbone(name, width)
+    adapter, small = BACKBONES[name], has_small_strides(image_size)
+    check(
+        image_size >= adapter.smallest,
+        f"images of {image_size} pixels: {name} needs {adapter.smallest} or more; enlarge them with `image_size`",
+    )
+    network = adapter.build(classes, width)
+    if small:
+        adapter.use_small_strides(network)
+    units = (EMBEDDING if small else 0) if embedding is None else embedding
+    if units:
+        features = last_linear(network.get_submodule(adapter.head)).in_features
+        head = nn.Sequential(nn.Linear(features, units), nn.ReLU(), nn.Linear(units, classes))
+        network.set_submodule(adapter.head, head)
+    return adapter, network
+
+
+def last_linear(network: nn.Module) -> nn.Linear:
+    """The layer whose input is the embedding."""
+    return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def initialise_convolutions(module: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:
+    """Draw the weights of all convolutions in ``module`` as torchvision does (He et al. 2015)."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode=mode, nonlinearity="relu")

@@ -1,0 +1,44 @@
+"""Command-line values that are written as short text and read once into an object, such as ``awgn:20``."""
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+Value = TypeVar("Value")
+
+
+class TextFlag(PrimitiveConstructorSpec, Generic[Value]):
+    """How the command line reads and shows a value whose text form is ``str(value)``.
+
+    Args:
+        parse: reads the text; raises a UserError for text that it cannot read.
+        forms: what may be written, for ``--help``. Called when help is shown, so that it can list plugins.
+        many: the flag takes any number of values and gives a tuple.
+    """
+
+    def __init__(self, parse: Callable[[str], Value], forms: Callable[[], str], many: bool = False) -> None:
+        def read(words: Sequence[str]) -> Value | tuple[Value, ...]:
+            return tuple(map(parse, words)) if many else parse(words[0])
+
+        values = {
+            "forms": forms,
+            "nargs": "*" if many else 1,
+            "instance_from_str": read,
+            "is_instance": lambda value: not isinstance(value, str),
+            "str_from_instance": lambda value: list(map(str, value if many else [value])),
+            "choices": None,
+            "_action": None,
+        }
+        for name, value in values.items():
+            # The class is frozen.
+            object.__setattr__(self, name, value)
+
+    # An annotation is hashed where it stands, before all names are registered.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    @property
+    def metavar(self) -> str:  # type: ignore[override]
+        """As in ``{clean|awgn:DB}``."""
+        return "{" + self.forms() + "}" + (" ..." if self.nargs == "*" else "")  # type: ignore[attr-defined]

@@ -1,0 +1,115 @@
+"""Options that the search tried and rejected (docs/results.md); kept so that its numbers can be made again."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from bridge.sau import SpecialActivationUnit
+from hybrid.network import HybridNetwork, Join, Paths, auxiliary_cnn
+from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preprocess_flag
+from snn.runtime.errors import check
+
+AuxiliaryActivation = Literal["relu6", "steps"]
+
+AUXILIARY_STEPS = 8
+"""Steps of :func:`even_steps` (ours)."""
+
+
+@dataclass(frozen=True)
+class Variations:
+    """Options that the search tried and rejected. With their defaults a network is the paper's."""
+
+    auxiliary_kernel: int = 3
+    """Side of the kernels of the auxiliary CNN's two layers, in pixels, odd."""
+    auxiliary_activation: AuxiliaryActivation = "relu6"
+    """Activation of the auxiliary CNN: relu6, or 8 equal steps from 0 to 6, in which small deviations vanish."""
+    auxiliary_input: Annotated[Preprocess, check_preprocess, preprocess_flag("auxiliary_input")] = UNCHANGED
+    """Preprocessing of the images that the auxiliary CNN receives, in the form of --preprocess."""
+    auxiliary_drop: float = 0.0
+    """Share of training images whose auxiliary features are 0, so that the main CNN learns to do without them."""
+    variability: bool = False
+    """While training, add to each layer's spike counts deviations drawn from the simulated neurons' (variant safe)."""
+    feature_norm: bool = False
+    """Normalise the front end's features over each batch where they join those of the auxiliary CNN, which are
+    normalised likewise (all variants but baseline; the paper normalises before activations alone)."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.auxiliary_kernel >= 1 and self.auxiliary_kernel % 2 == 1,
+            f"`auxiliary_kernel` {self.auxiliary_kernel}: expected an odd number",
+        )
+        check(
+            self.auxiliary_activation in get_args(AuxiliaryActivation),
+            f"`auxiliary_activation` {self.auxiliary_activation}: unknown; choose relu6 or steps",
+        )
+        check(0 <= self.auxiliary_drop < 1, f"`auxiliary_drop` {self.auxiliary_drop}: expected 0 to below 1")
+        check_preprocess(self.auxiliary_input, "auxiliary_input")
+
+    def check_variant(self, variant: str) -> None:
+        """Raise :class:`UserError` for an option that ``variant`` has no use for."""
+        check(
+            variant == "safe" or not self.variability,
+            f"`variability` is a property of spiking neurons: use it with `variant` safe, not {variant}",
+        )
+        check(
+            variant != "baseline" or not self.feature_norm,
+            "`feature_norm` normalises the features of a front end, which `variant` baseline does not have",
+        )
+
+    def auxiliary_cnn(self, in_channels: int, channels: int, stride: int) -> nn.Sequential:
+        """:func:`hybrid.network.auxiliary_cnn` with these kernels and this activation."""
+        activation = nn.ReLU6 if self.auxiliary_activation == "relu6" else even_steps
+        return auxiliary_cnn(in_channels, channels, stride, self.auxiliary_kernel, activation)
+
+    def join(self, channels: int) -> Join:
+        """Joins features of which ``channels`` are the front end's."""
+        return VariedJoin(nn.BatchNorm2d(channels) if self.feature_norm else nn.Identity(), self.auxiliary_drop)
+
+    def network(self, *modules: Any, **named: Any) -> HybridNetwork:
+        """A hybrid network of ``modules`` whose auxiliary CNN is given the images of :attr:`auxiliary_input`."""
+        return VariedNetwork(*modules, auxiliary_input=self.auxiliary_input.build(), **named)
+
+
+class VariedJoin(Join):
+    """Join that normalises the front end's features, and drops auxiliary features of whole images in training.
+
+    Args:
+        norm: of the front end's features.
+        drop: share of the images whose auxiliary features are 0.
+    """
+
+    def __init__(self, norm: nn.Module, drop: float) -> None:
+        super().__init__()
+        self.norm, self.drop = norm, drop
+
+    def forward(self, features: Tensor, auxiliary: Tensor | None, paths: Paths = "both") -> Tensor:
+        features = self.norm(features)
+        if auxiliary is not None and self.training and self.drop and paths == "both":
+            # The others are not scaled: in evaluation features are as large as here.
+            auxiliary = auxiliary * (torch.rand(len(auxiliary), 1, 1, 1, device=auxiliary.device) >= self.drop)
+        return super().forward(features, auxiliary, paths)
+
+
+class VariedNetwork(HybridNetwork):
+    """Hybrid network whose auxiliary CNN is given images of its own.
+
+    Args:
+        auxiliary_input: images in [0, 1] to images in [0, 1].
+        modules, named: as in :class:`HybridNetwork`.
+    """
+
+    def __init__(self, *modules: Any, auxiliary_input: nn.Module, **named: Any) -> None:
+        super().__init__(*modules, **named)
+        self.auxiliary_input = auxiliary_input
+
+    def auxiliary_features(self, images: Tensor) -> Tensor | None:
+        return super().auxiliary_features(self.auxiliary_input(images))
+
+
+def even_steps() -> SpecialActivationUnit:
+    """:data:`AUXILIARY_STEPS` equal steps from 0 to 6, never more than half a step from ReLU6."""
+    height = 6 / AUXILIARY_STEPS
+    heights = height * torch.arange(AUXILIARY_STEPS + 1)
+    return SpecialActivationUnit(heights[1:] - height / 2, heights)

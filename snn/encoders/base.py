@@ -1,0 +1,37 @@
+"""What an encoder is: uint8 images to spike trains, as a dense tensor and as events.
+
+An encoder of your own derives from :class:`Encoder`, gives :meth:`Encoder.dense`, and is registered by
+``@register_encoder("name")``.
+"""
+
+from typing import TYPE_CHECKING
+
+from snn.parameters import Encoding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from snn.spikes import SpikeEvents
+
+
+class Encoder:
+    """Turns intensities into at most one spike a step; what it draws depends on each image's seed alone."""
+
+    def dense(self, images: "Tensor", p: Encoding, seeds: "Tensor") -> "Tensor":
+        """Spikes of a batch, on the device of the images.
+
+        Args:
+            images: uint8 (B, C, H, W).
+            p: rates and time grid.
+            seeds: of the images, int64 (B,) (:func:`snn.runtime.random.draw_seeds`).
+
+        Returns:
+            bool (T, B, C, H, W); no spike in the quiet time at the end.
+        """
+        raise NotImplementedError
+
+    def events(self, images: "Tensor", p: Encoding, seeds: "Tensor") -> "SpikeEvents":
+        """The spikes of :meth:`dense` as events, on the CPU."""
+        from snn.spikes import SpikeEvents
+
+        return SpikeEvents.from_dense(self.dense(images, p, seeds))

@@ -1,0 +1,1 @@
+"""Learning rules, one a file: each gives the chances of LTP and LTD (paper, Eq. 5)."""

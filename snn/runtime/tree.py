@@ -1,0 +1,23 @@
+"""Trees of dictionaries: the content of a file, before it is written and after it was read."""
+
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from snn.runtime.errors import UserError
+
+Tree = dict[str, Any]
+Record = TypeVar("Record")
+
+
+class Stored(dict[str, Any]):
+    """A group as it was read: a part that is missing is the file's fault, not the reader's."""
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"there is no {name!r}")
+
+
+def from_tree(kind: type[Record], tree: Tree, **known: Any) -> Record:
+    """The dataclass ``kind`` from a stored group: its fields by name, ``known`` ones as they are, others by default."""
+    stored = {field.name: tree[field.name] for field in fields(kind) if field.name in tree}  # type: ignore[arg-type]
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    return kind(**values | known)
