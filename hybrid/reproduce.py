@@ -13,13 +13,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from hybrid.image_size import learning_preset
 from hybrid.paper.experiments import SCALES, Experiments
 from hybrid.paper.parts import Writer
 from hybrid.paper.runs import Place, in_order
 from hybrid.paper.tables import PARTS, TableSpec
 from hybrid.paper.workflow import Engine, make
 from snn.data_source import DataSource
-from snn.learning import PresetName
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import UserError, check
@@ -43,14 +43,7 @@ class ReproduceConfig:
     scale: Literal["full", "reduced", "small"] = "full"
     """full: the paper's sizes; reduced: fewer images, a shallow MobileNetV2 and few epochs, for two CPU cores; small: a
     slice with narrow networks, to check the machinery in minutes."""
-    jobs: int = 1
-    """Runs made at the same time."""
-    threads: int | None = None
-    """Threads of each run; None: an equal share of this machine's cores."""
-    executor: str = "local"
-    """Where Snakemake makes runs: local, or the name of an executor plugin that is installed, for example slurm."""
-    profile: str | None = None
-    """Snakemake profile: a folder with its options, for example those of a cluster."""
+    engine: Annotated[Engine, tyro.conf.arg(name="")] = field(default_factory=Engine)
     backbones: tuple[str, ...] | None = None
     """Of the tables that have several, in place of the scale's."""
     data: str = "cifar10"
@@ -82,7 +75,7 @@ class ReproduceConfig:
             "`traffic` and `traffic_size` go together: settings for 32 or 224 pixels follow from the size",
         )
         check(bool(self.parts), f"name at least one of {', '.join((*PARTS, 'all'))}")
-        for name in ("seeds", "limit_train", "limit_test", "epochs", "jobs", "threads"):
+        for name in ("seeds", "limit_train", "limit_test", "epochs"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"`{name}` {value}: give 1 or more")
 
@@ -103,9 +96,8 @@ def experiments(config: ReproduceConfig) -> tuple[Experiments, Experiments]:
     cifar = Experiments(DataSource(config.data), scale, seed=config.options.seed)
     if config.traffic is None:
         return cifar, cifar
-    preset: PresetName = "imagenet" if config.traffic_size and config.traffic_size >= 96 else "cifar10"
     traffic = DataSource(config.traffic, image_size=config.traffic_size)
-    return cifar, replace(cifar, source=traffic, preset=preset)
+    return cifar, replace(cifar, source=traffic, preset=learning_preset(config.traffic_size or 0))
 
 
 def how_made(config: ReproduceConfig, experiments: Experiments) -> str:
@@ -141,8 +133,7 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
             done = "# done: " if run.file(config.runs).exists() else ""
             print(f"{done}{shlex.join(['python', *run.command(place)])}")
         return
-    engine = Engine(config.jobs, config.threads, config.executor, config.profile, snakemake)
-    if engine.local:
+    if config.engine.local:
         choose_device(config.options.device)
     for folder in (config.out, config.runs):
         try:
@@ -151,7 +142,7 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
             raise UserError(f"cannot make folder {folder}: {error.strerror}; choose another") from error
         check_outputs(folder / "log.txt")
     check_outputs(config.options.json)
-    make(runs, place, engine)
+    make(runs, place, config.engine, snakemake)
     for part in parts:
         files = writer.write(part)
         if isinstance(part, TableSpec) and (part.number or part.derived):

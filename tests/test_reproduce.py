@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hybrid.conditions import Noise
 from hybrid.paper.experiments import SCALES, Experiments
 from hybrid.paper.networks import (
     ABLATIONS,
@@ -29,6 +30,7 @@ from hybrid.paper.numbers import paper_value
 from hybrid.paper.results import table_lines, table_rows
 from hybrid.paper.runs import NOT_DECIDING, TEMPLATES, Place, Run, arguments, default, in_order
 from hybrid.paper.tables import COMPARED, PARTS
+from hybrid.preprocess import Preprocess
 from hybrid.reproduce import ReproduceConfig, experiments, main
 from hybrid.storage import load_model
 from snn.data_source import DataSource
@@ -75,14 +77,15 @@ def test_runs_are_identified_by_all_that_decides_their_result(digits):
 
 OTHER = {
     "backbone": "resnet18",
+    "engine": "events",
     "variant": "mu",
-    "preprocess": "average:2",
-    "auxiliary_input": "average:2",
+    "preprocess": Preprocess("average:2"),
+    "auxiliary_input": Preprocess("average:2"),
     "auxiliary_activation": "steps",
     "auxiliary_kernel": 5,
-    "train_noise": "awgn:30",
+    "train_noise": Noise.parse("awgn:30"),
     "augmentation": "mirror",
-    "noise": ("clean",),
+    "noise": (Noise.parse("clean"),),
     "kernel_sizes": (5,),
     "maps": (8, 8, 12),
     "strides": (2,),
@@ -93,7 +96,7 @@ OTHER = {
     "data": "cifar10",
     "split": "held-out",
     "scale": "literal",
-    "device": "cpu",
+    "device": "cuda",
     "ltd_delay": 50.0,
     "dt": 1.25,
     "quiet": 25.0,
@@ -103,7 +106,7 @@ OTHER = {
     "preset": "imagenet",
     "embedding": 64,
 }
-"""Another valid value of fields of which :func:`variants` does not know one by their type."""
+"""Another valid value of each field whose type does not suggest one."""
 
 
 def other_value(name, value):
@@ -118,7 +121,7 @@ def other_value(name, value):
     assert value is None or isinstance(value, Path), name
     return (
         Path("elsewhere")
-        if isinstance(value, Path) or name in ("frontend", "source", "cifar10_c", "root", "json")
+        if isinstance(value, Path) or name in ("frontend", "attack_model", "folder", "cifar10_c", "root", "json")
         else 5
     )
 
@@ -127,7 +130,7 @@ def variants(config):
     """(dataclass, field, copy of ``config`` with that field changed) for each field, at any depth."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, Noise | Preprocess):
             for owner, name, changed in variants(value):
                 yield owner, name, replace(config, **{field.name: changed})
         else:
@@ -189,7 +192,7 @@ def test_command_lines_are_read_as_the_configurations_they_were_made_of(scale):
         options = replace(plain.options, seed=0)
         if hasattr(plain, "architecture"):
             plain = replace(plain, architecture=replace(plain.architecture, backbone="mobilenet_v2"), frontend=None)
-        for name in ("snn", "model", "frontend", "source", "models"):
+        for name in ("snn", "model", "frontend", "attack_model", "models"):
             if isinstance(getattr(plain, name, None), Path | tuple):
                 plain = replace(plain, **{name: (NOWHERE,) if name == "models" else NOWHERE})
         sorts.setdefault(replace(plain, options=options), run)
@@ -258,6 +261,8 @@ def test_rows_hold_mean_deviation_and_difference(tmp_path):
     assert f"| safe resnet101 | {mean:.1f} ± 2.1 ({paper:.1f}, {mean - paper:+.1f}) |" in text
 
 
+@pytest.mark.slow
+@pytest.mark.needs_reproduce
 def test_an_interrupted_reproduction_goes_on(tmp_path):
     arguments = [
         "fig5",
@@ -274,15 +279,13 @@ def test_an_interrupted_reproduction_goes_on(tmp_path):
         [sys.executable, "-m", "hybrid.reproduce", *arguments],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/frontend-fd-*.h5")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: list(tmp_path.glob("runs/frontend-fd-*.h5")))
     process.kill()
     process.wait()
     # Nobody told Snakemake and its jobs; they end by themselves.
     wait_until(lambda: not processes_with(tmp_path))
     first = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.h5")}
-    assert all(load_network(path)[0].complete for path in tmp_path.glob("runs/snn-*.h5"))
+    assert all(load_network(path).network.complete for path in tmp_path.glob("runs/snn-*.h5"))
     assert any(name.startswith("frontend-fd-") for name in first)
     assert main(arguments) == 0
     after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.h5")}
@@ -318,11 +321,12 @@ def test_a_limit_of_images_holds_for_every_run(limit, learned, corrupted):
     limits = dict(limit_train=limit, limit_test=limit)
     cifar, _ = experiments(ReproduceConfig(("table2",), scale="reduced", data="folder:images", **limits))
     evaluate, *_ = PARTS["corruptions"].runs(cifar)
-    assert cifar.learn(SAFE).config.source.limit_train == learned
+    assert cifar.learn(SAFE).config.data_source.limit_train == learned
     assert evaluate.config.limit_test == corrupted
-    assert cifar.train(SAFE).config.source.limit_train == (limit or 15000)
+    assert cifar.train(SAFE).config.data_source.limit_train == (limit or 15000)
 
 
+@pytest.mark.needs_reproduce
 def test_failed_runs_are_told_with_their_log_and_leave_no_file(tmp_path, capfd):
     arguments = ["fig5", "--data", "folder:nowhere", "--out", str(tmp_path / "o"), "--runs", str(tmp_path / "r")]
     assert main(arguments) == 2
@@ -349,16 +353,17 @@ def processes_with(folder):
     return found
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.needs_reproduce
 def test_ctrl_c_ends_everything_and_learning_goes_on_where_it_was(tmp_path):
     """Learning writes its progress beside its file, and the file appears once it is complete."""
-    # fig5 with many updates; the first layer's end leaves a checkpoint.
     arguments = ["fig5", *TINY, "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
     process = subprocess.Popen(
         [sys.executable, "-m", "hybrid.reproduce", *arguments],
@@ -372,12 +377,12 @@ def test_ctrl_c_ends_everything_and_learning_goes_on_where_it_was(tmp_path):
     assert processes_with(tmp_path) == []
     assert list(tmp_path.glob("runs/*.h5")) == []
     (unfinished,) = tmp_path.glob("runs/progress/snn-fd-*.h5")
-    learned = load_network(unfinished)[0]
+    learned = load_network(unfinished).network
     assert not learned.complete
     # A command started by hand may leave unfinished learning in the place of the file: it is not taken for complete.
     unfinished.rename(tmp_path / "runs" / unfinished.name)
     assert main(arguments) == 0
-    assert load_network(tmp_path / "runs" / unfinished.name)[0].complete
+    assert load_network(tmp_path / "runs" / unfinished.name).network.complete
     (log,) = tmp_path.glob("runs/logs/snn-fd-*.txt")
     assert "resuming after" in log.read_text()
 
@@ -413,6 +418,6 @@ def test_arguments_put_files_where_the_command_expects_them(digits, tmp_path):
     run = digits.evaluate((model,), ("clean",), attacked=attacked)
     words = run.command(Place(tmp_path))
     assert words[:3] == ["-m", "hybrid.evaluate", str(model.file(tmp_path))]
-    assert words[words.index("--source") + 1] == str(attacked.file(tmp_path))
+    assert words[words.index("--attack-model") + 1] == str(attacked.file(tmp_path))
     assert words[words.index("--out") + 1] == str(run.file(tmp_path))
     assert run.file(tmp_path).suffix == ".csv"

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from hybrid.backbones.torchvision import PAPER_BACKBONES
+from hybrid.backbones import PAPER_BACKBONES
+from hybrid.conditions import Condition
 from hybrid.evaluate import EvaluateConfig
-from hybrid.paper.networks import CONVERT, EVALUATE, LEARN, SAFE, TRAIN, Network
+from hybrid.paper.networks import CONVERT, EVALUATE, LEARN, NOWHERE, SAFE, TRAIN, Network
 from hybrid.paper.runs import Run
-from hybrid.recipe import RECIPES, Recipe, RecipeName, choose_recipe
+from hybrid.recipe import RECIPES, Recipe, choose_recipe
 from snn.data_source import DataSource
 from snn.learning import PRESETS, Learning, PresetName
 from snn.runtime.cli import RunOptions
@@ -108,11 +109,10 @@ class Experiments:
         return self.source.override(limit_train=self.scale.limit_train, limit_test=self.scale.limit_test)
 
     @property
-    def recipe(self) -> tuple[RecipeName, Recipe]:
+    def recipe(self) -> tuple[str, Recipe]:
         """Name of the recipe that goes with the data, and the recipe at this scale."""
-        chosen = choose_recipe("auto", self.source.data, self.source.image_size)
-        name: RecipeName = next(name for name, recipe in RECIPES.items() if recipe == chosen)  # type: ignore[misc]
-        return name, replace(chosen, **self.scale.changes)  # type: ignore[arg-type]
+        name, _ = choose_recipe("auto", self.source.data, self.source.image_size or 0)
+        return name, replace(RECIPES[name], **self.scale.changes)  # type: ignore[arg-type]
 
     def learning(self, network: Network) -> Learning:
         """Settings of its spiking layers, for images of this size."""
@@ -130,7 +130,7 @@ class Experiments:
         config = replace(
             LEARN,
             preset=self.preset,
-            source=self.images.override(limit_train=min(limits, default=None)),
+            data_source=self.images.override(limit_train=min(limits, default=None)),
             learning=self.learning(network),
             options=RunOptions(self.seed),
         )
@@ -154,9 +154,9 @@ class Experiments:
         variant, backbone_made = network.architecture.variant, self.scale.stand_ins.get(backbone, backbone)
         config = replace(
             TRAIN,
-            source=self.images,
+            data_source=self.images,
             architecture=replace(network.architecture, backbone=backbone_made, width=self.scale.width),
-            preset=name,
+            preset=name,  # type: ignore[arg-type]
             recipe=replace(recipe, train_noise=network.train_noise),
             options=RunOptions(seed),
         )
@@ -180,7 +180,12 @@ class Experiments:
         attacked: Run | None = None,
     ) -> Run:
         """Accuracy of models under conditions; ``attacked``: whose gradient an attack takes."""
-        config = replace(evaluation, noise=conditions, options=RunOptions(self.seed))
-        inputs = (*(("models", model) for model in models), *((("source", attacked),) if attacked else ()))
+        config = replace(
+            evaluation,
+            noise=tuple(Condition.parse(text) for text in conditions),
+            attack_model=NOWHERE if attacked else None,
+            options=RunOptions(self.seed),
+        )
+        inputs = (*(("models", model) for model in models), *((("attack_model", attacked),) if attacked else ()))
         name = models[0].label if len(models) == 1 else f"{len(models)}-networks"
         return Run(f"results-{name}", config, inputs)

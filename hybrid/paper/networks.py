@@ -9,7 +9,9 @@ from pathlib import Path
 
 from bridge.convert import ConvertConfig
 from hybrid.architecture import Architecture
+from hybrid.conditions import Noise
 from hybrid.evaluate import EvaluateConfig
+from hybrid.preprocess import Preprocess
 from hybrid.swap import Scale as SwapScale
 from hybrid.swap import SwapConfig
 from hybrid.train import TrainConfig
@@ -35,7 +37,7 @@ class Network:
     learning: Learning = LEARN.learning
     conversion: ConvertConfig = CONVERT
     architecture: Architecture = TRAIN.architecture
-    train_noise: str = TRAIN.recipe.train_noise
+    train_noise: Noise = TRAIN.recipe.train_noise
     swap: SwapConfig | None = None
     """How a trained mu becomes a lambda; None: it stays what was trained."""
 
@@ -58,18 +60,20 @@ class Network:
 
     def varies(self, **changes: object) -> "Network":
         """A copy with a variation that the search tried and rejected."""
-        return self.has(**changes)
+        return self.has(variations=replace(self.architecture.variations, **changes))  # type: ignore[arg-type]
 
     def but(self, what: str, factor: str) -> "Network":
         """A copy that is named by what is about to change, for rows of the search."""
         return replace(self, name=f"{self.name}, {what}", factor=factor)
 
 
-SPIKES, SPIKES_600 = "spikes", "spikes:10,30,600"
+SPIKES, SPIKES_600 = Preprocess("spikes"), Preprocess("spikes:10,30,600")
 """Spike counts of random phase while a network is trained; counted over twice the time, they deviate half as much."""
 
+AVERAGE = Preprocess("average:2")
+
 BASELINE = Network("baseline", "conventional").has(variant="baseline")
-AVERAGE_TRAINED = replace(BASELINE, name="average-filter-trained").has(preprocess="average:2")
+AVERAGE_TRAINED = replace(BASELINE, name="average-filter-trained").has(preprocess=AVERAGE)
 SAFE = Network("safe", "paper")
 MU = Network("mu", "paper").has(variant="mu")
 DETERMINISTIC = SAFE.but("deterministic STDP", "rule").learns(rule="deterministic")
@@ -77,7 +81,7 @@ DETERMINISTIC = SAFE.but("deterministic STDP", "rule").learns(rule="deterministi
 
 def noise_trained(noise: str) -> Network:
     """The conventional network that sees this noise while it is trained."""
-    return replace(BASELINE, name=f"noise-trained, {noise}", train_noise=noise)
+    return replace(BASELINE, name=f"noise-trained, {noise}", train_noise=Noise.parse(noise))
 
 
 def lambda_network(scale: SwapScale) -> Network:
@@ -100,7 +104,7 @@ TUNED = replace(ONE_LAYER, name="tuned safe", factor="variability").has(preproce
 
 ABLATIONS = (
     BASELINE,
-    BASELINE.but("input quantised", "steps").has(preprocess="quantise"),
+    BASELINE.but("input quantised", "steps").has(preprocess=Preprocess("quantise")),
     BASELINE.but("random phase", "variability").has(preprocess=SPIKES_600),
     SAFE,
     MU,
@@ -136,7 +140,7 @@ SEARCH = (
     noise_trained("awgn:30"),
     AVERAGE_TRAINED,
     ONE_LAYER.but("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0),
-    ONE_LAYER.but("auxiliary of 3x3 average", "auxiliary CNN").varies(auxiliary_input="average:3"),
+    ONE_LAYER.but("auxiliary of 3x3 average", "auxiliary CNN").varies(auxiliary_input=Preprocess("average:3")),
     ONE_LAYER.but("auxiliary with steps", "auxiliary CNN").varies(auxiliary_activation="steps"),
     ONE_LAYER.but("random phase, 300 ms", "variability").has(preprocess=SPIKES),
     TUNED.but("auxiliary of 16 maps", "auxiliary CNN").has(auxiliary_maps=16),
@@ -150,7 +154,7 @@ SEARCH = (
     TUNED.but("balanced kernels", "conductances").converts("balanced"),
     TUNED.but("auxiliary dropped in 1 of 4", "auxiliary CNN").varies(auxiliary_drop=0.25),
     TUNED.but("auxiliary of 5x5 kernels", "auxiliary CNN").varies(auxiliary_kernel=5),
-    TUNED.but("auxiliary of 2x2 average", "auxiliary CNN").varies(auxiliary_input="average:2"),
+    TUNED.but("auxiliary of 2x2 average", "auxiliary CNN").varies(auxiliary_input=AVERAGE),
     ONE_LAYER.but("features normalised", "normalisation").varies(feature_norm=True),
     TUNED.but("features normalised", "normalisation").varies(feature_norm=True),
     ONE_LAYER.but("neurons' variability", "variability").varies(variability=True),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hybrid.complexity import complexity_rows, draw_complexity
-from hybrid.conditions.drawn import parse_condition
+from hybrid.conditions import Noise
 from hybrid.embedding import draw_embedding, embed_models, panel_rows
 from hybrid.evaluation import load_test_images
 from hybrid.figures import draw_training
@@ -129,7 +129,7 @@ class Writer:
         limit = min(EMBEDDED, self.cifar.scale.limit_test or EMBEDDED)
         seed, device = self.cifar.seed, choose_device(self.place.device)
         data = load_test_images(models, None, self.place.root, limit, seed)
-        panels = embed_models(models, data, [parse_condition(text) for text in part.conditions], seed, device)
+        panels = embed_models(models, data, [Noise.parse(text) for text in part.conditions], seed, device)
         rows = panel_rows(panels)
         if picture:
             draw_embedding(panels, data.classes, picture)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid.conditions.drawn import parse_condition
+from hybrid.conditions.corruptions import Corruption
 from hybrid.paper.numbers import paper_value
 from hybrid.paper.runs import Run
 
@@ -169,7 +169,7 @@ def category_rows(rows: Sequence[Row]) -> list[Row]:
     means = []
     for model in dict.fromkeys(row["model"] for row in rows):
         for category, names in wanted.items():
-            members = [v for (m, c), v in values.items() if m == model and parse_condition(c).corruption in names]
+            members = [v for (m, c), v in values.items() if m == model and Corruption.parse(c).corruption in names]
             means.append(_derived("corruptions", model, category, np.mean(members, axis=0)))
     return means
 

@@ -11,41 +11,44 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
-import bridge.storage
-import hybrid.storage
-import hybrid.train
-import snn.learn
-import snn.storage
 from bridge.convert import ConvertConfig
+from bridge.storage import SCHEMA as conversion_schema
 from hybrid.evaluate import EvaluateConfig
 from hybrid.paper.networks import CONVERT, EVALUATE, LEARN, SWAP, TRAIN
+from hybrid.storage import SCHEMA as training_schema
 from hybrid.swap import SwapConfig
 from hybrid.train import TrainConfig
+from hybrid.train import with_preset as training_defaults
+from hybrid.training import Checkpointing, Hardware
 from snn.data import IMAGE_SUFFIXES
 from snn.data_source import DataSource
 from snn.learn import LearnConfig
+from snn.learn import with_preset as learning_defaults
 from snn.runtime.cli import RunOptions
 from snn.runtime.device import DeviceName
+from snn.storage import SCHEMA as learning_schema
 
 Config = LearnConfig | ConvertConfig | TrainConfig | SwapConfig | EvaluateConfig
 TEMPLATES: dict[type, Config] = {type(config): config for config in (LEARN, CONVERT, TRAIN, SWAP, EVALUATE)}
 """The defaults of each command."""
 SCHEMAS: dict[type, str] = {
-    LearnConfig: snn.storage.SCHEMA.name,
-    ConvertConfig: bridge.storage.SCHEMA.name,
-    TrainConfig: hybrid.storage.SCHEMA.name,
-    SwapConfig: hybrid.storage.SCHEMA.name,
+    LearnConfig: learning_schema.name,
+    ConvertConfig: conversion_schema.name,
+    TrainConfig: training_schema.name,
+    SwapConfig: training_schema.name,
     EvaluateConfig: "results/1",
 }
 """Version of what each command writes."""
 NOT_DECIDING: dict[type, tuple[str, ...]] = {
-    # A preset is where flags start from; what it sets is in `learning` and `recipe`. Several processes learn the same
-    # conductances as one does.
-    LearnConfig: ("out", "preset", "resume", "checkpoint_interval", "devices", "num_nodes"),
+    # A preset is where flags start from; what it sets is in `learning` and `recipe`. All engines, and several
+    # processes, learn the same conductances.
+    LearnConfig: ("out", "preset", "engine", "resume", "checkpoint_interval", "devices", "num_nodes"),
     ConvertConfig: ("snn", "out", "root"),
-    TrainConfig: ("out", "frontend", "preset", "resume", "checkpoint_interval"),
+    TrainConfig: ("out", "frontend", "preset"),
+    Checkpointing: ("folder", "resume", "checkpoint_interval"),
+    Hardware: ("device",),
     SwapConfig: ("model", "frontend", "out", "root"),
-    EvaluateConfig: ("models", "out", "source", "cifar10_c", "root", "batch_size"),
+    EvaluateConfig: ("models", "out", "attack_model", "cifar10_c", "root", "batch_size"),
     DataSource: ("root", "download"),
     RunOptions: ("device", "figures", "json", "plugin"),
 }
@@ -54,14 +57,16 @@ NOT_DECIDING: dict[type, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs are made, and on what."""
+    """Where runs are made."""
 
     folder: Path
-    """Of all runs."""
+    """Folder of all runs."""
     device: DeviceName = "auto"
+    """Device of each run."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not the commands' default."""
     plugin: tuple[str, ...] = ()
+    """What runs import first."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +104,11 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its file, without the suffix."""
+        """Name of its file, without the suffix."""
         return f"{self.label}-{self.identity}"
 
     def file(self, folder: Path) -> Path:
-        """Its result."""
+        """The file that it writes."""
         return folder / f"{self.name}{'.csv' if isinstance(self.config, EvaluateConfig) else '.h5'}"
 
     def configuration(self, place: Place, out: Path | None = None) -> Config:
@@ -115,7 +120,11 @@ class Run:
         options = replace(self.config.options, device=place.device, figures=False, plugin=place.plugin)
         changes = {"out": out or self.file(place.folder), "options": options, **files}
         if isinstance(self.config, LearnConfig | TrainConfig):
-            changes |= {"resume": True, "source": self.config.source.override(root=place.root)}
+            changes["data_source"] = self.config.data_source.override(root=place.root)
+        if isinstance(self.config, LearnConfig):
+            changes["resume"] = True
+        elif isinstance(self.config, TrainConfig):
+            changes["checkpointing"] = replace(self.config.checkpointing, resume=True)
         elif place.root is not None:
             changes["root"] = place.root
         return replace(self.config, **changes)
@@ -130,7 +139,8 @@ def _deciding(value: Any) -> object:
     if _is_record(value):
         skipped = NOT_DECIDING.get(type(value), ())
         content = {f.name: _deciding(getattr(value, f.name)) for f in fields(value) if f.name not in skipped}
-        return content | ({"files": image_files(value.data)} if isinstance(value, DataSource) else {})
+        data = getattr(value, "data", None)
+        return content | ({"files": image_files(data)} if isinstance(data, str) else {})
     if isinstance(value, tuple):
         return [_deciding(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
@@ -155,9 +165,9 @@ def image_files(data: str) -> str:
 def default(config: Config) -> Config:
     """What flags change: the command's defaults, with the preset that ``config`` names."""
     if isinstance(config, LearnConfig):
-        return replace(snn.learn.with_preset(replace(LEARN, preset=config.preset)), preset=LEARN.preset)
+        return replace(learning_defaults(replace(LEARN, preset=config.preset)), preset=LEARN.preset)
     if isinstance(config, TrainConfig):
-        return replace(hybrid.train.with_preset(replace(TRAIN, preset=config.preset)), preset=TRAIN.preset)
+        return replace(training_defaults(replace(TRAIN, preset=config.preset)), preset=TRAIN.preset)
     return TEMPLATES[type(config)]
 
 

@@ -10,13 +10,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from hybrid.backbones.torchvision import PAPER_BACKBONES
+from hybrid.backbones import PAPER_BACKBONES
 from hybrid.conditions.corruptions import CORRUPTIONS
 from hybrid.evaluate import EvaluateConfig
 from hybrid.figures import draw_frontier, draw_table
 from hybrid.paper.experiments import Experiments
 from hybrid.paper.networks import (
     ABLATIONS,
+    AVERAGE,
     AVERAGE_TRAINED,
     BASELINE,
     CONTRIBUTIONS,
@@ -32,6 +33,7 @@ from hybrid.paper.networks import (
 )
 from hybrid.paper.results import Cell, Line, Row, category_rows, difference_rows, recovered_rows
 from hybrid.paper.runs import Run
+from hybrid.preprocess import UNCHANGED, Preprocess
 
 Data = Literal["cifar", "traffic"]
 SOURCE_SEED = 1000
@@ -56,7 +58,7 @@ class Entry:
     network: Network
     conditions: tuple[str, ...] = ()
     """None: all of the table's."""
-    preprocess: str = "none"
+    preprocess: Preprocess = UNCHANGED
     """What is done to images in evaluation alone."""
 
 
@@ -192,7 +194,7 @@ def _noise_entries(trained: Mapping[str, tuple[str, ...]], *networks: Network) -
     return (
         Entry("baseline", BASELINE),
         *(Entry("noise-trained", noise_trained(noise), conditions) for noise, conditions in trained.items()),
-        Entry("average-filter", BASELINE, preprocess="average:2"),
+        Entry("average-filter", BASELINE, preprocess=AVERAGE),
         *_entries(*networks),
     )
 
@@ -216,48 +218,50 @@ _RECOVERED = Derived("recovered", "Share of the baseline's loss that is won back
 _CONTRIBUTIONS = Derived("contributions", "Points that each part adds, seed by seed:", _contributions)
 _MOBILE: dict[str, Any] = {"backbones": ONE, "named": False}
 
-_PARTS: tuple[Part, ...] = (
-    FigureSpec("table1", "Table 1", "complexity"),
-    TableSpec("table2", "Table 2", SNR, _TABLE2, number=2, derived=(_RECOVERED,)),
-    TableSpec("table3", "Table 3", TABLE3, _noise_entries({"awgn:25": TABLE3}, *PAPER), "traffic", number=3),
-    TableSpec(
-        "table4",
-        "Table 4",
-        TABLE4,
-        _noise_entries({"awgn:25": TABLE4}, *PAPER),
-        "traffic",
-        ONE,
-        metric="top5",
-        number=4,
-    ),
-    TableSpec("table5", "Table 5", UNSEEN, _noise_entries(_TRAINED5, *PAPER), number=5),
-    TableSpec("table6", "Table 6", TABLE6, _noise_entries(_TRAINED6, *PAPER), "traffic", ONE, number=6),
-    TableSpec("table7", "Table 7", ("fgsm:3", "fgsm:8", "fgsm:16"), _entries(*COMPARED), number=7, attacked=True),
-    FigureSpec("fig5", "Figure 5", "training", {"SAFE-MobileNetV2": SAFE}),
-    FigureSpec("fig6", "Figure 6", "embedding", _FIG6, ("awgn:20", "awgn:18", "awgn:15")),
-    FigureSpec("fig7", "Figure 7", "embedding", _FIG7, ("clean", "awgn:25")),
-    TableSpec("ablations", "Ablations", SNR, _entries(*ABLATIONS, *_LAMBDAS), derived=(_CONTRIBUTIONS,), **_MOBILE),
-    TableSpec("unseen", "Unseen", UNSEEN, _entries(*COMPARED), **_MOBILE),
-    TableSpec(
-        "corruptions",
-        "Corruptions",
-        _CORRUPTED,
-        _entries(*COMPARED),
-        together=True,
-        subject="Common corruptions: mean accuracy",
-        condense=category_rows,
-        **_MOBILE,
-    ),
-    TableSpec(
-        "frontier",
-        "Frontier",
-        FRONTIER,
-        _entries(*SEARCH),
-        evaluation=replace(EVALUATE, split="held-out"),
-        one_seed=True,
-        draw=_draw_frontier,
-        **_MOBILE,
-    ),
-)
-PARTS = {part.name: part for part in _PARTS}
+PARTS: dict[str, Part] = {
+    part.name: part
+    for part in (
+        FigureSpec("table1", "Table 1", "complexity"),
+        TableSpec("table2", "Table 2", SNR, _TABLE2, number=2, derived=(_RECOVERED,)),
+        TableSpec("table3", "Table 3", TABLE3, _noise_entries({"awgn:25": TABLE3}, *PAPER), "traffic", number=3),
+        TableSpec(
+            "table4",
+            "Table 4",
+            TABLE4,
+            _noise_entries({"awgn:25": TABLE4}, *PAPER),
+            "traffic",
+            ONE,
+            metric="top5",
+            number=4,
+        ),
+        TableSpec("table5", "Table 5", UNSEEN, _noise_entries(_TRAINED5, *PAPER), number=5),
+        TableSpec("table6", "Table 6", TABLE6, _noise_entries(_TRAINED6, *PAPER), "traffic", ONE, number=6),
+        TableSpec("table7", "Table 7", ("fgsm:3", "fgsm:8", "fgsm:16"), _entries(*COMPARED), number=7, attacked=True),
+        FigureSpec("fig5", "Figure 5", "training", {"SAFE-MobileNetV2": SAFE}),
+        FigureSpec("fig6", "Figure 6", "embedding", _FIG6, ("awgn:20", "awgn:18", "awgn:15")),
+        FigureSpec("fig7", "Figure 7", "embedding", _FIG7, ("clean", "awgn:25")),
+        TableSpec("ablations", "Ablations", SNR, _entries(*ABLATIONS, *_LAMBDAS), derived=(_CONTRIBUTIONS,), **_MOBILE),
+        TableSpec("unseen", "Unseen", UNSEEN, _entries(*COMPARED), **_MOBILE),
+        TableSpec(
+            "corruptions",
+            "Corruptions",
+            _CORRUPTED,
+            _entries(*COMPARED),
+            together=True,
+            subject="Common corruptions: mean accuracy",
+            condense=category_rows,
+            **_MOBILE,
+        ),
+        TableSpec(
+            "frontier",
+            "Frontier",
+            FRONTIER,
+            _entries(*SEARCH),
+            evaluation=replace(EVALUATE, split="held-out"),
+            one_seed=True,
+            draw=_draw_frontier,
+            **_MOBILE,
+        ),
+    )
+}
 """All parts by name, in the order in which ``all`` makes them."""

@@ -25,7 +25,7 @@ from snn.runtime.outputs import write_json
 from snn.storage import load_network
 
 MEMORY_MB = 8000
-"""Memory that a run asks for (measured: 1 to 4 GiB with 50,000 images of 32 pixels)."""
+"""Memory that a run asks for, in MB (ours: room for 50,000 images of 32 pixels; ``-- --set-resources`` changes it)."""
 PATIENCE = 30.0
 """Seconds that jobs have to end in after an interruption."""
 
@@ -35,24 +35,17 @@ class Engine:
     """How Snakemake makes runs."""
 
     jobs: int = 1
-    """Runs at the same time."""
+    """Runs made at the same time."""
     threads: int | None = None
     """Threads of each run; None: an equal share of this machine's cores."""
     executor: str = "local"
-    """Executor plugin."""
+    """Where Snakemake makes runs: local, or the name of an installed executor plugin, for example slurm."""
     profile: str | None = None
-    """Folder of a Snakemake profile."""
-    options: tuple[str, ...] = ()
-    """Further options of Snakemake."""
+    """Snakemake profile: a folder with its options, for example those of a cluster."""
 
-    def arguments(self) -> list[str]:
-        """Of Snakemake, apart from the workflow."""
-        words = ["--profile", self.profile] if self.profile else ["--executor", self.executor]
-        if self.local:
-            words += ["--cores", str(self.jobs * self.share)]
-        else:
-            words += ["--jobs", str(self.jobs)]
-        return [*words, *self.options]
+    def __post_init__(self) -> None:
+        check(self.jobs >= 1, f"`jobs` {self.jobs}: give 1 or more")
+        check(self.threads is None or self.threads >= 1, f"`threads` {self.threads}: give 1 or more")
 
     @property
     def local(self) -> bool:
@@ -65,9 +58,21 @@ class Engine:
         # PyTorch knows of OMP_NUM_THREADS and of processors that this process may not use.
         return self.threads or max(1, torch.get_num_threads() // self.jobs)
 
+    @property
+    def arguments(self) -> list[str]:
+        """Of Snakemake."""
+        where = ["--profile", self.profile] if self.profile else ["--executor", self.executor]
+        return [*where, *(["--cores", f"{self.jobs * self.share}"] if self.local else ["--jobs", f"{self.jobs}"])]
 
-def make(runs: Iterable[Run], place: Place, engine: Engine) -> None:
+
+def make(runs: Iterable[Run], place: Place, engine: Engine, options: Iterable[str] = ()) -> None:
     """Make each run that is not there yet, after those whose files it reads.
+
+    Args:
+        runs: wanted.
+        place: where they are made.
+        engine: how Snakemake makes them.
+        options: further ones of Snakemake.
 
     Raises:
         UserError: a run failed; Snakemake is not installed; another process makes runs in the same folder.
@@ -84,12 +89,12 @@ def make(runs: Iterable[Run], place: Place, engine: Engine) -> None:
         )
         for name in ("logs", "progress"):
             (place.folder / name).mkdir(exist_ok=True)
-        needed = in_order(missing)
+        needed = [run for run in in_order(missing) if not run.file(place.folder).exists()]
         for run in needed:
             _log(run, place.folder).unlink(missing_ok=True)
         jobs = place.folder / "jobs.json"
         write_json(jobs, {"jobs": _jobs(missing, place, engine)})
-        status = _run_snakemake(jobs.resolve(), engine)
+        status = _run_snakemake(jobs.resolve(), [*engine.arguments, *options])
     for run in needed:
         log = _log(run, place.folder)
         # A run that Snakemake has not come to has no log.
@@ -122,18 +127,18 @@ def _set_aside(runs: Iterable[Run], folder: Path) -> None:
     """Move unfinished learning, which a command started by hand may have left, to where it is gone on from."""
     for run in runs:
         file = run.file(folder)
-        if isinstance(run.config, LearnConfig) and file.exists() and not load_network(file)[0].complete:
+        if isinstance(run.config, LearnConfig) and file.exists() and not load_network(file).network.complete:
             (folder / "progress").mkdir(exist_ok=True)
             file.replace(folder / "progress" / file.name)
 
 
-def _run_snakemake(jobs: Path, engine: Engine) -> int:
+def _run_snakemake(jobs: Path, options: list[str]) -> int:
     """Its exit status. An interrupt ends it and all that it started."""
     words = [
         *("snakemake", "--snakefile", str(Path(__file__).with_name("Snakefile")), "--directory", str(jobs.parent)),
         *("--config", f"jobs={jobs}", "--nolock", "--ignore-incomplete", "--drop-metadata"),
         *("--rerun-triggers", "mtime", "--scheduler", "greedy", "--quiet", "host", "reason"),
-        *engine.arguments(),
+        *options,
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "hybrid.paper.job", "-", "-", "-", *words], start_new_session=True
