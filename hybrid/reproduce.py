@@ -1,8 +1,8 @@
 """Make the paper's tables and figures: every run they need, then Markdown, CSV and picture with the paper's numbers.
 
-Runs are kept in one folder under names that say what they are (:mod:`hybrid.paper.runs`): what is there is not made
-again, and after an interruption the same command goes on. Snakemake makes them (:mod:`hybrid.paper.workflow`). What
-follows ``--`` is passed on to it, for example ``-- --slurm-partition gpu``.
+Runs are kept in one folder under names that identify them (:mod:`hybrid.paper.runs`). Those that exist are not made
+again, and after an interruption the same command continues. Snakemake makes them (:mod:`hybrid.paper.workflow`);
+what follows ``--`` is passed on to it, for example ``-- --keep-going``.
 """
 
 import shlex
@@ -33,40 +33,40 @@ class ReproduceConfig:
     """Make tables and figures of the paper beside its numbers."""
 
     parts: tyro.conf.Positional[tuple[PartName, ...]]
-    """Which: table1 to table7, fig5 to fig7, ablations, unseen (Table 5's noises, trained on none), corruptions (the
-    common ones), frontier (all networks of the search, on held-out training images), or all (without corruptions for
-    digits, which are too small)."""
+    """Parts to make: table1 to table7, fig5 to fig7, ablations, unseen (Table 5's noises, trained on none),
+    corruptions (the common ones), frontier (all networks of the search, on held-out training images), or all (without
+    corruptions for digits, which are too small)."""
     out: Path = Path("runs/reproduce")
     """Folder for Markdown, CSV and pictures; made if it is not there."""
     runs: Path = Path("runs/reproduce/runs")
-    """Folder of all runs, kept and used again."""
+    """Folder of all runs, which are kept and used again."""
     scale: Literal["full", "reduced", "small"] = "full"
     """full: the paper's sizes; reduced: fewer images, a shallow MobileNetV2 and few epochs, for two CPU cores; small: a
     slice with narrow networks, to check the machinery in minutes."""
     engine: Annotated[Engine, tyro.conf.arg(name="")] = field(default_factory=Engine)
     backbones: tuple[str, ...] | None = None
-    """Of the tables that have several, in place of the scale's."""
+    """Backbones of the tables that compare several, in place of the scale's."""
     data: str = "cifar10"
     """Images of Tables 2, 5 and 7, Figures 5 to 7 and the ablations: cifar10, digits or folder:PATH."""
     traffic: str | None = None
     """Images of Tables 3, 4 and 6 (paper: 20 traffic classes of ImageNet at 224 pixels), as folder:PATH; None: those
     of --data stand in."""
     traffic_size: int | None = None
-    """Resize these to so many pixels a side."""
+    """Resize traffic images to this height and width, in pixels."""
     root: Path | None = None
     """Folder that holds CIFAR-10."""
     seeds: int | None = None
-    """Trainings of every network; None: 3, and 1 at small scale. The search always has one."""
+    """Number of trainings of every network; None: 3, and 1 at small scale. The search always has one."""
     limit_train: int | None = None
-    """At most this many training images, in place of the scale's."""
+    """Largest number of training images, in place of the scale's."""
     limit_test: int | None = None
-    """At most this many test images, in place of the scale's."""
+    """Largest number of test images, in place of the scale's."""
     epochs: int | None = None
     """Passes of supervised training, in place of the recipe's."""
     width: float | None = None
     """Multiplier of the backbones' channels, in place of the scale's."""
     dry_run: bool = False
-    """Only list the commands, in order, with what is there already."""
+    """Only list the commands, in order; those whose file exists are marked as done."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class ReproduceConfig:
 
 
 def experiments(config: ReproduceConfig) -> tuple[Experiments, Experiments]:
-    """Those on CIFAR-10 and those on the traffic images, or what stands in for them."""
+    """Experiments on CIFAR-10, and on traffic images or what stands in for them."""
     scale = SCALES[config.scale]
     names = ("seeds", "limit_train", "limit_test", "epochs", "width", "backbones")
     scale = replace(scale, **{name: getattr(config, name) for name in names if getattr(config, name) is not None})
@@ -120,13 +120,13 @@ def how_made(config: ReproduceConfig, experiments: Experiments) -> str:
 
 
 def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
-    """The command: make what is missing, then write; ``snakemake``: further options of it."""
+    """The command: make missing runs, then write all parts; ``snakemake`` holds further options of Snakemake."""
     cifar, traffic = experiments(config)
     place = Place(config.runs, config.options.device, config.root, config.options.plugin)
     stand_in = "" if config.traffic else " (standing in for traffic images)"
     writer = Writer(config.out, place, cifar, traffic, how_made(config, cifar), stand_in, config.options.figures)
     parts = [PARTS[name] for name in config.wanted]
-    # All runs first: their number is that of the whole.
+    # All runs at once, so that independent ones can be made at the same time.
     runs = in_order(run for part in parts for run in writer.runs(part))
     if config.dry_run:
         for run in runs:

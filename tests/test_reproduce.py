@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -34,7 +35,7 @@ from hybrid.preprocess import Preprocess
 from hybrid.reproduce import ReproduceConfig, experiments, main
 from hybrid.storage import load_model
 from snn.data_source import DataSource
-from snn.runtime.cli import run_command
+from snn.runtime.cli import RunOptions, run_command
 from snn.storage import load_network
 
 TINY = ["--scale", "small", "--data", "digits", "--limit-train", "90", "--limit-test", "40", "--epochs", "1",
@@ -385,6 +386,34 @@ def test_ctrl_c_ends_everything_and_learning_goes_on_where_it_was(tmp_path):
     assert load_network(tmp_path / "runs" / unfinished.name).network.complete
     (log,) = tmp_path.glob("runs/logs/snn-fd-*.txt")
     assert "resuming after" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.needs_reproduce
+def test_runs_are_sent_wherever_an_executor_sends_them(tmp_path):
+    """A script that starts jobs in the background stands for a cluster's submit command."""
+    pytest.importorskip("snakemake_executor_plugin_cluster_generic")
+    submit, jobs = tmp_path / "submit.sh", tmp_path / "jobs"
+    submit.write_text(f'#!/bin/sh\necho "$1" >> {jobs}\nsh "$1" > /dev/null 2>&1 &\necho $!\n')
+    submit.chmod(0o755)
+    files = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    where = ["--executor", "cluster-generic", "--jobs", "2", "--threads", "1"]
+    options = ["--no-figures", "--json", str(tmp_path / "numbers.json")]
+    assert main(["fig5", *TINY, *files, *where, *options, "--", "--cluster-generic-submit-cmd", str(submit)]) == 0
+    assert len(jobs.read_text().splitlines()) == 3
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"fig5.md", "fig5.csv"}
+    with open(tmp_path / "out" / "fig5.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["parts"]["fig5"][0]["train_loss"] == float(row["train_loss"])
+
+
+def test_the_seed_is_that_of_all_runs():
+    cifar, _ = experiments(ReproduceConfig(("table2",), seeds=2, options=RunOptions(seed=7)))
+    assert list(cifar.seeds) == [7, 8]
+    runs = in_order(PARTS["fig7"].runs(cifar))
+    assert len(runs) > 5
+    assert {run.config.options.seed for run in runs} == {7}
 
 
 def test_another_process_in_the_same_folder_is_told(tmp_path, capsys):

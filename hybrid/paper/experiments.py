@@ -16,36 +16,36 @@ from snn.runtime.cli import RunOptions
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is. None: as the command, its preset or its recipe has it."""
+    """Size of all runs. None leaves a setting as the command, its preset or its recipe has it."""
 
     seeds: int
-    """Trainings of every network, each with its own seed."""
+    """Number of trainings of every network, each with its own seed."""
     limit_train: int | None = None
-    """Training images, at most."""
+    """Largest number of training images."""
     limit_test: int | None = None
-    """Test images, at most."""
+    """Largest number of test images."""
     epochs: int | None = None
     """Passes of supervised training."""
     batch_size: int | None = None
-    """Of supervised training."""
+    """Images per optimiser step of supervised training."""
     learning_rate: float | None = None
     holdout: float | None = None
     width: float = 1.0
     """Multiplier of the backbones' channels."""
     learned: int | None = None
-    """Training images on which spiking layers learn, at most."""
+    """Largest number of training images on which spiking layers learn."""
     maps: tuple[int, ...] | None = None
     """Feature maps of the paper's spiking layers."""
     min_updates: int | None = None
-    """Updates of each spiking layer, at least."""
+    """Least number of updates of each spiking layer."""
     converted: int = CONVERT.images
-    """Images on which a conversion is fitted, and as many on which it is measured."""
+    """Number of images to fit a conversion on, and of test images to measure it on."""
     corrupted: int = 1000
-    """Test images with common corruptions, which are slow to compute, at most."""
+    """Largest number of test images under common corruptions, which are slow to compute."""
     backbones: tuple[str, ...] = PAPER_BACKBONES
-    """Of the tables that have several."""
+    """Backbones of the tables that compare several."""
     stand_ins: dict[str, str] = field(default_factory=dict)
-    """Cheaper backbones in place of the paper's."""
+    """Cheaper backbone to train in place of each one named."""
 
     @property
     def changes(self) -> dict[str, int | float]:
@@ -94,13 +94,13 @@ class Experiments:
     """The data, without the limits of the scale."""
     scale: Scale
     preset: PresetName = "cifar10"
-    """Of snn.learn."""
+    """Preset of snn.learn."""
     seed: int = 0
-    """Of everything but training, and the first of the trainings."""
+    """Seed of all runs. A network's first training has it, too; the others have those that follow."""
 
     @property
     def seeds(self) -> range:
-        """Of the trainings."""
+        """Seeds of the trainings of a network."""
         return range(self.seed, self.seed + self.scale.seeds)
 
     @property
@@ -115,17 +115,17 @@ class Experiments:
         return name, replace(RECIPES[name], **self.scale.changes)  # type: ignore[arg-type]
 
     def learning(self, network: Network) -> Learning:
-        """Settings of its spiking layers, for images of this size."""
+        """Settings of a network's spiking layers, for images of this size."""
         preset, settings, scale = PRESETS[self.preset], network.learning, self.scale
         if settings.maps == LEARN.learning.maps:
             settings = replace(settings, maps=scale.maps or preset.maps, strides=preset.strides)
         elif self.preset != "cifar10":
-            # A network of its own takes the whole stride of the preset's layers at once.
+            # One layer takes the whole stride of the preset's three.
             settings = replace(settings, strides=(prod(preset.strides),))
         return replace(settings, min_updates=scale.min_updates or settings.min_updates)
 
     def learn(self, network: Network = SAFE) -> Run:
-        """Its spiking layers."""
+        """The run that learns a network's spiking layers."""
         limits = [limit for limit in (self.scale.learned, self.scale.limit_train) if limit]
         config = replace(
             LEARN,
@@ -137,7 +137,7 @@ class Experiments:
         return Run(f"snn-{network.learning.stdp.rule}", config)
 
     def convert(self, network: Network = SAFE) -> Run:
-        """Its front end."""
+        """The run that converts them into its front end."""
         config = replace(
             network.conversion,
             images=self.scale.converted,
@@ -149,7 +149,7 @@ class Experiments:
         return Run(f"frontend-{name}", config, (("snn", self.learn(network)),))
 
     def train(self, network: Network, backbone: str = "mobilenet_v2", seed: int = 0) -> Run:
-        """One training of it, without what may be done to it afterwards."""
+        """The run that trains it, a lambda as the mu that it is made of."""
         name, recipe = self.recipe
         variant, backbone_made = network.architecture.variant, self.scale.stand_ins.get(backbone, backbone)
         config = replace(
@@ -164,7 +164,7 @@ class Experiments:
         return Run(f"{variant}-{backbone}-seed{seed}", config, inputs)
 
     def model(self, network: Network, backbone: str = "mobilenet_v2", seed: int = 0) -> Run:
-        """The trained network, for a lambda with its step functions."""
+        """The run whose file holds the finished network: its training, or for a lambda the swap."""
         trained = self.train(network, backbone, seed)
         if network.swap is None:
             return trained
@@ -179,7 +179,7 @@ class Experiments:
         evaluation: EvaluateConfig = EVALUATE,
         attacked: Run | None = None,
     ) -> Run:
-        """Accuracy of models under conditions; ``attacked``: whose gradient an attack takes."""
+        """The run that measures models under conditions; attacks take the gradient of ``attacked``."""
         config = replace(
             evaluation,
             noise=tuple(Condition.parse(text) for text in conditions),

@@ -1,9 +1,9 @@
-"""Runs one command for the workflow: in the background, with a log, and with a file that appears once it is whole.
+"""Runs one command as a job of the workflow: with a log, and with a file that appears once it is whole.
 
     python -m hybrid.paper.job LOG PROGRESS OUTPUT MODULE ARGUMENT...
 
-The command writes PROGRESS, which survives an interruption and is what ``--resume`` goes on from. When it has ended
-well, PROGRESS becomes OUTPUT. LOG "-": what the command prints is shown; PROGRESS "-": there is no file.
+The command writes PROGRESS, which survives an interruption and from which ``--resume`` continues. If it succeeds,
+PROGRESS is renamed to OUTPUT. With LOG "-" its output is shown. With PROGRESS "-" no file is renamed.
 """
 
 import os
@@ -18,16 +18,16 @@ POLL = 0.2
 
 
 def end_with_parent() -> None:
-    """End this process as Ctrl-C does when its parent is gone.
+    """Interrupt this process once its parent has ended.
 
-    A killed parent tells nobody, and its next start would make the same run beside this one.
+    A parent that is killed cannot stop its jobs, and when started again would make the same run beside them.
     """
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(POLL)
-        # Snakemake ends once its own jobs do, and these have the same process group.
+        # The group, because Snakemake ends only once its jobs have ended.
         os.killpg(os.getpgrp(), signal.SIGINT)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -31,15 +31,15 @@ class Network:
     """One network; data, backbone, recipe and seed are chosen by :class:`hybrid.paper.experiments.Experiments`."""
 
     name: str
-    """Name of its row."""
+    """Name of its row in a table."""
     factor: str = ""
-    """What the search tries it for."""
+    """The factor that the search examines with it."""
     learning: Learning = LEARN.learning
     conversion: ConvertConfig = CONVERT
     architecture: Architecture = TRAIN.architecture
     train_noise: Noise = TRAIN.recipe.train_noise
     swap: SwapConfig | None = None
-    """How a trained mu becomes a lambda; None: it stays what was trained."""
+    """How the trained network becomes a lambda; None: it does not."""
 
     def of(self, learning: Learning) -> "Network":
         """A copy with other spiking layers."""
@@ -63,12 +63,12 @@ class Network:
         return self.has(variations=replace(self.architecture.variations, **changes))  # type: ignore[arg-type]
 
     def but(self, what: str, factor: str) -> "Network":
-        """A copy that is named by what is about to change, for rows of the search."""
+        """A copy under the name "NAME, WHAT", to be changed in one ``factor``."""
         return replace(self, name=f"{self.name}, {what}", factor=factor)
 
 
 SPIKES, SPIKES_600 = Preprocess("spikes"), Preprocess("spikes:10,30,600")
-"""Spike counts of random phase while a network is trained; counted over twice the time, they deviate half as much."""
+"""Spike counts of random phase, in training only. Counts over 600 ms deviate half as much as those over 300 ms."""
 
 AVERAGE = Preprocess("average:2")
 
@@ -90,7 +90,7 @@ def lambda_network(scale: SwapScale) -> Network:
 
 
 def _kernels(*maps: int, size: int = 5, **changes: object) -> Learning:
-    """Layers of so many maps, with kernels of ``size`` pixels a side."""
+    """Settings of layers with so many maps each, and kernels of ``size`` pixels a side."""
     stdp = replace(LEARN.learning.stdp, beta_p=1.0, beta_d=1.0)
     sizes = (size,) * len(maps)
     return replace(LEARN.learning, maps=maps, kernel_sizes=sizes, stdp=stdp, **changes)  # type: ignore[arg-type]

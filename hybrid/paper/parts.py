@@ -17,19 +17,19 @@ from snn.runtime.device import choose_device
 from snn.runtime.outputs import write_atomically, write_csv
 
 EMBEDDED = 1000
-"""Test images in the panels of Figures 6 and 7, at most."""
+"""Largest number of test images in a panel of Figures 6 and 7."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes parts into a folder, from the runs of another.
+    """Writes parts into a folder.
 
     Args:
         out: folder of Markdown, CSV and pictures.
-        place: of the runs.
-        cifar, traffic: the experiments, by what a table says of its data.
+        place: folder of the runs.
+        cifar, traffic: experiments for the parts on CIFAR-10 and on traffic images.
         made: how the numbers were made, for captions.
-        stand_in: note on the data of tables of traffic images, where other images stand in for these.
+        stand_in: added to the name of the data where other images stand in for traffic images.
         pictures: whether to draw.
     """
 
@@ -41,14 +41,14 @@ class Writer:
     stand_in: str = ""
     pictures: bool = True
     rows: dict[str, list[Row]] = field(default_factory=dict)
-    """What was written, by part."""
+    """Rows of each part that was written."""
 
     def plan(self, part: Part) -> Experiments:
         """The experiments that a part is made of."""
         return self.traffic if isinstance(part, TableSpec) and part.data == "traffic" else self.cifar
 
     def runs(self, part: Part) -> list[Run]:
-        """What must be there before a part is written."""
+        """The runs whose files a part is written from."""
         return part.runs(self.plan(part))
 
     def write(self, part: Part) -> list[Path]:

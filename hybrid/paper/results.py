@@ -22,11 +22,11 @@ CATEGORIES = {
     "weather": ("snow", "frost", "fog", "brightness"),
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 }
-"""Of the common corruptions (Hendrycks and Dietterich, 2019)."""
+"""Categories of the common corruptions (Hendrycks and Dietterich, 2019)."""
 
 
 LEAST_LOSS = 2.0
-"""Points that the baseline must lose for a share of its loss to be told."""
+"""Shares of a loss are given only where the baseline loses so many points."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Line:
     """One line of a table: a network, whatever the condition."""
 
     name: str
-    """As in the paper's table (paper_tables.csv), where it has this line."""
+    """Name in the paper's table (paper_tables.csv), if it has this line."""
     entry: str
-    """What is compared, without the backbone."""
+    """Name without the backbone."""
     backbone: str
     factor: str = ""
-    """What the search tries it for."""
+    """The factor that the search examines with it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Cell:
     runs: tuple[Run, ...]
     """Evaluations, one for each training seed."""
     models: tuple[Run, ...]
-    """Whose accuracy it is, of the models that these evaluations measure."""
+    """The model of each evaluation whose accuracy is meant."""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -61,7 +61,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def table_rows(name: str, number: int, metric: str, cells: Iterable[Cell], folder: Path) -> list[Row]:
-    """One row per cell: our mean and deviation over seeds, the paper's number, the difference.
+    """One row for each cell: our mean and deviation over seeds, the paper's number, the difference.
 
     Args:
         name: of the table.
@@ -74,7 +74,7 @@ def table_rows(name: str, number: int, metric: str, cells: Iterable[Cell], folde
     read = cache(read_rows)
 
     def measured(cell: Cell, run: Run, model: Run) -> dict[str, str]:
-        """The row with both paths of the network."""
+        """Its row in the file of the evaluation, with both paths of the network."""
         key = (model.name, cell.condition, metric, "both")
         rows = read(run.file(folder))
         return next(row for row in rows if (row["model"], row["condition"], row["metric"], row["paths"]) == key)
@@ -115,13 +115,13 @@ def _by_seed(rows: Sequence[Row]) -> dict[tuple[str, str], np.ndarray]:
 
 
 def _derived(table: str, model: str, condition: str, seeds: np.ndarray) -> Row:
-    """A row of what is computed of other rows, which the paper does not have."""
+    """A row computed from others, for which the paper has no number."""
     row = {"table": table, "model": model, "factor": "", "condition": condition}
     return row | _mean(seeds.tolist()) | {"paper_percent": "", "difference_percent": ""}
 
 
 def recovered_rows(rows: Sequence[Row], baseline: str) -> list[Row]:
-    """Which share of the baseline's loss under noise other networks win back: 100 (ours - its) / (its clean - its).
+    """Share of the baseline's loss under noise that each network recovers: 100 (ours - its) / (its clean - its).
 
     Args:
         rows: of :func:`table_rows`, with a clean condition.
@@ -135,10 +135,10 @@ def recovered_rows(rows: Sequence[Row], baseline: str) -> list[Row]:
     for (model, condition), ours in values.items():
         loss = clean - values[baseline, condition]
         if model != baseline and loss.mean() >= LEAST_LOSS:
-            # One ratio of means: a seed whose baseline happens to lose little would have the say otherwise.
+            # A ratio of means: in a mean of ratios, a seed whose baseline loses little would dominate.
             gain = ours - values[baseline, condition]
             share = gain.mean() / loss.mean()
-            # To first order, how much each seed moves that ratio.
+            # Contribution of each seed to the ratio's deviation, to first order.
             each = (gain - share * loss) / loss.mean()
             row = _derived("recovered", model, condition, 100 * (share + each))
             shares.append(row | {"baseline_loss_points": round(float(loss.mean()), 3)})
@@ -146,12 +146,12 @@ def recovered_rows(rows: Sequence[Row], baseline: str) -> list[Row]:
 
 
 def difference_rows(rows: Sequence[Row], pairs: Iterable[tuple[str, str, str]], conditions: Iterable[str]) -> list[Row]:
-    """How many points networks have more than others, seed by seed: what a part contributes.
+    """Differences between pairs of networks in points, seed by seed: what a part contributes.
 
     Args:
         rows: of :func:`table_rows`.
-        pairs: name of the difference, model, model that is taken away.
-        conditions: wanted.
+        pairs: name of the difference, model, model that is subtracted.
+        conditions: to compare under.
     """
     values = _by_seed(rows)
     return [
@@ -163,7 +163,7 @@ def difference_rows(rows: Sequence[Row], pairs: Iterable[tuple[str, str, str]], 
 
 
 def category_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rows of common corruptions taken together: the mean of each category, and of all, seed by seed."""
+    """Means over all common corruptions and over each category, seed by seed."""
     wanted = {"mean": tuple(name for names in CATEGORIES.values() for name in names), **CATEGORIES}
     values = _by_seed(rows)
     means = []
@@ -175,7 +175,7 @@ def category_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def table_lines(rows: Sequence[Row]) -> list[str]:
-    """A row per network and a column per condition: ours ± deviation, then the paper's number and the difference.
+    """Markdown with a row per network and a column per condition: ours ± deviation (the paper's, difference).
 
     ``rows`` are those of one of the functions above, or what :func:`read_rows` finds in the file written of them.
     """

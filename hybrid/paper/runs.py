@@ -74,9 +74,9 @@ class Run:
     """One command and the file that it writes."""
 
     label: str
-    """Start of the file's name, for people."""
+    """Readable start of the file's name."""
     config: Config
-    """Resolved: presets are applied. Its files are filled in by :meth:`configuration`."""
+    """What the command does, with its preset applied. :meth:`configuration` adds the files."""
     inputs: tuple[tuple[str, "Run"], ...] = ()
     """Runs whose files it reads, each with the field of ``config`` that names the file."""
 
@@ -91,7 +91,7 @@ class Run:
 
         It covers every field of the configuration but those of :data:`NOT_DECIDING`, the schema of the file written,
         and the identities of the inputs. For ``folder:PATH`` it also covers names and sizes of the image files, so
-        that a changed folder is used anew. A run whose file exists is therefore never made again, and one that
+        that runs on a changed folder are made anew. A run whose file exists need not be made again, and a run that
         differs in anything has another file.
         """
         content = (
@@ -112,7 +112,7 @@ class Run:
         return folder / f"{self.name}{'.csv' if isinstance(self.config, EvaluateConfig) else '.h5'}"
 
     def configuration(self, place: Place, out: Path | None = None) -> Config:
-        """The command's whole configuration: what to compute, where and on which files; ``out``: if not its file."""
+        """The command's complete configuration; ``out``: the file to write, if not :meth:`file`."""
         files: dict[str, Any] = {}
         for name, run in self.inputs:
             several = isinstance(getattr(self.config, name), tuple)
@@ -130,12 +130,12 @@ class Run:
         return replace(self.config, **changes)
 
     def command(self, place: Place, out: Path | None = None) -> list[str]:
-        """What follows ``python``."""
+        """Arguments of ``python`` that make the run."""
         return ["-m", self.module, *arguments(self.configuration(place, out), default(self.config))]
 
 
 def _deciding(value: Any) -> object:
-    """All that decides a result, as JSON takes it."""
+    """All fields that decide a result, in a form that JSON can hold."""
     if _is_record(value):
         skipped = NOT_DECIDING.get(type(value), ())
         content = {f.name: _deciding(getattr(value, f.name)) for f in fields(value) if f.name not in skipped}
@@ -147,7 +147,7 @@ def _deciding(value: Any) -> object:
 
 
 def _is_record(value: object) -> bool:
-    """Whether its fields count one by one: a dataclass without a text form of its own."""
+    """Whether ``value`` is a dataclass that has no text form of its own."""
     return is_dataclass(value) and not isinstance(value, type) and type(value).__str__ is object.__str__
 
 
@@ -163,7 +163,7 @@ def image_files(data: str) -> str:
 
 
 def default(config: Config) -> Config:
-    """What flags change: the command's defaults, with the preset that ``config`` names."""
+    """The command's defaults, once it knows the preset of ``config``: what flags are applied to."""
     if isinstance(config, LearnConfig):
         return replace(learning_defaults(replace(LEARN, preset=config.preset)), preset=LEARN.preset)
     if isinstance(config, TrainConfig):
@@ -172,9 +172,9 @@ def default(config: Config) -> Config:
 
 
 def arguments(config: object, default: object, prefix: str = "") -> list[str]:
-    """Flags of all fields that differ from ``default``, in the order of the fields, after positional arguments.
+    """Command-line arguments for all fields that differ from ``default``, positional arguments first.
 
-    Parsing them, from the same defaults, gives ``config`` again.
+    Parsed with these defaults, they give ``config`` again.
     """
     positional: list[str] = []
     flags: list[str] = []
@@ -198,7 +198,7 @@ def _words(value: object) -> list[str]:
 
 
 def in_order(runs: Iterable[Run]) -> list[Run]:
-    """All runs that these need, each once, after those whose files it reads."""
+    """These runs and all that they depend on, each once, inputs first."""
 
     def needed(run: Run) -> Iterator[Run]:
         yield from chain.from_iterable(needed(source) for _, source in run.inputs)

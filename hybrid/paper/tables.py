@@ -37,7 +37,7 @@ from hybrid.preprocess import UNCHANGED, Preprocess
 
 Data = Literal["cifar", "traffic"]
 SOURCE_SEED = 1000
-"""Added to the seed of a baseline whose gradient is taken: another initialisation than the measured one's."""
+"""Added to the seed of a baseline whose gradient an attack takes, so that it differs from the measured one."""
 SNR = ("clean", "awgn:40", "awgn:30", "awgn:25", "awgn:20", "awgn:15", "awgn:12")
 FRONTIER = ("clean", "awgn:20", "awgn:15", "awgn:12")
 """Conditions of the search."""
@@ -46,7 +46,7 @@ LEVELS6 = {"wald:5,0.3": "wald:25,1", "poisson:255": "poisson:45", "salt-pepper:
 """Each kind of noise of Tables 5 and 6: the level that networks are trained with, and the stronger one."""
 UNSEEN, TABLE6 = (tuple(chain.from_iterable(levels.items())) for levels in (LEVELS5, LEVELS6))
 SEVERITIES = (1, 2, 3)
-"""Of common corruptions. ImageNet-C's: 4 and 5 leave little of images of 32 pixels."""
+"""Severities of common corruptions. ImageNet-C has 4 and 5, too, which leave little of images of 32 pixels."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Entry:
     """One network of a table, with every backbone of the table."""
 
     name: str
-    """As the paper calls it."""
+    """Name of its line, without the backbone."""
     network: Network
     conditions: tuple[str, ...] = ()
-    """None: all of the table's."""
+    """Conditions to measure it under; empty: all of the table's."""
     preprocess: Preprocess = UNCHANGED
-    """What is done to images in evaluation alone."""
+    """What is done to images in evaluation only."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Derived:
     """A further table, computed from the rows of one."""
 
     name: str
-    """Of its CSV file."""
+    """Name of its CSV file."""
     caption: str
     rows: Callable[[Sequence[Row], Sequence[Line]], list[Row]]
 
@@ -105,12 +105,12 @@ class TableSpec:
     entries: tuple[Entry, ...]
     data: Data = "cifar"
     backbones: tuple[str, ...] | None = None
-    """None: those of the scale, each named in its rows."""
+    """None: those of the scale."""
     named: bool = True
-    """Rows are named "ENTRY BACKBONE"; else by the entry alone."""
+    """Lines are named "ENTRY BACKBONE"; False: "ENTRY"."""
     metric: Literal["top1", "top5"] = "top1"
     number: int = 0
-    """Of the paper's table with which numbers are compared; 0: none."""
+    """Number of the paper's table to compare with; 0: none."""
     evaluation: EvaluateConfig = EVALUATE
     attacked: bool = False
     """Attacks take the gradient of a baseline of the same backbone and another initialisation."""
@@ -122,7 +122,7 @@ class TableSpec:
     subject: str = ""
     """Title of the picture, if not "TITLE: METRIC accuracy"."""
     condense: Callable[[Sequence[Row]], list[Row]] = list
-    """Makes, of its rows, those that are drawn."""
+    """Maps the table's rows to those that are drawn."""
     draw: Callable[[Sequence[Row], Sequence[Line], str, Path], None] = _draw_table
 
     def cells(self, plan: Experiments) -> list[Cell]:
@@ -158,7 +158,7 @@ class TableSpec:
         return cells
 
     def runs(self, plan: Experiments) -> list[Run]:
-        """Evaluations that it is read from."""
+        """The evaluations whose results it shows."""
         return list({run.identity: run for cell in self.cells(plan) for run in cell.runs}.values())
 
 
@@ -170,7 +170,7 @@ class FigureSpec:
     title: str
     kind: Literal["complexity", "training", "embedding"]
     networks: dict[str, Network] = field(default_factory=dict)
-    """Trained once each, by the name that the figure gives them."""
+    """Networks by their name in the figure, each trained once."""
     conditions: tuple[str, ...] = ()
 
     def runs(self, plan: Experiments) -> list[Run]:
@@ -186,10 +186,9 @@ def _entries(*networks: Network) -> tuple[Entry, ...]:
 
 
 def _noise_entries(trained: Mapping[str, tuple[str, ...]], *networks: Network) -> tuple[Entry, ...]:
-    """Baseline, noise-trained, average filter in evaluation alone, then ``networks``.
+    """Baseline, noise-trained network, baseline with an average filter in evaluation only, then ``networks``.
 
-    ``trained``: for each noise that the noise-trained network is trained with, the conditions that it is measured
-    under.
+    ``trained`` maps each training noise to the conditions under which the network trained with it is measured.
     """
     return (
         Entry("baseline", BASELINE),
@@ -200,9 +199,9 @@ def _noise_entries(trained: Mapping[str, tuple[str, ...]], *networks: Network) -
 
 
 PAPER = (AVERAGE_TRAINED, SAFE, TUNED)
-"""Networks of the paper's tables besides the baseline and what is done to it, and the one that the search chose."""
+"""Networks of the paper's tables beside baselines, and the one that the search chose."""
 COMPARED = (BASELINE, noise_trained("awgn:30"), SAFE, MU, TUNED)
-"""Networks to set beside each other at noises that none of them has seen."""
+"""Networks that are compared at noises that none of them has seen."""
 TABLE3 = ("clean", "awgn:25", "awgn:15", "awgn:10", "awgn:5")
 TABLE4 = ("clean", "awgn:10", "awgn:5")
 ONE = PAPER_BACKBONES[:1]

@@ -1,7 +1,7 @@
 """Makes runs with Snakemake: one rule per run, on this machine or wherever its executors send jobs.
 
 Snakemake decides what to make by the files that exist. A run writes into ``progress/`` until it is complete, so that
-an interrupted one goes on from its checkpoint, and moves its file to its place at the end: what lies there is whole.
+an interrupted one continues from its checkpoint. At the end it moves its file to its place, where all files are whole.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from snn.storage import load_network
 MEMORY_MB = 8000
 """Memory that a run asks for, in MB (ours: room for 50,000 images of 32 pixels; ``-- --set-resources`` changes it)."""
 PATIENCE = 30.0
-"""Seconds that jobs have to end in after an interruption."""
+"""Seconds after an interruption until jobs that have not ended are killed."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Engine:
 
     @property
     def arguments(self) -> list[str]:
-        """Of Snakemake."""
+        """Options of Snakemake."""
         where = ["--profile", self.profile] if self.profile else ["--executor", self.executor]
         return [*where, *(["--cores", f"{self.jobs * self.share}"] if self.local else ["--jobs", f"{self.jobs}"])]
 
@@ -97,10 +97,10 @@ def make(runs: Iterable[Run], place: Place, engine: Engine, options: Iterable[st
         status = _run_snakemake(jobs.resolve(), [*engine.arguments, *options])
     for run in needed:
         log = _log(run, place.folder)
-        # A run that Snakemake has not come to has no log.
+        # A run that Snakemake did not start has no log.
         failed = log.exists() and not run.file(place.folder).exists()
         check(not failed, f"{run.name} failed, see {log}; mend that and start again. {_last_line(log)}")
-    check(status == 0, f"Snakemake ended with status {status} and told why above")
+    check(status == 0, f"Snakemake ended with status {status}; its messages above say why")
 
 
 def _log(run: Run, folder: Path) -> Path:
@@ -114,7 +114,7 @@ def _last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from making runs in this folder; a killed one keeps nobody out."""
+    """Hold a lock on the folder. The system releases it even if this process is killed."""
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +124,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _set_aside(runs: Iterable[Run], folder: Path) -> None:
-    """Move unfinished learning, which a command started by hand may have left, to where it is gone on from."""
+    """Move unfinished learning, which a command started by hand may leave, to where a run continues it."""
     for run in runs:
         file = run.file(folder)
         if isinstance(run.config, LearnConfig) and file.exists() and not load_network(file).network.complete:
@@ -133,7 +133,7 @@ def _set_aside(runs: Iterable[Run], folder: Path) -> None:
 
 
 def _run_snakemake(jobs: Path, options: list[str]) -> int:
-    """Its exit status. An interrupt ends it and all that it started."""
+    """Run Snakemake and return its exit status. An interrupt ends it and all jobs."""
     words = [
         *("snakemake", "--snakefile", str(Path(__file__).with_name("Snakefile")), "--directory", str(jobs.parent)),
         *("--config", f"jobs={jobs}", "--nolock", "--ignore-incomplete", "--drop-metadata"),
@@ -155,7 +155,7 @@ def _run_snakemake(jobs: Path, options: list[str]) -> int:
 
 
 def _jobs(runs: list[Run], place: Place, engine: Engine) -> list[dict[str, object]]:
-    """What the Snakefile makes rules of, with files relative to the folder of all runs."""
+    """Description of each run for the Snakefile. Paths are relative to the folder of all runs."""
     wanted, here = {run.identity for run in runs}, Path.cwd()
     jobs = []
     for run in in_order(runs):
