@@ -1,22 +1,21 @@
-"""Speed of the converted front end, beside the simulations it stands for and an ordinary convolutional front end.
+"""Speed of the converted front end beside the simulations that it replaces and an ordinary convolutional front end.
 
     python benchmarks/frontend.py --data folder:cifar10
 
 The same images go through
 
 - the converted layers (``bridge.convert``), in one step;
-- conv-BN-ReLU layers of the same shapes: what a front end without spikes costs;
-- the plain norse time loop: a convolution and norse's cell for each layer at each time step, as a user of norse writes
-  it;
+- conv-BN-ReLU layers of the same shapes: the cost of a front end without spikes;
+- the plain norse time loop, as a user of norse writes it: a convolution and norse's cell for each layer and time step;
 - this project's event-driven simulator.
 
-Repeats of the first two, and of the simulations, take turns, so that what else the machine does meets them alike.
-Medians and ranges.
+The first two take turns, and so do the simulations, so that other load on the machine affects them alike. The table
+shows medians and ranges.
 """
 
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -34,8 +33,7 @@ from norse.torch.functional.lif_box import LIFBoxFeedForwardState
 from norse.torch.module.lif_box import LIFBoxCell
 from torch import Tensor, nn
 
-from bridge.conversion import convert
-from bridge.frontend import SpikingFrontEnd
+from bridge import SpikingFrontEnd, convert
 from snn.data import load_images
 from snn.data_source import DataSource
 from snn.encoding import encode
@@ -45,10 +43,12 @@ from snn.neuron import norse_parameters
 from snn.runtime.cli import run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import check_outputs, write_csv
-from snn.runtime.pretrained import resolve
 from snn.runtime.random import draw_seeds
 from snn.spikes import spike_counts
-from snn.storage import SHIPPED_NETWORKS, load_network
+from snn.storage import load_network
+
+FITTED = 128
+"""Images to which the converted layers are fitted."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class FrontEndConfig:
     batch_size: int = 64
     """Images that go through together."""
     repeats: int = 20
-    """Of the one-step front ends."""
+    """Repeats of the one-step front ends."""
     loop_repeats: int = 3
-    """Of the simulations."""
+    """Repeats of the simulations."""
     out: Path | None = None
     """Also write the table to this CSV file."""
-    source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=lambda: DataSource(data="cifar10"))
+    data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=lambda: DataSource("cifar10"))
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "repeats", "loop_repeats"):
-            check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: give 1 or more")
+            check(getattr(self, name) >= 1, f"`{name}` {getattr(self, name)}: give 1 or more")
 
 
 class NorseLoop(nn.Module):
@@ -94,15 +94,17 @@ class NorseLoop(nn.Module):
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Spike counts of the last layer for spikes (T, B, C, H, W)."""
-        states, held, counts = [None] * len(self.cells), [None] * len(self.cells), 0
+        states: list[LIFBoxFeedForwardState | None] = [None] * len(self.cells)
+        held: list[Tensor | None] = [None] * len(self.cells)
+        counts = torch.zeros(())
         for z in spikes:
             for number, (convolution, cell) in enumerate(zip(self.convolutions, self.cells, strict=True)):
-                before = torch.zeros_like(z, dtype=torch.int8) if held[number] is None else held[number]
-                held[number] = torch.where(z.bool(), self.pulse, before - 1).clamp(min=0).to(torch.int8)
-                current = convolution((held[number] > 0).float())
-                if states[number] is None:
-                    states[number] = LIFBoxFeedForwardState(v=torch.full_like(current, self.v_init))
-                z, states[number] = cell(current, states[number])
+                before = held[number]
+                left = torch.zeros_like(z, dtype=torch.int8) if before is None else (before - 1).clamp(min=0)
+                pulses = held[number] = torch.where(z.bool(), self.pulse, left).to(torch.int8)
+                current = convolution((pulses > 0).float())
+                state = states[number] or LIFBoxFeedForwardState(v=torch.full_like(current, self.v_init))
+                z, states[number] = cell(current, state)
             counts = counts + z
         return counts
 
@@ -116,13 +118,13 @@ def ordinary(frontend: SpikingFrontEnd) -> nn.Sequential:
     """conv-BN-ReLU layers of the same shapes."""
     layers: list[nn.Module] = []
     for layer in frontend.layers:
-        maps, c_in, size, _ = layer.weight.shape
-        convolution = nn.Conv2d(c_in, maps, size, layer.stride, layer.padding, bias=False)
-        layers += [convolution, nn.BatchNorm2d(maps), nn.ReLU()]
+        channels, c_in, size, _ = layer.weight.shape
+        convolution = nn.Conv2d(c_in, channels, size, layer.stride, layer.padding, bias=False)
+        layers += [convolution, nn.BatchNorm2d(channels), nn.ReLU()]
     return nn.Sequential(*layers).eval()
 
 
-def measure(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def measure(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each call, in turns, after one to warm up."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(repeats + 1):
@@ -138,34 +140,24 @@ def measure(functions: dict[str, Callable[[], object]], repeats: int) -> dict[st
 def run(config: FrontEndConfig) -> None:
     """The command: measure, print, write."""
     check_outputs(config.out)
-    network, _, _ = load_network(resolve(config.snn, SHIPPED_NETWORKS))
-    data = load_images(config.source, "train", 0)
-    check(
-        data.shape == network.input_shape,
-        f"images of {config.source.data} have shape {data.shape}, {config.snn} is for {network.input_shape}; give "
-        "others with `data`",
-    )
-    images = data.images[torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))]
-    fitted, images = images[:128], images[128 : 128 + config.batch_size]
-    check(
-        len(images) == config.batch_size,
-        f"{config.source.data} has {len(data.images)} images: {128 + config.batch_size} are needed, 128 of them to fit",
-    )
-    encoding, layers = network.learning.encoding, [learned.layer for learned in network.layers]
+    network, _, _ = load_network(config.snn)
+    fitted, images = choose_images(config, network.input_shape)
     frontends = {
         "converted": convert(network, fitted).frontend.eval(),
         "converted, quantised input": convert(network, fitted, quantise_input=True).frontend.eval(),
     }
-    plain, loop = ordinary(frontends["converted"]), NorseLoop(layers)
-    seeds = draw_seeds(len(images), torch.Generator().manual_seed(1))
-    # The order that the front end takes by itself, for the others too.
+    # The memory order that the front end chooses itself, for the others too.
     pixels = (images / 255).contiguous(memory_format=torch.channels_last)
+    plain = ordinary(frontends["converted"])
     times = measure(
         {name: lambda frontend=frontend: frontend(pixels) for name, frontend in frontends.items()}
         | {"conv-BN-ReLU": lambda: plain(pixels)},
         config.repeats,
     )
-    counts, engine = {}, choose_engine()
+    encoding, seeds = network.learning.encoding, draw_seeds(len(images), torch.Generator().manual_seed(1))
+    loop = NorseLoop([learned.layer for learned in network.layers])
+    engine = choose_engine()
+    counts: dict[str, Tensor] = {}
 
     def simulate() -> None:
         counts["simulator"] = spike_counts(network.simulate(engine, engine.encode(images, encoding, seeds))[-1])
@@ -175,33 +167,53 @@ def run(config: FrontEndConfig) -> None:
 
     simulations = {"event-driven simulator": simulate, "plain norse time loop": simulate_in_norse}
     times |= measure(simulations, config.loop_repeats)
-    fastest = np.median(times["converted"])
-    rows = []
+    rows = speed_rows(times, config.batch_size)
     print("| front end | images/s (range) | ms per batch | converted is faster by |\n|---|---:|---:|---:|")
+    for row in rows:
+        print(
+            f"| {row['front_end']} | {row['images_per_s']:.4g} ({row['lowest']:.4g} to {row['highest']:.4g}) "
+            f"| {1000 * row['seconds']:.4g} | {row['converted_is_faster_by']:.3g} |"
+        )
+    agree = (counts["simulator"] == counts["norse"]).double().mean().item()
+    print(f"\nnorse's loop and the simulator give the same spike count in {agree:.3%} of the last layer's neurons")
+    print(f"{torch.get_num_threads()} threads, batch {config.batch_size}, {config.data_source.data}")
+    write_csv(config.out, rows)
+    if config.out is not None:
+        print(f"wrote {config.out}")
+
+
+def choose_images(config: FrontEndConfig, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Random training images, uint8 (N, C, H, W): :data:`FITTED` for the fit, and a batch to measure."""
+    name, loaded = config.data_source.data, load_images(config.data_source, "train", 0)
+    check(
+        loaded.shape == shape,
+        f"images of {name} have shape {loaded.shape}, {config.snn} is for {shape}; give others with `data`",
+    )
+    needed = FITTED + config.batch_size
+    check(
+        len(loaded.images) >= needed, f"{name} has {len(loaded.images)} images: {needed} are needed to fit and measure"
+    )
+    order = torch.randperm(len(loaded.images), generator=torch.Generator().manual_seed(0))
+    return loaded.images[order[:FITTED]], loaded.images[order[FITTED:needed]]
+
+
+def speed_rows(times: dict[str, list[float]], batch_size: int) -> list[dict]:
+    """A row for each front end: medians and ranges, and how much faster the converted layers are."""
+    rows, fastest = [], np.median(times["converted"])
     for name, seconds in times.items():
-        speeds = config.batch_size / np.array(seconds)
-        middle = np.median(seconds)
+        speeds, middle = batch_size / np.array(seconds), np.median(seconds)
         rows.append(
             {
                 "front_end": name,
-                "batch_size": config.batch_size,
-                "images_per_s": config.batch_size / middle,
+                "batch_size": batch_size,
+                "images_per_s": batch_size / middle,
                 "lowest": speeds.min(),
                 "highest": speeds.max(),
                 "seconds": middle,
                 "converted_is_faster_by": middle / fastest,
             }
         )
-        print(
-            f"| {name} | {config.batch_size / middle:.4g} ({speeds.min():.4g} to {speeds.max():.4g}) "
-            f"| {1000 * middle:.4g} | {middle / fastest:.3g} |"
-        )
-    agree = (counts["simulator"] == counts["norse"]).double().mean().item()
-    print(f"\nnorse's loop and the simulator give the same spike count in {agree:.3%} of the last layer's neurons")
-    print(f"{torch.get_num_threads()} threads, batch {config.batch_size}, {config.source.data}")
-    write_csv(config.out, rows)
-    if config.out is not None:
-        print(f"wrote {config.out}")
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:

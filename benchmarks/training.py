@@ -3,9 +3,9 @@
     python benchmarks/training.py                         # a few steps of each on random images
     python benchmarks/training.py --epoch-images 50000    # and whole passes through hybrid.train's own loop
 
-A step is what ``hybrid.train`` does: shift and flip of uint8 images on the device, forward, backward, SGD; on CUDA in
-bfloat16. The two networks of a pair take turns, so that other load on the machine falls on both alike; the ratio is
-that of their medians.
+A step is that of ``hybrid.train``: shift and flip of uint8 images on the device, forward, backward, SGD; on CUDA in
+bfloat16. The two networks of a pair take turns, so that other load on the machine slows both alike. The ratio is of
+their medians.
 """
 
 import runpy
@@ -27,8 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
-from bridge.storage import SHIPPED_FRONTENDS, load_frontend
-from hybrid.architecture import Architecture, ModelSpec, build_model
+from hybrid.architecture import Architecture, baseline, safe_dnn
 from hybrid.augment import augment
 from hybrid.backbones import PAPER_BACKBONES
 from hybrid.recipe import Recipe
@@ -37,9 +36,10 @@ from snn.data import Images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
-from snn.runtime.outputs import check_outputs, write_csv
+from snn.runtime.outputs import Outputs, write_csv
 
 CLASSES = tuple("0123456789")
+FRONTEND = "pretrained:cifar10-fd"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TrainingConfig:
     steps: int = 9
     """Measured steps of each network, after two that are not."""
     width: float = 1.0
-    """Of the backbones."""
+    """Multiplier of the backbones' channels."""
     epoch_images: int | None = None
     """Also train for a pass over so many random images and measure the whole pass."""
     out: Path | None = None
@@ -62,16 +62,15 @@ class TrainingConfig:
 
 
 def seconds_per_step(config: TrainingConfig, backbone: str, device: torch.device) -> dict[str, float]:
-    """Median of each variant, in s."""
-    frontend, _, _ = load_frontend(SHIPPED_FRONTENDS / "cifar10-fd.h5")
-    steppers, times = {}, {"baseline": [], "safe": []}
+    """Median seconds of a step of each variant."""
+    times: dict[str, list[float]] = {"baseline": [], "safe": []}
+    steppers = {}
     generator = torch.Generator().manual_seed(config.options.seed)
     images = torch.randint(256, (config.batch_size, 3, 32, 32), dtype=torch.uint8, generator=generator).to(device)
     labels = torch.randint(10, (config.batch_size,), generator=generator).to(device)
     for variant in times:
-        front = frontend if variant == "safe" else None
-        architecture = Architecture(backbone=backbone, variant=variant, width=config.width)
-        network = build_model(ModelSpec(architecture, (3, 32, 32), CLASSES, front.spec if front else None), front)
+        options = {"backbone": backbone, "classes": CLASSES, "width": config.width}
+        network = safe_dnn(FRONTEND, **options) if variant == "safe" else baseline((3, 32, 32), **options)
         network = network.to(device, memory_format=torch.channels_last).train()
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
         steppers[variant] = (network, optimizer)
@@ -91,14 +90,14 @@ def seconds_per_step(config: TrainingConfig, backbone: str, device: torch.device
     return {variant: float(np.median(values)) for variant, values in times.items()}
 
 
-def seconds_per_epoch(config: TrainingConfig, backbone: str, variant: str, device: torch.device) -> float:
-    """Of the second pass of a training with two, in s: what a pass costs once all is set up."""
+def seconds_per_epoch(config: TrainingConfig, backbone: str, variant: str) -> float:
+    """Seconds of the second pass of a training: what a pass costs once everything is set up."""
     generator = torch.Generator().manual_seed(config.options.seed)
-    count = config.epoch_images
+    count = config.epoch_images or 0
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     data = Images(images, torch.randint(10, (count,), generator=generator), CLASSES, DataSource("random"))
-    frontend = load_frontend(SHIPPED_FRONTENDS / "cifar10-fd.h5")[0] if variant == "safe" else None
     architecture = Architecture(backbone=backbone, variant=variant, width=config.width)
+    frontend = FRONTEND if variant == "safe" else None
     seconds = []
     for epochs in (1, 2):
         began = perf_counter()
@@ -110,7 +109,7 @@ def seconds_per_epoch(config: TrainingConfig, backbone: str, variant: str, devic
 
 def run(config: TrainingConfig) -> None:
     """The command: measure, print, write."""
-    check_outputs(config.out)
+    outputs = Outputs(config.out, options=config.options)
     device = choose_device(config.options.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     rows = []
@@ -129,7 +128,7 @@ def run(config: TrainingConfig) -> None:
             }
             if config.epoch_images:
                 row["epoch_images"] = config.epoch_images
-                row["epoch_s"] = round(seconds_per_epoch(config, backbone, variant, device), 2)
+                row["epoch_s"] = round(seconds_per_epoch(config, backbone, variant), 2)
             rows.append(row)
             print(f"{backbone} {variant}: {row['images_per_s']} images/s", flush=True)
     table = Table(title=f"Training at 32x32, batches of {config.batch_size}, on {name}")
@@ -139,6 +138,7 @@ def run(config: TrainingConfig) -> None:
         table.add_row(*(str(value) for key, value in row.items() if key not in ("device", "batch_size", "width")))
     Console().print(table)
     write_csv(config.out, rows)
+    outputs.finish({"rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Conversion of learned spiking layers into a frozen front end.
 
-Each layer is fitted on the drive that it will see in the converted network, that is fed by the converted layers before
-it, against the spike counts of the whole spiking simulation on the same training images.
+Each layer is fitted on the drive that it will receive in the converted network, from the converted layers before it. It
+is fitted to the spike counts of the whole spiking simulation on the same training images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from bridge.fit import Fit, Neurons, fit_response, with_even_steps
 from bridge.frontend import (
     ConvertedLayer,
     FrontEndSpec,
+    LayerSpec,
     Response,
     SpikingFrontEnd,
     deviations,
@@ -23,111 +26,156 @@ from bridge.frontend import (
 )
 from bridge.responses import neuron_response, simulate_counts
 from bridge.sau import SpecialActivationUnit
+from snn.data_source import UNNAMED, DataSource
 from snn.layer import SpikingConv2d, round_for_exact_sums
 from snn.network import SpikingNetwork
 from snn.parameters import Encoding
 from snn.runtime.errors import check
 from snn.runtime.progress import progress
 from snn.runtime.random import stream
+from snn.storage import load_network
 
 FIT_SAMPLE = 1_000_000
-
-
+"""Neurons to which a layer's steps are fitted, at most."""
 STORED_SAMPLE = 20_000
-
-
+"""Neurons of a layer whose responses are kept."""
 SINGLE_DRIVES = 1000
+"""Constant currents into a single neuron whose response is kept."""
+
+
+class FittedLayer(NamedTuple):
+    """How one layer was converted."""
+
+    spiking: SpikingConv2d
+    """The spiking layer, on the CPU."""
+    response: Response
+    """A sample of the responses to which its SAU was fitted."""
+    fit: Fit
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A front end with the responses to which it was fitted."""
+    """A front end with the record of its conversion; :func:`bridge.save` writes both."""
 
     frontend: SpikingFrontEnd
     """On the CPU."""
-    responses: list[Response]
-    fits: list[Fit]
+    layers: tuple[FittedLayer, ...]
+    seed: int
+    """Seed of spike trains and samples."""
+    data_source: DataSource = UNNAMED
+    """Data that the images come from: that of the network's file, unless set otherwise."""
+    parent_digest: str = ""
+    """Digest of ``snn.h5`` ("": the network came from memory)."""
 
 
 def convert(
-    network: SpikingNetwork,
+    network: SpikingNetwork | str | Path,
     images: Tensor,
     *,
+    layers: int | None = None,
     quantise_input: bool = False,
     steps: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Conversion:
-    """Convert all layers of ``network`` with responses to uint8 training images (N, C, H, W).
+    """Convert learned spiking layers into a frozen front end.
 
     Args:
-        network: learned layers.
-        images: on which normalisation statistics and SAUs rest.
+        network: learned layers, or their file: a path of ``snn.h5`` or ``pretrained:cifar10-fd``.
+        images: training images, uint8 (N, C, H, W), for normalisation statistics and SAUs; 256 suffice.
+        layers: number of layers to convert, from the first; None: all.
         quantise_input: keep the encoder's rounding to whole spikes.
-        steps: of every SAU, equal ones (None: those of the neuron).
+        steps: number of equal steps of every SAU; None: the steps of the neuron.
         seed: of spike trains and samples.
-        device: where to compute.
+        device: where to compute. The result is on the CPU.
+
+    Raises:
+        UserError: for an unusable file, unfinished learning, images of another shape, more layers than have learned,
+            or a layer whose neurons all fire at the same rate.
     """
+    data_source, parent_digest, name = UNNAMED, "", "the network"
+    if not isinstance(network, SpikingNetwork):
+        name = str(network)
+        network, data_source, parent_digest = load_network(network)
+        network = choose_layers(network, layers, name)
+    elif layers is not None:
+        network = choose_layers(network, layers, name)
+    check(
+        images.dtype == torch.uint8 and tuple(images.shape[1:]) == network.input_shape,
+        f"`images` of type {images.dtype} and shape {tuple(images.shape)}: expected uint8 and (N, C, H, W) with "
+        f"(C, H, W) = {network.input_shape}, as {name} learned on",
+    )
     network, images = network.to(device), images.to(device)
-    counts = simulate_counts(network, images, stream("responses", seed))
-    return fit_frontend(network, images, counts[1:], quantise_input=quantise_input, steps=steps, seed=seed)
+    counts = simulate_counts(network, images, stream("responses", seed))[1:]
+    conversion = fit_frontend(network, images, counts, quantise_input=quantise_input, steps=steps, seed=seed)
+    return replace(conversion, data_source=data_source, parent_digest=parent_digest)
+
+
+def choose_layers(network: SpikingNetwork, layers: int | None, name: str | Path) -> SpikingNetwork:
+    """The network with its first ``layers`` only (None: all that it plans); messages call it ``name``.
+
+    Raises :class:`snn.runtime.errors.UserError` if fewer layers have learned.
+    """
+    learned, planned = len(network.layers), len(network.learning.maps)
+    wanted = planned if layers is None else layers
+    reason = "" if network.complete else ": learning was interrupted"
+    remedies = [] if network.complete else ["repeat the command that made it, with --resume"]
+    if learned:
+        remedies.append(f"give `layers` {learned} or less (at least 1)")
+    check(
+        1 <= wanted <= learned,
+        ("" if layers is None else f"`layers` {layers}: ")
+        + f"{name} holds {learned} of the {planned} layers it was to learn{reason}; {', or '.join(remedies)}",
+    )
+    return replace(network, layers=network.layers[:wanted])
 
 
 def fit_frontend(
     network: SpikingNetwork,
     images: Tensor,
-    counts: list[Tensor],
+    counts: Sequence[Tensor],
     *,
     quantise_input: bool,
     seed: int,
     steps: int | None = None,
 ) -> Conversion:
-    """:func:`convert`, given simulated spikes of each layer, int16 (N, C_out, H, W), on the CPU."""
+    """:func:`convert` from simulated spikes of each layer: ``counts``, int16 (N, C_out, H, W) on the CPU.
+
+    The images, uint8 (N, C, H, W), are those of the simulation and lie on the network's device.
+    """
     random = np.random.default_rng(seed)
-    p, device = network.learning.encoding, images.device
+    p = network.learning.encoding
     spikes, unit = first_input(images / 255, p, quantise_input), 1.0 if quantise_input else spikes_per_step(p)
     top = p.f_max * p.presentation / 1000 / unit
-    converted, responses, fits = [], [], []
+    converted, fitted = [], []
     for learned, count in progress(list(zip(network.layers, counts, strict=True)), "fitting", "layer"):
-        layer = convert_weights(learned.layer, p.presentation, top, unit).to(device)
-        with torch.no_grad():
-            drive = layer.drive(spikes)
-            variance, mean = torch.var_mean(drive, dim=(0, 2, 3), correction=0)
-            layer.norm.pass_through(mean, variance)
-            drive = layer.norm(drive)
+        layer = convert_weights(learned.layer, p.presentation, top, unit).to(images.device)
+        drive = _normalise(layer, spikes)
         neurons = _sample(drive, count, random)
         fit = fit_response(neurons, learned.layer, p, random)
         if steps is not None:
             fit = with_even_steps(fit, steps, neurons)
-        layer.activation = SpecialActivationUnit(fit.steps.edges, fit.steps.heights).to(device)
+        layer.activation = SpecialActivationUnit(fit.steps.edges, fit.steps.heights).to(images.device)
         with torch.no_grad():
-            spikes = layer.activation(drive)
-        unit, top = 1.0, fit.steps.heights.max().item()
+            spikes, unit, top = layer.activation(drive), 1.0, fit.steps.heights.max().item()
+        spiking = learned.layer.to("cpu")
+        response = _response(neurons.take(slice(STORED_SAMPLE)), spiking, fit, p)
+        layer.deviations = deviations(layer.activation, response)
         converted.append(layer)
-        fits.append(fit)
-        responses.append(_response(neurons.take(slice(STORED_SAMPLE)), learned.layer, fit, p))
-        layer.deviations = deviations(layer.activation, responses[-1])
-    geometries = [learned.layer.geometry for learned in network.layers]
-    spec = FrontEndSpec(
-        input_shape=network.input_shape,
-        maps=tuple(g.maps for g in geometries),
-        kernel_sizes=tuple(g.kernel_size for g in geometries),
-        strides=tuple(g.stride for g in geometries),
-        paddings=tuple(g.padding for g in geometries),
-        steps=tuple(fit.steps.edges.shape[-1] for fit in fits),
-        per_channel=tuple(fit.steps.per_channel for fit in fits),
-        encoding=p,
-        quantise_input=quantise_input,
+        fitted.append(FittedLayer(spiking, response, fit))
+    shapes = tuple(
+        LayerSpec.of(spiking.geometry, fit.steps.edges.shape[-1], fit.steps.per_channel) for spiking, _, fit in fitted
     )
-    return Conversion(SpikingFrontEnd(spec, converted).cpu(), responses, fits)
+    spec = FrontEndSpec(network.input_shape, shapes, p, quantise_input)
+    return Conversion(SpikingFrontEnd(spec, converted).cpu(), tuple(fitted), seed)
 
 
 def convert_weights(layer: SpikingConv2d, presentation: float, top: float, unit: float = 1.0) -> ConvertedLayer:
-    """The frozen convolution whose output is the layer's mean current, with an SAU yet to be fitted.
+    """The frozen convolution whose output is the layer's mean current; its SAU is fitted later.
 
     Args:
         layer: learned.
-        presentation: T in ms.
+        presentation: T, in ms.
         top: largest input, in units.
         unit: presynaptic spikes in a presentation that an input of 1 stands for.
     """
@@ -139,42 +187,32 @@ def convert_weights(layer: SpikingConv2d, presentation: float, top: float, unit:
     return ConvertedLayer(weight, stride=layer.geometry.stride, padding=layer.geometry.padding)
 
 
+@torch.no_grad()
+def _normalise(layer: ConvertedLayer, spikes: Tensor) -> Tensor:
+    """Set the layer's normalisation statistics to those of its drive; return the normalised drive."""
+    drive = layer.drive(spikes)
+    variance, mean = torch.var_mean(drive, dim=(0, 2, 3), correction=0)
+    layer.norm.pass_through(mean, variance)
+    return layer.norm(drive)
+
+
 def _sample(drive: Tensor, counts: Tensor, random: np.random.Generator) -> Neurons:
-    """Of (N, C, H, W), all neurons in random order, or :data:`FIT_SAMPLE` drawn from more."""
+    """All neurons of drives (N, C, H, W) in random order, or :data:`FIT_SAMPLE` drawn from more."""
     many = drive.numel() > FIT_SAMPLE
-    chosen = random.integers(drive.numel(), size=FIT_SAMPLE) if many else random.permutation(drive.numel())
-    channel = chosen // drive[0, 0].numel() % drive.shape[1]
-    return Neurons(drive.flatten().cpu().numpy()[chosen], counts.flatten().numpy()[chosen], channel)
+    sample = random.integers(drive.numel(), size=FIT_SAMPLE) if many else random.permutation(drive.numel())
+    channel = sample // drive[0, 0].numel() % drive.shape[1]
+    return Neurons(drive.flatten().cpu().numpy()[sample], counts.flatten().numpy()[sample], channel)
 
 
 def _response(neurons: Neurons, layer: SpikingConv2d, fit: Fit, encoding: Encoding) -> Response:
+    """The responses to keep: those of ``neurons``, and of a single neuron at constant currents."""
     finite = fit.steps.edges[fit.steps.edges.isfinite()]
     highest = max(1.1 * finite.max().item(), neurons.drive.max())
-    drives = torch.linspace(0, highest, SINGLE_DRIVES)
+    currents = torch.linspace(0, highest, SINGLE_DRIVES)
     return Response(
         drive=neurons.drive.astype(np.float32),
         count=neurons.count.astype(np.int16),
         channel=neurons.channel.astype(np.int16),
-        single_drive=drives.numpy(),
-        single_count=neuron_response(layer.to("cpu"), drives, encoding).numpy().astype(np.int16),
+        single_drive=currents.numpy(),
+        single_count=neuron_response(layer, currents, encoding).numpy().astype(np.int16),
     )
-
-
-def choose_layers(network: SpikingNetwork, wanted: int | None, name: Path) -> SpikingNetwork:
-    """The first ``wanted`` layers (None: all, which must have learned)."""
-    learned, planned = len(network.layers), len(network.learning.maps)
-    told = f"{name} holds {learned} of the {planned} layers it was to learn"
-    if wanted is None:
-        check(
-            network.complete,
-            f"{told}: learning was interrupted; repeat the command that made it, with `resume`, "
-            + (f"or convert what there is, with `layers` {learned}" if learned else "and then convert it"),
-        )
-        return network
-    if not network.complete:
-        told += ": learning was interrupted; repeat the command that made it, with --resume"
-        told += f", or give --layers {learned} or less" if learned else ""
-    else:
-        told += f"; give --layers {learned} or less"
-    check(wanted <= learned, f"`layers` {wanted}: {told}")
-    return replace(network, layers=network.layers[:wanted])

@@ -1,33 +1,27 @@
-"""Convert ``snn.h5`` into ``frontend.h5``: rescale conductances, fit each layer's SAU, measure how well it answers.
+"""Convert ``snn.h5`` into ``frontend.h5`` and measure how faithfully the front end reproduces the simulation.
 
-Each layer is fitted on the drive that it will see in the converted network, that is fed by the converted layers before
-it, against the spike counts of the whole spiking simulation on the same training images. How well the result answers
-is measured on test images, which neither learning nor fit has seen, with the encoder's floor and without.
+:mod:`bridge.conversion` says how layers are fitted, on training images. Fidelity is measured on test images, which
+neither learning nor the fit has seen, both with the encoder's rounding to whole spikes and without.
 """
 
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from bridge.conversion import Conversion, choose_layers, fit_frontend
-from bridge.fidelity import Fidelity, measure_fidelity
-from bridge.figures import draw_fidelity, draw_responses
-from bridge.responses import simulate_counts
-from bridge.storage import save_frontend
-from snn.controls import Conductances, control
-from snn.data import load_images
+from snn.controls import Conductances
+from snn.data_source import DataSource, Split
 from snn.runtime.cli import RunOptions, command_line, run_command
-from snn.runtime.device import choose_device
 from snn.runtime.errors import check
-from snn.runtime.outputs import beside, check_outputs, write_json
-from snn.runtime.pretrained import resolve
-from snn.runtime.random import stream
-from snn.storage import SHIPPED_NETWORKS, layer_tree, load_network
+from snn.runtime.outputs import Outputs, beside
 
-MODES = ("without_quantise_input", "with_quantise_input")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bridge.conversion import Conversion
+    from bridge.fidelity import Fidelity
 
 
 @dataclass(frozen=True)
@@ -39,23 +33,23 @@ class ConvertConfig:
     out: Path
     """File to write, for example runs/demo/frontend.h5."""
     data: str | None = None
-    """Images to measure responses on, if not those of the learning run: digits, cifar10 or folder:PATH."""
+    """Images on which responses are measured, if not those of the learning run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the learning run."""
     images: int = 256
     """Training images on which responses are simulated to fit the SAU."""
     test_images: int = 256
-    """Test images on which the result is measured; no choice depends on them."""
+    """Test images on which fidelity is measured; no choice depends on them."""
     layers: int | None = None
-    """Convert only so many layers, the first; None: all."""
+    """Number of layers to convert, from the first; None: all."""
     quantise_input: bool = False
     """Keep the encoder's rounding to whole spikes in the converted network (the paper drops it)."""
     conductances: Conductances = "learned"
-    """What to convert: learned; shuffled (values permuted within each map) or random (uniform) for a control that has
-    not learned; balanced: learned less each kernel's mean. But for learned, gains are set to the same rates again."""
+    """What to convert. learned: the conductances as they are. Controls, whose gains are set anew to the same rates:
+    shuffled (values permuted within each channel), random (uniform values) and balanced (each kernel less its mean)."""
     steps: int | None = None
-    """Give every SAU so many equal steps along the line through its own, to learn what steps do: 256 are as good as
-    none (a ReLU that saturates). None: those of the neuron."""
+    """Number of equal steps of every SAU, along the line through its own, to measure what the steps contribute; 256 are
+    as good as none (a ReLU that saturates). None: the steps of the neuron."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -66,91 +60,94 @@ class ConvertConfig:
 
 
 def run(config: ConvertConfig) -> None:
-    """The command: load, convert, write, report."""
-    endings = ("_response.png", "_fidelity.png") if config.options.figures else ()
-    figures = [beside(config.out, ending) for ending in endings]
+    """The command: load, convert, measure, write, report."""
+    # Imported here: --help must not wait for PyTorch.
+    from bridge.conversion import choose_layers, fit_frontend
+    from bridge.fidelity import MODES, measure_fidelity
+    from bridge.figures import draw_fidelity, draw_responses
+    from bridge.responses import simulate_counts
+    from bridge.storage import save
+    from snn.controls import control
+    from snn.runtime.device import choose_device
+    from snn.runtime.pretrained import resolve
+    from snn.runtime.random import stream
+    from snn.storage import SHIPPED_NETWORKS, load_network
+
     file = resolve(config.snn, SHIPPED_NETWORKS)
-    check_outputs(config.out, config.options.json, *figures, inputs=[file])
-    device = choose_device(config.options.device)
-    network, source, parent_digest = load_network(file)
+    pictures = [beside(config.out, ending) for ending in ("_response.png", "_fidelity.png")]
+    outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=[file])
+    device, seed = choose_device(config.options.device), config.options.seed
+    network, learned_on, parent_digest = load_network(file)
     network = choose_layers(network, config.layers, config.snn)
-    source = source.override(data=config.data, root=config.root)
-    seed = config.options.seed
-    limited = replace(source, limit_train=config.images, limit_test=config.test_images)
-    train, test = (load_images(limited, split, seed) for split in ("train", "test"))
-    for split, found in (("training", train), ("test", test)):
-        check(
-            found.shape == network.input_shape,
-            f"{split} images of {source.data} have shape {found.shape}, {config.snn} was learned on "
-            f"{network.input_shape} (channels, height, width); give the data it was learned on with `data`",
-        )
-    network = control(network.to(device), train.images.to(device), config.conductances, seed)
-    images = [split.images.to(device) for split in (train, test)]
-    fit_counts, test_counts = (
-        simulate_counts(network, part, stream(purpose, seed))[1:]
-        for part, purpose in zip(images, ("responses", "test responses"), strict=True)
+    data_source = learned_on.override(data=config.data, root=config.root)
+    splits: tuple[Split, ...] = ("train", "test")
+    train, test = (_load_images(config, data_source, split, network.input_shape).to(device) for split in splits)
+    network = control(network.to(device), train, config.conductances, seed)
+    counts, test_counts = (
+        simulate_counts(network, images, stream(purpose, seed))[1:]
+        for images, purpose in ((train, "responses"), (test, "test responses"))
     )
-    conversions = [
-        fit_frontend(network, images[0], fit_counts, quantise_input=quantised, steps=config.steps, seed=seed)
-        for quantised in (False, True)
-    ]
-    fidelities = [measure_fidelity(found.frontend.to(device), images[1], test_counts) for found in conversions]
-    chosen = conversions[config.quantise_input]
+    conversions = {
+        quantise: fit_frontend(network, train, counts, quantise_input=quantise, steps=config.steps, seed=seed)
+        for quantise in MODES
+    }
+    fidelity = {
+        quantise: measure_fidelity(conversion.frontend.to(device), test, test_counts)
+        for quantise, conversion in conversions.items()
+    }
+    chosen = replace(conversions[config.quantise_input], data_source=data_source, parent_digest=parent_digest)
     chosen.frontend.cpu()
-    reports = [
-        {
-            "spiking": layer_tree(learned.layer.to("cpu")),
-            "fit": {"kind": fit.kind, "residual": fit.residual},
-            "candidates": {name.replace(" ", "_"): value for name, value in fit.residuals.items()},
-            "residual_unit": "spikes in a presentation",
-            "fidelity": {mode: fidelity.figures() for mode, fidelity in zip(MODES, both, strict=True)},
-        }
-        for learned, fit, *both in zip(network.layers, chosen.fits, *fidelities, strict=True)
-    ]
-    digest = save_frontend(
-        config.out,
-        chosen.frontend,
-        chosen.responses,
-        reports,
-        source,
-        seed=seed,
-        command=command_line("bridge.convert", config),
-        parent_digest=parent_digest,
-    )
+    digest = save(chosen, config.out, fidelity=fidelity, command=command_line("bridge.convert", config))
     print(
-        f"converted {len(network.layers)} layers of {config.conductances} conductances, fitted on {len(images[0])} "
-        f"training images; on {len(images[1])} test images:"
+        f"converted {len(chosen.layers)} layers of {config.conductances} conductances, fitted on {len(train)} "
+        f"training images; on {len(test)} test images:"
     )
-    told = {}
-    for number in range(len(network.layers)):
-        told[f"conv{number + 1}"] = _tell(number, conversions, fidelities)
-    write_json(config.options.json, {"layers": told, "quantise_input": config.quantise_input, "digest": digest})
-    if figures:
-        draw_responses(chosen.frontend, chosen.responses, network, figures[0])
-        draw_fidelity(fidelities[config.quantise_input], chosen.frontend.spec.encoding.presentation, figures[1])
-    print("wrote " + ", ".join(map(str, [config.out, *figures])))
+    layers = {f"conv{number + 1}": _report(number, conversions, fidelity) for number in range(len(chosen.layers))}
+    if outputs.figures:
+        draw_responses(chosen, outputs.figures[0])
+        draw_fidelity(fidelity[config.quantise_input], chosen.frontend.spec.encoding.presentation, outputs.figures[1])
+    outputs.finish({"layers": layers, "quantise_input": config.quantise_input, "digest": digest})
 
 
-def _tell(number: int, conversions: list[Conversion], fidelities: list[list[Fidelity]]) -> dict:
-    """Print what became of a layer, without and with the encoder's floor; return the figures."""
-    told, simulated = {}, fidelities[0][number]
+def _load_images(config: ConvertConfig, data_source: DataSource, split: Split, shape: tuple[int, int, int]) -> "Tensor":
+    """Images of one split, uint8 (N, C, H, W), which must have ``shape`` (C, H, W)."""
+    from snn.data import load_images
+
+    limited = replace(data_source, limit_train=config.images, limit_test=config.test_images)
+    loaded = load_images(limited, split, config.options.seed)
+    check(
+        loaded.shape == shape,
+        f"the {split} images of {data_source.data} have shape {loaded.shape}, {config.snn} was learned on {shape} "
+        "(channels, height, width); give the data it was learned on with `data`",
+    )
+    return loaded.images
+
+
+def _report(
+    number: int, conversions: "dict[bool, Conversion]", fidelity: "dict[bool, list[Fidelity]]"
+) -> dict[str, dict]:
+    """Print the result for a layer in both modes; return the same figures."""
+    from bridge.fidelity import MODES
+
+    simulated = fidelity[False][number]
     print(f"  conv{number + 1}: {simulated.mean_rate:.1f} Hz; {simulated.levels} counts hold 5% of the neurons each")
-    for mode, conversion, layers in zip(MODES, conversions, fidelities, strict=True):
-        fit, fidelity = conversion.fits[number], layers[number]
+    figures = {}
+    for quantise, mode in MODES.items():
+        fit, measured = conversions[quantise].layers[number].fit, fidelity[quantise][number]
         steps = int(fit.steps.edges.isfinite().sum(-1).max())
         print(
-            f"    {mode.partition('_')[0]:7} --quantise-input: {steps} steps ({fit.kind}), residual {fit.residual:.3f} "
-            f"spikes; correlation {fidelity.correlation:.3f}, error {fidelity.mean_error:.2f} Hz, count off in "
-            f"{fidelity.off_share:.1%} of neurons"
+            f"    {'with' if quantise else 'without':7} --quantise-input: {steps} steps ({fit.kind}), residual "
+            f"{fit.residual:.3f} spikes; correlation {measured.correlation:.3f}, error {measured.mean_error:.2f} Hz, "
+            f"count off in {measured.off_share:.1%} of neurons"
         )
-        told[mode] = {
+        figures[mode] = {
             "sau_steps": steps,
             "sau_kind": fit.kind,
             "residual_spikes": fit.residual,
             "candidate_residuals_spikes": fit.residuals,
-            **fidelity.figures(),
+            **measured.summary(),
         }
-    return told
+    return figures
 
 
 def main(argv: list[str] | None = None) -> int:

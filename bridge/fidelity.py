@@ -1,5 +1,6 @@
-"""How well converted layers answer as the spiking simulation does, on images that neither learned nor were fitted."""
+"""Fidelity of the conversion: converted against simulated spike counts, on images that nothing was fitted to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,29 +9,31 @@ from torch import Tensor
 from bridge.frontend import SpikingFrontEnd
 from snn.runtime.progress import progress
 
+MODES = {False: "without_quantise_input", True: "with_quantise_input"}
+"""Names, in files and reports, of the two modes: whether the first layer's input is rounded to whole spikes."""
 LEVEL_SHARE = 0.05
-"""A level counts as used when it holds this share of the neurons."""
+"""A spike count is a level in use if this share of the neurons has it."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Of one layer, fed by the converted layers before it."""
+    """Fidelity of one layer that receives the output of the converted layers before it."""
 
     off_share: float
     """Share of the neurons whose spike count is off by one or more."""
     correlation: float
-    """Between the SAU's output and the simulated rate."""
+    """Correlation of the SAU's output with the simulated rate."""
     mean_error: float
     """Mean absolute error, in Hz."""
     mean_rate: float
-    """Simulated, in Hz."""
+    """Mean simulated rate, in Hz."""
     levels: int
-    """Spike counts that :data:`LEVEL_SHARE` of the neurons have each."""
+    """Number of spike counts that :data:`LEVEL_SHARE` of the neurons have each."""
     confusion: Tensor
     """Neurons by simulated (rows) and converted count (columns), int64 (L, L)."""
 
-    def figures(self) -> dict[str, float]:
-        """All but the confusion, which a picture tells better; units in the names."""
+    def summary(self) -> dict[str, float]:
+        """All values but the confusion matrix, with units in the names."""
         return {
             "off_share": self.off_share,
             "correlation": self.correlation,
@@ -41,14 +44,14 @@ class Fidelity:
 
 
 def measure_fidelity(
-    frontend: SpikingFrontEnd, images: Tensor, counts: list[Tensor], batch_size: int = 64
+    frontend: SpikingFrontEnd, images: Tensor, counts: Sequence[Tensor], batch_size: int = 64
 ) -> list[Fidelity]:
     """Compare the front end with a simulation, layer by layer.
 
     Args:
         frontend: converted, on any device.
-        images: uint8 (N, C, H, W).
-        counts: simulated spikes of each layer, int16 (N, C_out, H, W), on the CPU.
+        images: uint8 (N, C, H, W), on any device.
+        counts: simulated spikes of each layer on these images, int16 (N, C_out, H, W), on the CPU.
         batch_size: images converted together.
     """
     tops = [
@@ -57,8 +60,7 @@ def measure_fidelity(
     ]
     confusions = [torch.zeros((top + 1) ** 2, dtype=torch.int64) for top in tops]
     device = next(frontend.buffers()).device
-    starts = range(0, len(images), batch_size)
-    for start in progress(starts, "measuring fidelity", "batch"):
+    for start in progress(range(0, len(images), batch_size), "measuring fidelity", "batch"):
         part = slice(start, start + batch_size)
         with torch.no_grad():
             converted = frontend.spikes(images[part].to(device) / 255)
@@ -72,7 +74,7 @@ def measure_fidelity(
 
 
 def _summarise(confusion: Tensor, seconds: float) -> Fidelity:
-    """All figures follow from how often each pair of counts occurs."""
+    """Fidelity from the frequency of each pair of counts; ``seconds`` is the presentation time."""
     share = confusion.double() / confusion.sum()
     level = torch.arange(len(confusion), dtype=torch.float64)
     simulated, converted = level[:, None], level

@@ -1,21 +1,22 @@
-"""Fit of the Special Activation Unit: intervals and heights from the flat regions of simulated responses.
+"""Fit of the Special Activation Unit: edges and heights from the flat regions of simulated responses.
 
-Two staircases compete, the one with the smaller residual on neurons not used for the fit wins. The *change points* put
-each edge where it misplaces the fewest neurons. The *closed form* is floor(F T) of Eq. 1 at a constant current, known
-without any simulation. How many steps there are follows from the data in both. Each may be one staircase for the whole
-layer, or one for each channel; channels have their own only where that pays.
+Two kinds of staircase compete, and the smaller residual on held-out neurons wins. *Change points* put each edge where
+it misplaces the fewest neurons. The *closed form* is floor(F T) of Eq. 1 at a constant current, which needs no
+simulation. In both, the data decide how many steps there are. One staircase can serve the whole layer, or each channel
+has its own; the latter is chosen only where it pays.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.sau import step_line
+from bridge.sau import step_line, steps_of_neurons
 from snn.layer import SpikingConv2d
 from snn.parameters import Encoding
-from snn.runtime.errors import check
+from snn.runtime.errors import UserError, check
 
 WORTHWHILE = 0.05
 """Share of the layer's residual that staircases of channels must save (ours: they are many more numbers)."""
@@ -23,125 +24,125 @@ WORTHWHILE = 0.05
 
 @dataclass(frozen=True)
 class Neurons:
-    """Responses to be fitted, of one layer."""
+    """Simulated neurons of one layer, to which steps are fitted."""
 
     drive: np.ndarray
     """Mean currents, float (N,)."""
     count: np.ndarray
     """Spikes in a presentation, integers (N,)."""
     channel: np.ndarray
-    """Maps, integers (N,)."""
+    """Channels, integers (N,)."""
 
     def __len__(self) -> int:
         return len(self.drive)
 
-    def take(self, chosen: np.ndarray | slice) -> "Neurons":
-        """Some of the neurons."""
-        return Neurons(self.drive[chosen], self.count[chosen], self.channel[chosen])
+    def take(self, selection: np.ndarray | slice) -> "Neurons":
+        """A selection of the neurons."""
+        return Neurons(self.drive[selection], self.count[selection], self.channel[selection])
+
+    def of_channel(self, channel: int) -> "Neurons":
+        """The neurons of one channel."""
+        return self.take(self.channel == channel)
 
 
 @dataclass(frozen=True)
 class StepFit:
-    """A fitted step function, or one of each channel."""
+    """A fitted step function, shared by all channels or with a row for each."""
 
     edges: Tensor
-    """Drives at which the function steps up, float32, strictly increasing (n,), or (C, n) filled up with infinity."""
+    """Drives at which the function steps up, float32, strictly increasing: (n,), or (C, n) padded by infinity."""
     heights: Tensor
     """Spikes in a presentation, float32 (n + 1,) or (C, n + 1): heights[i] holds from edges[i - 1] to edges[i]."""
 
     @property
     def per_channel(self) -> bool:
-        """Each channel has its own."""
+        """Whether each channel has a function of its own."""
         return self.edges.ndim == 2
 
     def evaluate(self, neurons: Neurons) -> np.ndarray:
-        """Spikes that the step function gives each neuron, (N,)."""
-        if not self.per_channel:
-            return _evaluate(self.edges.numpy(), self.heights.numpy(), neurons.drive)
-        found = np.empty(len(neurons), np.float32)
-        for channel, (edges, heights) in enumerate(zip(self.edges.numpy(), self.heights.numpy(), strict=True)):
-            mine = neurons.channel == channel
-            found[mine] = _evaluate(edges, heights, neurons.drive[mine])
-        return found
+        """Spikes in a presentation that the step function gives each neuron, (N,)."""
+        return steps_of_neurons(self.edges.numpy(), self.heights.numpy(), neurons.drive, neurons.channel)
 
     def residual(self, neurons: Neurons) -> float:
-        """Mean error in spikes."""
+        """Mean absolute error, in spikes in a presentation."""
         return float(np.abs(self.evaluate(neurons) - neurons.count).mean())
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The step function chosen, and what decided."""
+    """The step function chosen, and the residuals that decided."""
 
     steps: StepFit
     kind: str
-    """change points, change points of channels, or closed form."""
+    """change points, change points of channels, or closed form; or equal steps along one of these."""
     residuals: dict[str, float]
-    """Mean error in spikes, on neurons not used for the fit, of each candidate."""
+    """Residual of each candidate on held-out neurons, in spikes in a presentation."""
     residual: float
-    """Mean error in spikes of the chosen one, on the neurons it was fitted to."""
+    """Residual of the chosen function on all neurons, in spikes in a presentation."""
 
 
 def fit_response(neurons: Neurons, layer: SpikingConv2d, encoding: Encoding, random: np.random.Generator) -> Fit:
     """Fit a layer's step function to its neurons.
 
-    Half of the neurons are fitted, the other half chooses between the candidates; the chosen one is then fitted to all.
+    Half of the neurons fit the candidates, and the other half chooses between them. The chosen one is then fitted to
+    all neurons.
 
     Args:
         neurons: of the layer.
         layer: whose closed form is a candidate.
-        encoding: presentation time, and the quiet part of it.
+        encoding: presentation time and its quiet part.
         random: splits the neurons.
 
     Raises:
-        UserError: if the neurons do not fire at two different rates at least.
+        UserError: if all neurons fire at the same rate.
     """
     half = random.permutation(len(neurons)) < len(neurons) // 2
-    fitted, kept = neurons.take(half), neurons.take(~half)
-    top = int(neurons.count.max())
-    shared = change_points(fitted, kept)
-    check(
-        shared is not None,
-        "the layer's neurons all fire alike, so there is no step to fit; learn again with another output rate",
-    )
+    fitted, held_out = neurons.take(half), neurons.take(~half)
+    shared = change_points(fitted, held_out)
+    if shared is None:
+        raise UserError(
+            "all neurons of the layer fire alike, so there is no step to fit; learn again with another output rate"
+        )
     candidates = {
         "change points": shared,
-        "change points of channels": per_channel(fitted, kept, shared, len(layer.gain)),
-        "closed form": closed_form(layer, encoding, top),
+        "change points of channels": per_channel(fitted, held_out, shared, len(layer.gain)),
+        "closed form": closed_form(layer, encoding, top=int(neurons.count.max())),
     }
-    residuals = {name: steps.residual(kept) for name, steps in candidates.items()}
-    own = residuals["change points of channels"] < (1 - WORTHWHILE) * residuals["change points"]
-    kind = "change points of channels" if own else "change points"
-    if residuals["closed form"] <= residuals[kind]:
-        kind, steps = "closed form", candidates["closed form"]
-    else:
-        # As many levels as stood the test, their edges from all neurons.
-        steps = change_points(neurons, levels=int(shared.heights.max())) or shared
-        if own:
-            levels = candidates[kind].heights.amax(1).int().tolist()
-            rows = [
-                change_points(neurons.take(neurons.channel == channel), levels=level) or steps
-                for channel, level in enumerate(levels)
-            ]
-            steps = _stack(rows)
+    residuals = {name: steps.residual(held_out) for name, steps in candidates.items()}
+    kind = _choose(residuals)
+    steps = candidates[kind]
+    if kind != "closed form":
+        # The levels that passed the test stay; their edges are fitted to all neurons.
+        refitted = change_points(neurons, levels=int(shared.heights.max())) or shared
+        if steps.per_channel:
+            levels = steps.heights.amax(1).int().tolist()
+            refitted = per_channel(neurons, None, refitted, len(levels), levels)
+        steps = refitted
     return Fit(steps, kind, residuals, steps.residual(neurons))
 
 
-def change_points(fitted: Neurons, kept: Neurons | None = None, *, levels: int | None = None) -> StepFit | None:
-    """The staircase of smallest mean error, or None if there is no step.
+def _choose(residuals: dict[str, float]) -> str:
+    own = residuals["change points of channels"] < (1 - WORTHWHILE) * residuals["change points"]
+    kind = "change points of channels" if own else "change points"
+    return "closed form" if residuals["closed form"] <= residuals[kind] else kind
 
-    One with heights 0, 1, 2, ... misses a neuron's count k at drive x by ``sum_n |[k >= n] - [x >= edge_n]|`` spikes,
-    so each edge can be chosen by itself: the split of the drives that misplaces the fewest neurons. A level whose edge
-    does not place the neurons of ``kept`` (None: takes all) better than none is left out, with all above it, as are
-    those above ``levels``.
+
+def change_points(fitted: Neurons, held_out: Neurons | None = None, *, levels: int | None = None) -> StepFit | None:
+    """The staircase with the smallest mean error, or None if it has no step.
+
+    A staircase with heights 0, 1, 2, ... gives a neuron with drive x and count k an error of
+    ``sum_n |[k >= n] - [x >= edge_n]|`` spikes. Each edge can therefore be chosen by itself: the split of the drives
+    that misplaces the fewest neurons. A level is dropped, with all levels above it, unless it lowers the error on
+    held-out neurons (None: no test) and is not above ``levels`` (None: no limit).
     """
     order = np.argsort(fitted.drive, kind="stable")
     x, k = fitted.drive[order].astype(np.float64), fitted.count[order]
-    edges, heights = [], [0.0]
+    edges: list[np.float32] = []
+    heights = [0.0]
     top = int(k.max(initial=0))
     for level in range(1, (top if levels is None else min(top, levels)) + 1):
         edge = _best_split(x, k >= level)
-        if edge is None or (kept is not None and not _useful(edge, kept.count >= level, kept.drive)):
+        if edge is None or (held_out is not None and not _useful(edge, held_out.count >= level, held_out.drive)):
             break
         if edges and edge <= edges[-1]:
             # Two levels begin at one drive: the lower one is never seen.
@@ -154,45 +155,47 @@ def change_points(fitted: Neurons, kept: Neurons | None = None, *, levels: int |
     return StepFit(torch.tensor(edges, dtype=torch.float32), torch.tensor(heights, dtype=torch.float32))
 
 
-def _useful(edge: np.float32, reached: np.ndarray, drive: np.ndarray) -> bool:
-    return (reached != (drive >= edge)).sum() < reached.sum()
+def _useful(edge: np.float32, above: np.ndarray, drive: np.ndarray) -> bool:
+    """Whether ``edge`` misplaces fewer neurons than no edge at all does."""
+    return bool((above != (drive >= edge)).sum() < above.sum())
 
 
 def _best_split(x: np.ndarray, above: np.ndarray) -> np.float32 | None:
-    """The drive that parts sorted ``x`` best into those not ``above`` and those above; None: all are better below."""
+    """The edge that best separates the sorted drives ``x`` that are ``above`` from the others; None: no edge does."""
     # misplaced[i]: neurons on the wrong side when the i smallest drives are put below the edge
     misplaced = np.concatenate(([0], np.cumsum(above))) + np.concatenate((np.cumsum(~above[::-1])[::-1], [0]))
-    # Only between different drives can an edge lie.
+    # An edge can lie only between different drives.
     possible = np.concatenate(([True], x[1:] > x[:-1], [True]))
     split = int(np.argmin(np.where(possible, misplaced, len(x) + 1)))
     if split == len(x):
         return None
     low = x[split - 1] if split > 0 else x[0] - 1e-3 * max(1.0, abs(x[0]))
     edge = np.float32((low + x[split]) / 2)
-    # Between neighbouring numbers the midpoint may round down onto the drive that lies below the edge.
+    # Between neighbouring numbers, the midpoint may round down onto the drive below the edge.
     return edge if edge > low else np.float32(x[split])
 
 
-def per_channel(fitted: Neurons, kept: Neurons, shared: StepFit, channels: int) -> StepFit:
-    """:func:`change_points` of each channel; one that has no step is given ``shared``."""
-    rows = [
-        change_points(fitted.take(fitted.channel == channel), kept.take(kept.channel == channel)) or shared
-        for channel in range(channels)
-    ]
+def per_channel(
+    fitted: Neurons, held_out: Neurons | None, shared: StepFit, channels: int, levels: Sequence[int] | None = None
+) -> StepFit:
+    """:func:`change_points` of each channel; a channel without a step receives ``shared``."""
+    rows = []
+    for channel in range(channels):
+        tests = None if held_out is None else held_out.of_channel(channel)
+        limit = None if levels is None else levels[channel]
+        rows.append(change_points(fitted.of_channel(channel), tests, levels=limit) or shared)
     return _stack(rows)
 
 
 def closed_form(layer: SpikingConv2d, encoding: Encoding, top: int) -> StepFit:
-    """floor(F T) of Eq. 1 at constant currents, up to ``top`` spikes; of channels if their thresholds differ.
+    """floor(F T) of Eq. 1 at constant currents, up to ``top`` spikes; one row per channel if thresholds differ.
 
-    The current flows while input spikes come, with a mean over the presentation that is the drive. Time is counted in
+    The current flows while input spikes come, and its mean over the presentation is the drive. Time is counted in
     steps, as in the simulation.
     """
-    thresholds = layer.v_threshold.double().cpu().numpy()
-    rows = [_closed_form(layer, encoding, threshold, top) for threshold in np.unique(thresholds)]
-    if len(rows) == 1:
-        return rows[0]
-    return _stack([rows[i] for i in np.searchsorted(np.unique(thresholds), thresholds)])
+    thresholds, row = np.unique(layer.v_threshold.double().cpu().numpy(), return_inverse=True)
+    rows = [_closed_form(layer, encoding, threshold, top) for threshold in thresholds]
+    return rows[0] if len(rows) == 1 else _stack([rows[number] for number in row])
 
 
 def _closed_form(layer: SpikingConv2d, encoding: Encoding, threshold: float, top: int) -> StepFit:
@@ -209,37 +212,39 @@ def _closed_form(layer: SpikingConv2d, encoding: Encoding, threshold: float, top
         first, interval = (steps_to_threshold(start, current) for start in (p.v_init, p.v_reset))
         return 1 + (encoding.active_steps - first) // interval if first <= encoding.active_steps else 0
 
-    edges = []
-    for level in range(1, top + 1):
+    def lowest_current(level: int) -> float:
         low, high = 0.0, 1.0
         while spikes(high) < level and high < 1e9:
             high *= 2
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if spikes(middle) < level else (low, middle)
-        edges.append(high)
-    edges, first = np.unique(np.float32(edges), return_index=True)
+        return high
+
+    currents = np.array([lowest_current(level) for level in range(1, top + 1)], np.float32)
+    edges, first = np.unique(currents, return_index=True)
     # Where several levels begin at one drive, only the highest is seen.
-    heights = [0, *(np.append(first[1:], top)).tolist()]
+    heights = [0, *np.append(first[1:], top).tolist()]
     return StepFit(torch.from_numpy(edges), torch.tensor(heights, dtype=torch.float32))
 
 
 def with_even_steps(fit: Fit, count: int, neurons: Neurons) -> Fit:
     """``fit`` with ``count`` equal steps along the line through its own, from silence to its highest step."""
-    edges, heights = (t.double().reshape(-1, t.shape[-1]) for t in (fit.steps.edges, fit.steps.heights))
+    check(count >= 1, f"`steps` {count}: give 1 or more")
     rows = []
+    edges, heights = (values.double().reshape(-1, values.shape[-1]) for values in (fit.steps.edges, fit.steps.heights))
+    levels = torch.arange(count + 1, dtype=torch.float64)
     for e, h in zip(edges, heights, strict=True):
         slope, low, _ = step_line(e[e.isfinite()].tolist(), h.tolist())
         top = h[e.isfinite().sum()].item()
-        levels = torch.arange(count + 1, dtype=torch.float64)
-        steps = (low + (levels[1:] - 0.5) / count * top / slope, levels * top / count)
-        rows.append(StepFit(*(values.to(torch.float32) for values in steps)))
+        even = low + (levels[1:] - 0.5) / count * top / slope
+        rows.append(StepFit(even.to(torch.float32), (levels * top / count).to(torch.float32)))
     steps = _stack(rows) if fit.steps.per_channel else rows[0]
     return Fit(steps, f"{count} equal steps along {fit.kind}", fit.residuals, steps.residual(neurons))
 
 
 def _stack(rows: list[StepFit]) -> StepFit:
-    """Step functions of channels, filled up to the length of the longest."""
+    """Step functions of channels as one, padded to the length of the longest."""
     n = max(len(row.edges) for row in rows)
     edges = torch.full((len(rows), n), torch.inf)
     heights = torch.empty(len(rows), n + 1)
@@ -248,7 +253,3 @@ def _stack(rows: list[StepFit]) -> StepFit:
         h[: len(row.heights)] = row.heights
         h[len(row.heights) :] = row.heights[-1]
     return StepFit(edges, heights)
-
-
-def _evaluate(edges: np.ndarray, heights: np.ndarray, drive: np.ndarray) -> np.ndarray:
-    return heights[np.searchsorted(edges, drive, side="right")]

@@ -1,19 +1,20 @@
-"""``SpikingFrontEnd``: the learned layers as frozen convolutions that answer in one step, and ``frontend.h5``.
+"""``SpikingFrontEnd``: the learned layers as frozen convolutions that answer in one step.
 
-A layer's drive is the mean current of its neurons, ``I = i_syn w/T sum_j G_j n_j`` with n_j presynaptic spikes in a
-presentation T and pulse width w; ``weight = i_syn w/T G`` makes it one convolution. Batch normalisation follows (paper,
-4.1): its statistics are those of the training images and stay frozen, and its affine part starts by undoing them, so
-that before any training the layer passes its drive on unchanged to the Special Activation Unit. The affine part can
-train.
+The drive of a neuron is its mean current, ``I = i_syn w/T sum_j G_j n_j``, with n_j presynaptic spikes in a
+presentation of duration T and pulses of width w. With ``weight = i_syn w/T G``, one convolution computes it. Batch
+normalisation follows (paper, 4.1). Its statistics are those of the training images and stay frozen. Its affine part can
+train; at first it undoes the normalisation, so that the Special Activation Unit receives the drive unchanged.
 
-Layers pass on spikes in a presentation, not Hz, and the first is given intensities in steps four times finer than those
-of 8-bit images (or, with ``quantise_input``, the encoder's whole spikes): whole numbers. Each map's weights are rounded
-to the finest power-of-two grid on which every sum of products is exact in float32. A drive then does not depend on the
-order of its sum, and so not on batch, memory order or library: near an edge of a step function a difference in the last
-bit would be one of a whole step. (On GPUs PyTorch convolves in TF32 unless ``torch.backends.cudnn.allow_tf32`` is off,
-which rounds weights further.)
+Layers pass on spikes in a presentation, not Hz. The first layer receives intensities in steps four times finer than
+those of 8-bit images or, with ``quantise_input``, the encoder's whole spikes. All inputs are therefore whole numbers.
+The weights of each channel are rounded to the finest power-of-two grid on which every sum of products is exact in
+float32. The order of a sum then does not change it, so drives are the same for every batch, memory order and library.
+This matters near an edge of a step function, where a difference in the last bit costs a whole step. (On GPUs, PyTorch
+convolves in TF32, which rounds weights further, unless ``torch.backends.cudnn.allow_tf32`` is off.)
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,107 +23,130 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d
 
-from bridge.sau import SpecialActivationUnit
-from snn.parameters import Encoding
+from bridge.sau import SpecialActivationUnit, steps_of_neurons
+from snn.parameters import Encoding, LayerParameters
+from snn.runtime.errors import check
 
 INTENSITY_STEPS = 4 * 255
 """Steps of intensity from 0 to 1 in the input of the first layer: 8-bit images lose nothing."""
-
-
 FLOOR_MARGIN = 1e-5
-"""Spikes that F T may fall short of a whole number and still count as it."""
-
-
+"""F T counts as a whole number of spikes if it falls short of it by at most this much."""
 DRAWS = 1024
-"""Deviations of a spike count from its step that are told apart by their chance."""
+"""Resolution of the distribution of deviations: so many equally likely values per step."""
 
 
 class Response(NamedTuple):
-    """Simulated response of a layer to which its SAU was fitted."""
+    """Simulated response of a layer, to which its SAU was fitted."""
 
     drive: np.ndarray
     """Mean currents of a sample of neurons, float32 (N,)."""
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]
     """Their spikes in a presentation, int16 (N,)."""
     channel: np.ndarray
-    """Their maps, int16 (N,)."""
+    """Their channels, int16 (N,)."""
     single_drive: np.ndarray
-    """Constant currents given to a single neuron, float32 (M,)."""
+    """Constant currents into a single neuron, float32 (M,)."""
     single_count: np.ndarray
-    """Its spikes, int16 (M,)."""
+    """Its spikes in a presentation at each of them, int16 (M,)."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Shape of a converted layer."""
+
+    channels: int
+    """C_out."""
+    kernel_size: int
+    stride: int
+    padding: int
+    """In pixels, as kernel size and stride are."""
+    steps: int
+    """Edges of the SAU (of the channel with most, if each channel has its own)."""
+    per_channel: bool = False
+    """Whether each channel has edges of its own."""
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "kernel_size", "stride", "steps"):
+            check(getattr(self, name) >= 1, f"converted layer with {name} {getattr(self, name)}: expected 1 or more")
+        check(self.padding >= 0, f"converted layer with padding {self.padding}: expected 0 or more")
+
+    @classmethod
+    def of(cls, geometry: LayerParameters, steps: int, per_channel: bool = False) -> "LayerSpec":
+        """The shape of a spiking layer once it is converted."""
+        return cls(geometry.maps, geometry.kernel_size, geometry.stride, geometry.padding, steps, per_channel)
+
+    @property
+    def edges_shape(self) -> tuple[int, ...]:
+        """Shape of the SAU's edges: (steps,), or (channels, steps) if each channel has its own."""
+        return (self.channels, self.steps) if self.per_channel else (self.steps,)
 
 
 @dataclass(frozen=True)
 class FrontEndSpec:
-    """What is needed to build a front end before its values are loaded."""
+    """Everything that determines the shape of a front end and its encoding of images."""
 
     input_shape: tuple[int, int, int]
     """(C, H, W) of the images."""
-    maps: tuple[int, ...]
-    """C_out of each layer."""
-    kernel_sizes: tuple[int, ...]
-    strides: tuple[int, ...]
-    paddings: tuple[int, ...]
-    steps: tuple[int, ...]
-    """Edges of each layer's SAU (the most of any channel)."""
-    per_channel: tuple[bool, ...]
-    """Whether each channel of a layer has edges of its own."""
+    layers: tuple[LayerSpec, ...]
     encoding: Encoding
     """Rates of intensities 0 and 1, and the presentation time."""
     quantise_input: bool = False
-    """Round input down to whole spikes, floor(F T), as the encoder does (the paper drops this)."""
+    """Round the input down to whole spikes, floor(F T), as the encoder does (the paper drops this)."""
 
     @property
     def stride(self) -> int:
         """Stride of the whole front end."""
-        return int(np.prod(self.strides))
+        return math.prod(layer.stride for layer in self.layers)
 
-    def edges_shape(self, number: int) -> tuple[int, ...]:
-        """Of the edges of layer ``number``, counted from 0: (steps,), or (maps, steps) if each channel has its own."""
-        steps = self.steps[number]
-        return (self.maps[number], steps) if self.per_channel[number] else (steps,)
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """C_out of each layer."""
+        return tuple(layer.channels for layer in self.layers)
 
 
 def input_spikes(images: Tensor, p: Encoding) -> Tensor:
-    """F T, the spikes in a presentation that intensities in [0, 1] stand for, in their shape."""
+    """F T: spikes in a presentation for intensities in [0, 1], in the shape of ``images``."""
     seconds = p.presentation / 1000
     return images * ((p.f_max - p.f_min) * seconds) + p.f_min * seconds
 
 
 def whole_spikes(images: Tensor, p: Encoding) -> Tensor:
-    """floor(F T), as the encoder has it; the gradient is that without rounding."""
+    """floor(F T), as the encoder computes it. The gradient ignores the rounding."""
     spikes = input_spikes(images, p)
-    # float32 resolves 1e-6 of a spike here; without the margin, whole numbers would lose one.
+    # float32 resolves 1e-6 of a spike here; without the margin, whole numbers would lose a spike.
     return spikes + (torch.floor(spikes + FLOOR_MARGIN) - spikes).detach()
 
 
 def fine_steps(images: Tensor, p: Encoding) -> Tensor:
-    """F T in units of :func:`spikes_per_step`, rounded; the gradient is that without rounding."""
+    """F T in units of :func:`spikes_per_step`, rounded. The gradient ignores the rounding."""
     steps = images * INTENSITY_STEPS + p.f_min / (p.f_max - p.f_min) * INTENSITY_STEPS
     return steps + (torch.round(steps) - steps).detach()
 
 
 def spikes_per_step(p: Encoding) -> float:
-    """Spikes in a presentation that a step of intensity adds."""
+    """Spikes in a presentation that one step of intensity adds."""
     return (p.f_max - p.f_min) * p.presentation / 1000 / INTENSITY_STEPS
 
 
 def first_input(images: Tensor, p: Encoding, quantise: bool) -> Tensor:
-    """What the first layer is given for images in [0, 1]: whole numbers. f_min is folded in, so padding is silence."""
+    """Input of the first layer, whole numbers, for images in [0, 1]. It includes f_min, so that padding is silence."""
     return (whole_spikes if quantise else fine_steps)(images, p)
 
 
 class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation with fixed statistics, also in training; only the affine part learns.
+    """Batch normalisation whose statistics stay fixed, also in training; only the affine part learns.
 
     Batch statistics would shift drives across the edges of the SAU from batch to batch.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def pass_through(self, mean: Tensor, variance: Tensor) -> None:
-        """Set statistics (C,) and the affine part that undoes them."""
+        """Set the statistics (C,), and the affine part that undoes them."""
         with torch.no_grad():
             self.running_mean.copy_(mean)
             self.running_var.copy_(variance)
@@ -130,30 +154,33 @@ class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
             self.bias.copy_(mean)
 
 
-def empty_activation(steps: tuple[int, ...]) -> SpecialActivationUnit:
-    """An SAU with edges of this shape, to load values into."""
-    edges = torch.arange(float(steps[-1])).expand(steps)
-    return SpecialActivationUnit(edges, torch.zeros(*steps[:-1], steps[-1] + 1))
+def empty_activation(edges_shape: tuple[int, ...]) -> SpecialActivationUnit:
+    """An SAU into which edges of this shape, and their heights, can be loaded."""
+    *channels, steps = edges_shape
+    return SpecialActivationUnit(torch.arange(float(steps)).expand(edges_shape), torch.zeros(*channels, steps + 1))
 
 
 class ConvertedLayer(nn.Module):
-    """Frozen convolution, batch normalisation, SAU: whole numbers to spikes in a presentation, (B, C, H, W).
+    """Frozen convolution, batch normalisation and SAU: whole numbers to spikes in a presentation, (B, C, H, W).
+
+    Conversion and loading also set ``deviations`` (see :func:`deviations`).
 
     Args:
-        weight: current per spike in a presentation (or, in the first layer, step of its input), (C_out, C_in, k, k).
-        stride, padding: of the convolution. Padding is silence.
-        steps: shape of the SAU's edges, which are to be fitted or loaded.
-
-    ``deviations`` (:func:`deviations`) is set by conversion and loading.
+        weight: current per spike in a presentation (in the first layer: per step of its input), (C_out, C_in, k, k).
+        stride, padding: of the convolution, in pixels. Padding is silence.
+        edges_shape: of the SAU, whose values are fitted or loaded later.
     """
 
-    def __init__(self, weight: Tensor, stride: int, padding: int, steps: tuple[int, ...] = (1,)) -> None:
+    weight: Tensor
+    deviations: Tensor
+
+    def __init__(self, weight: Tensor, stride: int, padding: int, edges_shape: tuple[int, ...] = (1,)) -> None:
         super().__init__()
         self.register_buffer("weight", weight.to(torch.float32).clone())
         self.stride, self.padding = stride, padding
         self.norm = FrozenStatisticsBatchNorm(len(weight))
-        self.activation = empty_activation(steps)
-        # Of use in training alone, so not part of the state of trained networks.
+        self.activation = empty_activation(edges_shape)
+        # Only training uses them, so they are not part of the state of trained networks.
         self.register_buffer("deviations", torch.zeros(1, DRAWS), persistent=False)
 
     def drive(self, spikes: Tensor) -> Tensor:
@@ -164,9 +191,9 @@ class ConvertedLayer(nn.Module):
         return self.activation(self.norm(self.drive(spikes)), unit)
 
     def draw(self, spikes: Tensor) -> Tensor:
-        """:meth:`forward` with the simulated neurons' variability: a deviation drawn for each neuron, by its step.
+        """:meth:`forward` with the variability of the simulated neurons: each count deviates at random from its step.
 
-        Drawn, as torchvision's dropout is, from torch's global generator.
+        The draws come from torch's global generator, as those of dropout do.
         """
         counts = self(spikes)
         level = counts.detach().round().int().clamp(max=len(self.deviations) - 1)
@@ -174,57 +201,54 @@ class ConvertedLayer(nn.Module):
 
 
 def deviations(activation: SpecialActivationUnit, response: Response) -> Tensor:
-    """How simulated counts depart from the step function: float32 (levels, :data:`DRAWS`).
+    """Deviations of simulated counts from the step function, float32 (levels, :data:`DRAWS`).
 
-    Row n holds equally likely deviations, in increasing order, of neurons whose step is n spikes high (or nearest to).
+    Row n belongs to neurons whose step is n spikes high (or nearest to n). It holds equally likely deviations in
+    increasing order.
     """
-    drive, channel = torch.from_numpy(response.drive), torch.from_numpy(response.channel).long()
-    per_channel = activation.edges.ndim == 2
-    expected = torch.empty(len(drive))
-    for number in channel.unique() if per_channel else [0]:
-        mine = channel == number if per_channel else torch.ones_like(channel, dtype=torch.bool)
-        edges, heights = (t.cpu()[number] if per_channel else t.cpu() for t in (activation.edges, activation.heights))
-        expected[mine] = heights[torch.searchsorted(edges, drive[mine], right=True)]
-    deviation = (torch.from_numpy(response.count) - expected).numpy()
-    level, chances = expected.round().int().numpy(), (np.arange(DRAWS) + 0.5) / DRAWS
-    rows = np.zeros((int(activation.heights.max().round()) + 1, DRAWS), np.float32)
+    edges, heights = activation.edges.cpu().numpy(), activation.heights.cpu().numpy()
+    expected = steps_of_neurons(edges, heights, response.drive, response.channel)
+    deviation, level = response.count - expected, np.rint(expected).astype(int)
+    chances = (np.arange(DRAWS) + 0.5) / DRAWS
+    rows = np.zeros((round(heights.max().item()) + 1, DRAWS), np.float32)
     for n in np.unique(level):
         rows[n] = np.quantile(deviation[level == n], chances, method="inverted_cdf")
     return torch.from_numpy(rows)
 
 
 class SpikingFrontEnd(nn.Module):
-    """The converted spiking layers. Images in [0, 1], (B, C, H, W), to features in [0, 1], (B, maps[-1], H', W').
+    """The converted spiking layers. Images in [0, 1], (B, C, H, W), become features in [0, 1], (B, C_out, H', W').
 
-    Features of images with several channels are in channels_last memory order, whatever order the images have.
+    Features of several channels come in channels_last memory order, whatever the order of the images.
     """
 
-    def __init__(self, spec: FrontEndSpec, layers: list[ConvertedLayer]) -> None:
+    layers: Sequence[ConvertedLayer]
+
+    def __init__(self, spec: FrontEndSpec, layers: Sequence[ConvertedLayer]) -> None:
         super().__init__()
         self.spec = spec
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
         self.variability = False
-        """Whether training (never evaluation) draws spike counts in place of their means."""
+        """Whether training, but not evaluation, draws spike counts instead of using their means."""
 
     @classmethod
     def empty(cls, spec: FrontEndSpec) -> "SpikingFrontEnd":
-        """A front end of the right shape, to load values into."""
+        """A front end of this shape, into which values can be loaded."""
         layers, c_in = [], spec.input_shape[0]
-        for number, (maps, size) in enumerate(zip(spec.maps, spec.kernel_sizes, strict=True)):
-            weight = torch.zeros(maps, c_in, size, size)
-            strides, paddings = spec.strides[number], spec.paddings[number]
-            layers.append(ConvertedLayer(weight, strides, paddings, spec.edges_shape(number)))
-            c_in = maps
+        for layer in spec.layers:
+            weight = torch.zeros(layer.channels, c_in, layer.kernel_size, layer.kernel_size)
+            layers.append(ConvertedLayer(weight, layer.stride, layer.padding, layer.edges_shape))
+            c_in = layer.channels
         return cls(spec, layers)
 
     def encode(self, images: Tensor) -> Tensor:
-        """:func:`first_input` of images."""
-        # In this order a CPU's convolutions of few channels take half the time; results are the same.
+        """Input of the first layer (:func:`first_input`)."""
+        # In this order, a CPU convolves few channels in half the time; results are the same.
         images = images.contiguous(memory_format=torch.channels_last)
         return first_input(images, self.spec.encoding, self.spec.quantise_input)
 
     def spikes(self, images: Tensor) -> list[Tensor]:
-        """Output of every layer: spikes in a presentation."""
+        """Output of every layer, in spikes in a presentation."""
         outputs = [self.encode(images)]
         for layer in self.layers:
             outputs.append(layer(outputs[-1]))
@@ -235,11 +259,12 @@ class SpikingFrontEnd(nn.Module):
         return [spikes * (1000 / self.spec.encoding.presentation) for spikes in self.spikes(images)]
 
     def forward(self, images: Tensor) -> Tensor:
-        x, *layers, last = self.encode(images), *self.layers
+        x, (*lower, last) = self.encode(images), self.layers
+        top = last.activation.heights.amax()
         if self.training and self.variability:
             for layer in self.layers:
                 x = layer.draw(x)
-            return x / last.activation.heights.amax()
-        for layer in layers:
+            return x / top
+        for layer in lower:
             x = layer(x)
-        return last(x, last.activation.heights.amax())
+        return last(x, top)

@@ -10,10 +10,14 @@ from snn.parameters import Encoding
 
 
 def pixel_margin(images: Tensor, p: Encoding) -> Tensor:
-    """Change of intensities in [0, 1] below which the encoder's floor(F T) stays as it is, in the shape of ``images``.
+    """Change of each intensity below which the encoder's floor(F T) stays the same, in the shape of ``images``.
 
-    The paper's ``delta / (T (f_max - f_min))`` with delta the distance, in spikes, of F T to the nearest edge that an
-    intensity in [0, 1] can reach; 1 if there is none.
+    This is the paper's ``delta / (T (f_max - f_min))``. Delta is the distance of F T, in spikes, to the nearest edge
+    that an intensity in [0, 1] can reach. The margin is 1 where there is no such edge.
+
+    Args:
+        images: intensities in [0, 1].
+        p: rates and presentation time of the encoder.
     """
     seconds = p.presentation / 1000
     spikes = input_spikes(images, p) + FLOOR_MARGIN
@@ -24,7 +28,7 @@ def pixel_margin(images: Tensor, p: Encoding) -> Tensor:
 
 
 def drive_margin(drive: Tensor, activation: SpecialActivationUnit) -> Tensor:
-    """Distance of normalised drives (B, C, H, W) to the nearest edge of the SAU, below which its output stays."""
+    """Distance of normalised drives (B, C, H, W) to the nearest edge of the SAU: smaller changes keep its output."""
     margin = torch.full_like(drive, torch.inf)
     for edge in activation.edges.unbind(-1):
         margin = torch.minimum(margin, (drive - edge.reshape(-1, 1, 1)).abs())
@@ -32,7 +36,12 @@ def drive_margin(drive: Tensor, activation: SpecialActivationUnit) -> Tensor:
 
 
 def summed_change(layer: ConvertedLayer, change: Tensor) -> Tensor:
-    """The most, sum_j |w_j change_j|, that changes of the input can change normalised drives (B, C, H, W)."""
+    """Upper bound of the change of normalised drives, sum_j |w_j change_j|, (B, C_out, H', W').
+
+    Args:
+        layer: whose drives.
+        change: of the layer's input, (B, C_in, H, W).
+    """
     largest = conv2d(change.abs(), layer.weight.abs(), stride=layer.stride, padding=layer.padding)
     slope = layer.norm.weight / (layer.norm.running_var + layer.norm.eps).sqrt()
     return largest * slope.abs().reshape(-1, 1, 1)

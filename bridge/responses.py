@@ -1,6 +1,7 @@
-"""How simulated neurons answer their drive: the data to which a Special Activation Unit is fitted.
+"""Simulated spike counts and their drives: the data to which a Special Activation Unit is fitted.
 
-Simulated with the learner's own neuron, encoder and presentation time, thresholds as after learning, inhibition off.
+The simulation uses the learner's own neuron, encoder and presentation time. Thresholds are those after learning, and
+inhibition is off.
 """
 
 import torch
@@ -24,11 +25,11 @@ def simulate_counts(
     Args:
         network: learned layers.
         images: uint8 (N, C, H, W), on the network's device.
-        generator: draws the seeds of the images.
+        generator: draws the seed of each image.
         batch_size: images simulated together.
 
     Returns:
-        int16 (N, C, H, W) of the encoder, and one such tensor (N, C_out, H, W) per layer, on the CPU.
+        int16 (N, C, H, W) of the encoder and (N, C_out, H, W) of each layer, on the CPU.
     """
     engine = choose_engine("auto", images.device)
     parts: list[list[Tensor]] = [[] for _ in range(len(network.layers) + 1)]
@@ -41,11 +42,12 @@ def simulate_counts(
 
 
 def neuron_response(layer: SpikingConv2d, currents: Tensor, encoding: Encoding) -> Tensor:
-    """Spikes in a presentation, int64 (N,), of one neuron with the first map's threshold, given constant currents.
+    """Spikes in a presentation, int64 (N,), of one neuron at constant currents.
 
     Args:
-        layer: of the neuron.
-        currents: means over the presentation, (N,). They flow while input spikes come, not in the quiet time after.
+        layer: whose neuron; the threshold is that of the first channel.
+        currents: means over the presentation, (N,). A current flows while input spikes come, not in the quiet time at
+            the end.
         encoding: presentation time.
     """
     neuron = layer.with_values(gain=torch.ones_like(layer.gain[:1]), v_threshold=layer.v_threshold[:1])

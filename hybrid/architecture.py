@@ -9,13 +9,12 @@ from typing import Annotated, Any, Literal, get_args
 from torch import nn
 
 from bridge.frontend import FrontEndSpec, SpikingFrontEnd
-from bridge.storage import SHIPPED_FRONTENDS, load_frontend
+from bridge.storage import load_frontend
 from hybrid.backbones import BACKBONES, check_backbone, full_backbone, main_cnn
 from hybrid.network import BaselineNetwork, Network, Normalise, TrainableFrontEnd
 from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preprocess_flag
 from hybrid.variations import Variations
 from snn.runtime.errors import check
-from snn.runtime.pretrained import resolve
 
 Variant = Literal["safe", "baseline", "mu", "lambda"]
 
@@ -38,7 +37,7 @@ class Architecture:
     embedding: int | None = None
     """Units between two fully connected layers at the end; 0: torchvision's head with one layer; None: 128 for images
     below 96 pixels, else 0."""
-    preprocess: Annotated[Preprocess, check_preprocess, preprocess_flag()] = UNCHANGED
+    preprocess: Annotated[Preprocess, preprocess_flag()] = UNCHANGED
     """What is done to images first, in training and in evaluation. average:N takes the mean of N x N pixels. quantise
     rounds to the levels that the encoder can represent, and spikes does so at random while training; both take
     F_MIN,F_MAX,T (Hz, Hz, ms). Join several by +."""
@@ -107,11 +106,11 @@ def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> Net
             front.variability = variations.variability
         else:
             front = TrainableFrontEnd(spec.frontend, stepped=a.variant == "lambda")
-        stride, maps = spec.frontend.stride, spec.frontend.maps[-1]
+        stride, front_channels = spec.frontend.stride, spec.frontend.channels[-1]
         auxiliary = variations.auxiliary_cnn(channels, a.auxiliary_maps, stride) if a.auxiliary_maps else None
-        features = maps + a.auxiliary_maps
+        features = front_channels + a.auxiliary_maps
         main = main_cnn(a.backbone, features, len(spec.classes), height, a.width, a.embedding, stride)
-        join = variations.join(maps)
+        join = variations.join(front_channels)
         network = variations.network(front, auxiliary, join, main, normalise=normalise, preprocess=preprocess)
     network.spec = spec
     return network
@@ -169,5 +168,5 @@ def open_frontend(frontend: SpikingFrontEnd | str | Path) -> tuple[SpikingFrontE
     """The front end itself, or that of a file or of "pretrained:NAME", and the digest of the file ("": none)."""
     if isinstance(frontend, SpikingFrontEnd):
         return frontend, ""
-    converted, _, digest = load_frontend(resolve(Path(frontend), SHIPPED_FRONTENDS))
+    converted, _, digest = load_frontend(frontend)
     return converted, digest

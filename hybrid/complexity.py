@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bridge.frontend import ConvertedLayer, FrontEndSpec, SpikingFrontEnd
+from bridge.frontend import ConvertedLayer, FrontEndSpec, LayerSpec, SpikingFrontEnd
 from hybrid.architecture import Architecture, ModelSpec, build_model, class_names
 from hybrid.backbones import PAPER_BACKBONES
 from hybrid.image_size import learning_preset
@@ -55,22 +55,13 @@ class ComplexityConfig:
 def preset_frontend(preset: PresetName, image_size: int) -> FrontEndSpec:
     """The front end that a preset of snn.learn leads to, for RGB images of this side."""
     p = PRESETS[preset]
-    geometries = [p.geometry(number) for number in range(len(p.maps))]
-    return FrontEndSpec(
-        input_shape=(3, image_size, image_size),
-        maps=p.maps,
-        kernel_sizes=tuple(g.kernel_size for g in geometries),
-        strides=tuple(g.stride for g in geometries),
-        paddings=tuple(g.padding for g in geometries),
-        steps=(STEPS,) * len(p.maps),
-        per_channel=(False,) * len(p.maps),
-        encoding=p.encoding,
-    )
+    layers = tuple(LayerSpec.of(p.geometry(number), STEPS) for number in range(len(p.maps)))
+    return FrontEndSpec((3, image_size, image_size), layers, p.encoding)
 
 
 def count_parameters(network: nn.Module) -> int:
     """All trainable values and the frozen weights of converted layers."""
-    frozen = [layer.weight for layer in network.modules() if isinstance(layer, ConvertedLayer)]
+    frozen = [layer.get_buffer("weight") for layer in network.modules() if isinstance(layer, ConvertedLayer)]
     return sum(values.numel() for values in (*network.parameters(), *frozen))
 
 
@@ -116,7 +107,7 @@ def complexity_rows() -> list[Row]:
     alone: tuple[tuple[PresetName, int], ...] = (("cifar10", 32), ("cifar10", 224), ("imagenet", 224))
     for preset, size in alone:
         front = preset_frontend(preset, size)
-        maps = ", ".join(map(str, front.maps))
+        maps = ", ".join(map(str, front.channels))
         rows.append(_row(f"front end alone, maps {maps}, stride {front.stride}", SpikingFrontEnd.empty(front), size))
     return rows
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -102,41 +103,45 @@ def evaluate(
     Raises:
         UserError: a model of other images or classes, or a condition that cannot be applied.
     """
-    networks = _load(models)
-    attacker = _loaded(attack_model) if attack_model is not None else None
-    check_same_data({name: model for name, model in networks.items() if isinstance(model, TrainedModel)}, data)
+    if not isinstance(models, Mapping):
+        listed = [models] if isinstance(models, TrainedModel | nn.Module | str | Path) else list(models)
+        models = dict(zip(name_models(listed), listed, strict=True))
+    subjects = {name: _subject(name, model, data) for name, model in models.items()}
+    attacker = _subject("`attack_model`", attack_model, data) if attack_model is not None else None
     wanted = distinct(conditions)
+    check(len(subjects) >= 1, "`models`: none given; give at least one")
     check(len(wanted) >= 1, "`conditions`: give at least one, for example clean")
     preprocess = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     step = preprocess.build().eval().to(device)
     predict_batches = partial(predict, device=device, batch_size=batch_size, preprocess=step)
     context = Context(
         data,
-        attack_model=_network(attacker) if attacker is not None else None,
-        cifar10_c=Path(cifar10_c) if cifar10_c is not None else None,
+        attack_model=attacker.network if attacker else None,
+        cifar10_c=Path(cifar10_c) if cifar10_c else None,
         device=device,
     )
     ablated = next((condition for condition in wanted if isinstance(condition, Clean)), wanted[0])
     runs = [(condition, s) for condition in wanted for s in range(seed, seed + (repeats if condition.draws else 1))]
     rows = []
-    with progress(None, "evaluating", "run", total=len(networks) * len(runs)) as bar:
+    with progress(None, "evaluating", "run", total=len(subjects) * len(runs)) as bar:
         for condition, noise_seed in runs:
             perturbed = condition.perturb(replace(context, seed=noise_seed))
+            attack_digest = attacker.provenance["model_digest"] if attacker and condition.needs_attack_model else ""
             about = {
                 "condition": str(condition),
                 "snr_dB": "" if condition.snr is None else condition.snr,
                 "mean_sigma_intensity": _mean_sigma(data.images, condition),
-                "source_digest": _provenance(attacker)["model_digest"] if condition.needs_attack_model else "",
+                "source_digest": attack_digest,
                 "preprocess": str(preprocess),
                 "images": len(perturbed.labels),
             }
-            for name, model in networks.items():
-                every_path = condition == ablated and noise_seed == seed
-                for paths, metric, share in _accuracies(_network(model), perturbed, every_path, predict_batches):
-                    run = {"model": name, **_describe(model), "paths": paths, **about, "metric": metric, **share}
-                    rows.append(run | {"noise_seed": noise_seed, **_provenance(model)})
+            every_path = condition == ablated and noise_seed == seed
+            for name, (network, description, provenance) in subjects.items():
+                for paths, metric, share in _accuracies(network, perturbed, every_path, predict_batches):
+                    run = {"model": name, **description, "paths": paths, **about, "metric": metric, **share}
+                    rows.append(run | {"noise_seed": noise_seed, **provenance})
                 bar.update()
-    order = list(networks)
+    order = list(subjects)
     return sorted(rows, key=lambda row: (order.index(row["model"]), row["paths"] != "both"))
 
 
@@ -176,33 +181,26 @@ def name_models(models: Sequence[Model]) -> list[str]:
     ]
 
 
-def _load(models: Model | Sequence[Model] | Mapping[str, Model]) -> dict[str, TrainedModel | nn.Module]:
-    if not isinstance(models, Mapping):
-        listed = [models] if isinstance(models, TrainedModel | nn.Module | str | Path) else list(models)
-        models = dict(zip(name_models(listed), listed, strict=True))
-    check(len(models) >= 1, "`models`: none given; give at least one")
-    return {name: _loaded(model) for name, model in models.items()}
+class _Subject(NamedTuple):
+    """A model as :func:`evaluate` uses it."""
+
+    network: nn.Module
+    description: dict[str, str]
+    provenance: dict[str, int | str]
 
 
-def _loaded(model: Model) -> TrainedModel | nn.Module:
-    return load_model(Path(model)) if isinstance(model, str | Path) else model
-
-
-def _network(model: TrainedModel | nn.Module) -> nn.Module:
-    return model.network if isinstance(model, TrainedModel) else model
-
-
-def _describe(model: TrainedModel | nn.Module) -> dict[str, str]:
-    if not isinstance(model, TrainedModel):
-        return {"variant": "", "backbone": "", "train_noise": ""}
-    architecture, train_noise = model.spec.architecture, model.recipe.get("train_noise", "clean")
-    return {"variant": architecture.variant, "backbone": architecture.backbone, "train_noise": train_noise}
-
-
-def _provenance(model: TrainedModel | nn.Module | None) -> dict[str, int | str]:
-    if not isinstance(model, TrainedModel):
-        return {"training_seed": "", "model_digest": ""}
-    return {"training_seed": model.seed, "model_digest": model.digest}
+def _subject(name: str, model: Model, data: Images) -> _Subject:
+    model = load_model(model) if isinstance(model, str | Path) else model
+    if isinstance(model, TrainedModel):
+        check_same_data({name: model}, data)
+        architecture, train_noise = model.spec.architecture, model.recipe.get("train_noise", "clean")
+        description = {"variant": architecture.variant, "backbone": architecture.backbone, "train_noise": train_noise}
+        return _Subject(model.network, description, {"training_seed": model.seed, "model_digest": model.digest})
+    return _Subject(
+        model,
+        dict.fromkeys(("variant", "backbone", "train_noise"), ""),
+        dict.fromkeys(("training_seed", "model_digest"), ""),
+    )
 
 
 def _mean_sigma(images: Tensor, condition: Condition) -> float | str:

@@ -34,10 +34,10 @@ def draw_training(model: TrainedModel, title: str, path: Path) -> None:
 
 
 def draw_noise(rows: list[dict], path: Path) -> None:
-    """Accuracy against SNR with the clean accuracy beside it, and bars for all other noises.
+    """Draw accuracy against SNR with the clean accuracy beside it, and bars for all other conditions.
 
     Args:
-        rows: one for each model and condition, of :func:`hybrid.evaluation.summarise`.
+        rows: of :func:`hybrid.evaluation.summarise`, one for each model and condition.
         path: PNG to write.
     """
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -80,12 +80,12 @@ def _draw_snr(axes: Axes, rows: list[dict], models: list[str]) -> None:
 def _draw_bars(axes: Axes, rows: list[dict], models: list[str], conditions: list[str]) -> None:
     width = 0.8 / len(models)
     for number, model in enumerate(models):
-        found = {row["condition"]: row for row in rows if row["model"] == model}
+        by_condition = {row["condition"]: row for row in rows if row["model"] == model}
         axes.bar(
             np.arange(len(conditions)) + (number - (len(models) - 1) / 2) * width,
-            [found[name]["value_percent"] for name in conditions],
+            [by_condition[name]["value_percent"] for name in conditions],
             width,
-            yerr=[found[name]["deviation_percent"] for name in conditions],
+            yerr=[by_condition[name]["deviation_percent"] for name in conditions],
             capsize=3,
             label=model,
         )
@@ -181,7 +181,12 @@ def draw_frontier(rows: Sequence[dict], path: Path) -> None:
 
 
 def draw_margins(rows: list[dict[str, float]], path: Path) -> None:
-    """Shares against SNR: pixels, drives of the first layer, outputs of every layer (:mod:`hybrid.margins`)."""
+    """Draw the shares of :mod:`hybrid.margins` against SNR: pixels, drives of layer 1, outputs of every layer.
+
+    Args:
+        rows: of :func:`hybrid.margins.measure_margins`.
+        path: PNG to write.
+    """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     rows = sorted(rows, key=lambda row: -row["snr_dB"])
@@ -191,7 +196,7 @@ def draw_margins(rows: list[dict[str, float]], path: Path) -> None:
         "drives_within_step_percent": "layer 1 drives: within a step",
     }
     labels |= {name: f"layer {name[4 : name.index('_')]}: same output" for name in rows[0] if name.startswith("conv")}
-    # The output of layer 1 stays whenever its drive does.
+    # Left out: the output of layer 1 stays whenever its drive stays within its step.
     del labels["conv1_same_output_percent"]
     for number, (name, label) in enumerate(labels.items()):
         axes.plot([row[name] for row in rows], marker="os^Dv<>"[number % 7], label=label)

@@ -71,19 +71,19 @@ class BaselineNetwork(Network):
 class TrainableFrontEnd(nn.Module):
     """Trainable layers in the shape of the spiking ones (the paper's mu), or these with step functions (its lambda).
 
-    Normalised images (B, C, H, W) to features (B, maps[-1], H', W').
+    Normalised images (B, C, H, W) to features (B, channels[-1], H', W').
     """
 
     def __init__(self, spec: FrontEndSpec, stepped: bool) -> None:
         super().__init__()
         layers, c_in = [], spec.input_shape[0]
-        for number, maps in enumerate(spec.maps):
-            size, stride, padding = spec.kernel_sizes[number], spec.strides[number], spec.paddings[number]
-            conv = nn.Conv2d(c_in, maps, size, stride, padding, bias=False)
+        for layer in spec.layers:
+            conv = nn.Conv2d(c_in, layer.channels, layer.kernel_size, layer.stride, layer.padding, bias=False)
             initialise_convolutions(conv, "fan_out")
-            activation = empty_activation(spec.edges_shape(number)) if stepped else nn.ReLU()
-            layers.append(nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(maps), activation=activation)))
-            c_in = maps
+            activation = empty_activation(layer.edges_shape) if stepped else nn.ReLU()
+            norm = nn.BatchNorm2d(layer.channels)
+            layers.append(nn.Sequential(OrderedDict(conv=conv, norm=norm, activation=activation)))
+            c_in = layer.channels
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:

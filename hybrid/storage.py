@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.storage import spec_from_tree
+from bridge.storage import spec_from_tree, spec_tree
 from hybrid.architecture import Architecture, ModelSpec, build_model
 from hybrid.network import Network
 from hybrid.preprocess import Preprocess
@@ -55,23 +55,19 @@ def history_rows(history: Mapping[str, Iterable[float]]) -> list[dict]:
     return [{"epoch": number, **dict(zip(history, row, strict=True))} for number, row in enumerate(rows, 1)]
 
 
-def save_model(
-    path: str | Path, model: TrainedModel, command: str = "called as a library", parent_digest: str | None = None
-) -> str:
+def save_model(path: str | Path, model: TrainedModel, command: str, parent_digest: str) -> str:
     """Write ``hybrid.h5``; return its digest.
 
     Args:
         path: file to write.
         model: to be written.
         command: that made the model.
-        parent_digest: digest of the file that the model was made from (None: as ``model`` says).
+        parent_digest: digest of the file that the model was made from ("": none).
     """
-    parent_digest = model.parent_digest if parent_digest is None else parent_digest
     spec = asdict(model.spec)
     shape = spec.pop("input_shape")
-    if spec["frontend"] is not None:
-        del spec["frontend"]["input_shape"]
-    # One flat group, as the options of the search had no record of their own in the first files.
+    spec["frontend"] = model.spec.frontend and spec_tree(model.spec.frontend)
+    # One flat group: the variations had no record of their own when the schema was made.
     spec["architecture"] |= spec["architecture"].pop("variations")
     architecture = model.spec.architecture
     spec["architecture"]["preprocess"] = str(architecture.preprocess)
@@ -84,6 +80,11 @@ def save_model(
         "input": input_tree(model.data_source, shape),
     }
     return write_file(Path(path), SCHEMA, tree, seed=model.seed, command=command, parent_digest=parent_digest)
+
+
+def save(model: TrainedModel, path: str | Path) -> str:
+    """Write a trained model to ``hybrid.h5``; return the file's digest."""
+    return save_model(path, model, "hybrid.save", model.parent_digest)
 
 
 def load_model(path: str | Path) -> TrainedModel:
@@ -118,5 +119,5 @@ def _model_from_tree(tree: Tree) -> TrainedModel:
     )
 
 
-load, save = load_model, save_model
-"""The names that :mod:`hybrid` publishes."""
+load = load_model
+"""Published as ``hybrid.load``."""

@@ -76,12 +76,14 @@ def swap(model: TrainedModel, frontend: SpikingFrontEnd, images: Tensor, scale: 
     )
     assert spec.frontend is not None
     check(
-        spec.frontend.maps == frontend.spec.maps,
-        f"`frontend` has layers of {frontend.spec.maps} channels, the model of {spec.frontend.maps}; give the "
+        spec.frontend.channels == frontend.spec.channels,
+        f"`frontend` has layers of {frontend.spec.channels} channels, the model of {spec.frontend.channels}; give the "
         "front end whose shape the model was trained with",
     )
     architecture = replace(spec.architecture, variant="lambda")
-    shape = replace(spec.frontend, steps=frontend.spec.steps, per_channel=frontend.spec.per_channel)
+    layers = zip(spec.frontend.layers, frontend.spec.layers, strict=True)
+    stepped = tuple(replace(own, steps=other.steps, per_channel=other.per_channel) for own, other in layers)
+    shape = replace(spec.frontend, layers=stepped)
     network = build_model(replace(spec, architecture=architecture, frontend=shape)).eval()
     assert isinstance(network, HybridNetwork)
     assert isinstance(network.frontend, TrainableFrontEnd)

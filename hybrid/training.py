@@ -174,7 +174,7 @@ def _describe(
     if isinstance(network, Architecture):
         converted, digest = open_frontend(frontend) if frontend is not None else (None, "")
         return ModelSpec(network, data.shape, data.classes, converted.spec if converted else None), converted, digest
-    spec = network.spec
+    spec = getattr(network, "spec", None)
     check(frontend is None, "`frontend` goes with an architecture; this `network` has its own: leave it out")
     if not isinstance(spec, ModelSpec):
         raise UserError(

@@ -25,7 +25,7 @@ class Variations:
     """Side of the kernels of the auxiliary CNN's two layers, in pixels, odd."""
     auxiliary_activation: AuxiliaryActivation = "relu6"
     """Activation of the auxiliary CNN: relu6, or 8 equal steps from 0 to 6, in which small deviations vanish."""
-    auxiliary_input: Annotated[Preprocess, check_preprocess, preprocess_flag("auxiliary_input")] = UNCHANGED
+    auxiliary_input: Annotated[Preprocess, preprocess_flag("auxiliary_input")] = UNCHANGED
     """Preprocessing of the images that the auxiliary CNN receives, in the form of --preprocess."""
     auxiliary_drop: float = 0.0
     """Share of training images whose auxiliary features are 0, so that the main CNN learns to do without them."""

@@ -1,1 +1,15 @@
-"""Spiking convolution layers that learn features without labels, by stochastic STDP on norse LIF neurons."""
+"""Spiking convolution layers that learn features without labels, by stochastic STDP on norse LIF neurons.
+
+    import snn
+
+    images = snn.load_images("digits", "train", limit=300)
+    network = snn.learn(images, snn.Learning(maps=(8,), min_updates=20))
+    snn.save(network, "snn.h5")
+    kernels = snn.load("snn.h5").layers[0].layer.conductance  # (8, 1, 3, 3)
+
+Public names are imported when they are first used. ``python -m snn.learn`` is the command.
+"""
+
+from snn.runtime.public import publish
+
+__all__ = publish(__name__)

@@ -18,12 +18,8 @@ from snn.runtime.errors import check
 from snn.spikes import Spikes, batch_size, spike_counts, spike_shape
 
 BISECTIONS = 14
-
-
 PLACES = 4096
 """Places (of all calibration images together) at which rates are measured."""
-
-
 LOWEST_ABOVE_REST = 1.0
 """The lowest threshold lies this far above rest, in mV (ours)."""
 
@@ -48,8 +44,8 @@ def mean_count(engine: Engine, layer: SpikingConv2d, drive: Tensor) -> float:
 
 
 def calibrate_gain(engine: Engine, layer: SpikingConv2d, drive: Tensor, target: float) -> SpikingConv2d:
-    """Scale ``gain`` (all maps alike) so that :func:`mean_count` is ``target`` spikes."""
-    # A map whose conductances are all 0 receives nothing, whatever its gain.
+    """Scale ``gain`` (all channels alike) so that :func:`mean_count` is ``target`` spikes."""
+    # A channel whose conductances are all 0 receives nothing, whatever its gain.
     peak = (drive.amax((0, 1)) * layer.gain).amax().item()
     check(
         peak > 0,
@@ -77,7 +73,7 @@ def finalise(engine: Engine, layer: SpikingConv2d, drive: Tensor, target: float,
         layer: learned.
         drive: from :func:`sample_drive`.
         target: spikes per neuron and presentation.
-        lowering: of the neuron's own threshold, in mV, for all maps alike; it stays :data:`LOWEST_ABOVE_REST` above
+        lowering: of the neuron's own threshold, in mV, for all channels alike; it stays :data:`LOWEST_ABOVE_REST` above
             rest.
     """
     threshold = max(layer.lif.v_threshold - lowering, layer.lif.v_leak + LOWEST_ABOVE_REST)

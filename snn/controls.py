@@ -8,7 +8,7 @@ from torch import Tensor
 
 from snn.calibration import finalise, sample_drive
 from snn.engines.base import choose_engine, feed_forward
-from snn.network import SpikingNetwork
+from snn.network import LearnedLayer, SpikingNetwork
 from snn.runtime.random import draw_seeds, stream
 
 Conductances = Literal["learned", "shuffled", "random", "balanced"]
@@ -27,7 +27,8 @@ def control(network: SpikingNetwork, images: Tensor, kind: Conductances, seed: i
     """
     if kind == "learned":
         return network
-    p, layers, engine = network.learning, [], choose_engine("auto", images.device)
+    p, engine = network.learning, choose_engine("auto", images.device)
+    layers: list[LearnedLayer] = []
     images = images[: p.calibration_images]
     seeds = draw_seeds(len(images), stream("control presentation", seed)).to(images.device)
     for number, learned in enumerate(network.layers):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from snn.data_source import DataSource, Split
+from snn.data_source import UNNAMED, DataSource, Split
 from snn.runtime.errors import UserError, check
 from snn.runtime.progress import progress
 
@@ -30,21 +30,31 @@ class Images(NamedTuple):
     labels: Tensor
     """int64 (N,), indices into ``classes``."""
     classes: tuple[str, ...]
-    source: DataSource = DataSource(data="unnamed")
+    source: DataSource = UNNAMED
     """Where they came from; the files of all stages record it."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return tuple(self.images.shape[1:])
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
 
-def load_images(source: DataSource, split: Split, seed: int) -> Images:
-    """Load one split; ``seed`` draws the class-balanced part when a limit is set.
+def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit: int | None = None) -> Images:
+    """Load one split of a data set.
 
-    Raises :class:`UserError` for an unknown or missing data set, a folder without ``train`` or ``test``, a class that
-    occurs only in ``test``, and images that cannot be read or differ in size.
+    Args:
+        source: which images, or only the name of the data set: "digits", "cifar10" or "folder:PATH".
+        split: "train" or "test".
+        seed: draws the class-balanced part when a limit is set.
+        limit: at most so many images, in place of the source's limit on this split.
+
+    Raises:
+        UserError: an unknown or missing data set, a folder without ``train`` or ``test``, a class that occurs only in
+            ``test``, and images that cannot be read or differ in size.
     """
+    source = DataSource(source) if isinstance(source, str) else source
+    source = source.override(**{f"limit_{split}": limit})
     limit = source.limit(split)
     check(limit is None or limit >= 1, f"`limit_{split}` {limit}: at least one image is needed; give 1 or more")
     size = source.image_size
@@ -69,7 +79,8 @@ def image_shape(source: DataSource, split: Split) -> tuple[int, int, int]:
         folders = (Path(path) / split / name for name in _folder_classes(Path(path)))
         files = next(filter(None, map(_image_files, folders)), [])
         check(bool(files), f"{Path(path) / split} holds no images; expected files under {split}/CLASS")
-        return _read_image(files[0], source.image_size).shape
+        channels, height, width = _read_image(files[0], source.image_size).shape
+        return channels, height, width
     check(source.data in SHAPES, f"`data` {source.data}: unknown data set; give digits, cifar10 or folder:PATH")
     channels, height, width = SHAPES[source.data]
     return channels, source.image_size or height, source.image_size or width
@@ -91,7 +102,6 @@ def balanced_subset(labels: np.ndarray, limit: int | None, seed: int) -> np.ndar
 
 
 def _digits(split: Split) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    # Takes a second to import: only where it is needed.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -144,7 +154,8 @@ def _folder_classes(folder: Path) -> list[str]:
 
 def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> Images:
     size, classes = source.image_size, _folder_classes(folder)
-    files, labels = [], []
+    files: list[Path] = []
+    numbers: list[int] = []
     for label, name in enumerate(classes):
         members = _image_files(folder / split / name)
         check(
@@ -152,9 +163,9 @@ def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> I
             f"{folder / split / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); add some or remove it",
         )
         files += members
-        labels += [label] * len(members)
+        numbers += [label] * len(members)
     check(bool(files), f"{folder / split} holds no images; expected files under {split}/CLASS")
-    labels = np.array(labels, dtype=np.int64)
+    labels = np.array(numbers, dtype=np.int64)
     chosen = balanced_subset(labels, source.limit(split), seed)
     first = _read_image(files[chosen[0]], size)
     images = np.empty((len(chosen), *first.shape), dtype=np.uint8)

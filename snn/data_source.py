@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from snn.runtime.tree import Tree, from_tree
 
@@ -31,11 +31,13 @@ class DataSource:
         """The limit on one split."""
         return self.limit_train if split == "train" else self.limit_test
 
-    def override(self, **values: object) -> "DataSource":
+    def override(self, **values: Any) -> "DataSource":
         """A copy with those fields replaced that are not None."""
         return replace(self, **{name: value for name, value in values.items() if value is not None})
 
 
+UNNAMED = DataSource(data="unnamed")
+"""Of images that did not come from a loader of this project."""
 LOCATION = ("input/root", "input/download")
 """Paths in a file that say where images lie, not which they are: no part of its digest."""
 

@@ -1,4 +1,4 @@
-"""Homeostasis of a layer between two updates (ours; :class:`snn.learning.Homeostasis` says what each part is for)."""
+"""Homeostasis of a layer between two updates (ours). :class:`snn.learning.Homeostasis` explains each part."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,21 @@ from snn.layer import SpikingConv2d
 from snn.learning import Homeostasis
 
 LARGEST_LTD_FACTOR = 20.0
-"""By which the LTD magnitude of a map is raised, or lowered, at most (ours)."""
+"""Largest factor by which the LTD magnitude of a channel is raised or lowered (ours)."""
 
 
 def balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeostasis) -> SpikingConv2d:
-    """The layer with its gains and thresholds moved as :class:`Homeostasis` says, after one update."""
+    """The layer after one update, with its gains and thresholds moved by homeostasis.
+
+    Args:
+        layer: with its new conductances.
+        start: the layer before its first update.
+        wins: spikes of each channel in the update, (C_out,).
+        p: settings.
+    """
     if p.synaptic_scaling:
         usual = start.conductance.sum((1, 2, 3)).mean()
-        # Bounded, or one event could drive a map that has lost almost everything.
+        # Bounded: otherwise one event could drive a channel that has lost almost all conductance.
         total = layer.conductance.sum((1, 2, 3)).clamp(min=0.02 * usual)
         layer = layer.with_values(gain=start.gain * (usual / total))
     share = wins * (len(wins) / wins.sum().clamp(min=1))
@@ -26,9 +33,9 @@ def balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeost
 
 
 def balance_ltd(factor: Tensor, g: Tensor, p: Homeostasis) -> Tensor:
-    """LTD factors of the maps (C_out, 1, 1, 1) for the next update; ``g``: conductances as shares of their range."""
+    """LTD factors (C_out, 1, 1, 1) for the next update; ``g``: conductances as shares of their range."""
     if p.mean_conductance == 0:
         return factor
     moved = factor * torch.exp(p.ltd_step * (g.double().mean((1, 2, 3), keepdim=True) - p.mean_conductance))
-    # Bounded, or it would go on to grow in a map that has no events.
+    # Bounded: otherwise it would grow without end in a channel that has no events.
     return moved.clamp(1 / LARGEST_LTD_FACTOR, LARGEST_LTD_FACTOR)

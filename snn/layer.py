@@ -1,4 +1,4 @@
-"""A spiking convolution: shared conductances, a sheet of LIF neurons per map, cross-depth inhibition (paper, 4.2).
+"""A spiking convolution: shared conductances, a sheet of LIF neurons per channel (paper, 4.2).
 
 A presynaptic spike at step k holds its synapse open for a pulse of steps k .. k+w-1 (a new spike restarts it), and
 the drive of a neuron is ``I = gain_c sum_j G_cj s_j`` with ``gain`` the synaptic current per unit of conductance. The
@@ -12,6 +12,7 @@ A layer holds values; an engine (:mod:`snn.engines`) simulates it.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,16 +29,16 @@ class SpikingConv2d:
     conductance: Tensor
     """(C_out, C_in, kH, kW)."""
     gain: Tensor
-    """i_syn of each map (C_out,): current per unit of conductance."""
+    """i_syn of each channel (C_out,): current per unit of conductance."""
     v_threshold: Tensor
-    """Threshold of each map (C_out,), in mV."""
+    """Threshold of each channel (C_out,), in mV."""
     geometry: LayerParameters
     lif: LIFParameters
     dt: float
     """Time step, in ms."""
 
     def neurons(self) -> tuple[LIFBoxParameters, Tensor]:
-        """Norse's parameters, and mV per unit of drive before the gain; maps in the second of four dimensions."""
+        """Norse's parameters, and mV per unit of drive before the gain; both broadcast against (B, C, H, W)."""
         per_map = (1, -1, 1, 1)
         neuron = norse_parameters(self.lif, self.v_threshold.reshape(per_map))
         return neuron, (self.gain * self.lif.millivolts_per_current).reshape(per_map)
@@ -61,8 +62,8 @@ class SpikingConv2d:
             v_threshold=self.v_threshold.to(device),
         )
 
-    def with_values(self, **values: Tensor) -> "SpikingConv2d":
-        """A copy with ``conductance``, ``gain`` or ``v_threshold`` replaced."""
+    def with_values(self, **values: Any) -> "SpikingConv2d":
+        """A copy with the tensors ``conductance``, ``gain`` or ``v_threshold`` replaced."""
         return replace(self, **values)
 
 

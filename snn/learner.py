@@ -82,7 +82,7 @@ def learn(
 
 
 class LayerLearner:
-    """What all updates of one layer share.
+    """Learns one layer by mini-batch updates.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -108,7 +108,7 @@ class LayerLearner:
         self.orders: dict[int, Tensor] = {}
 
     def _stream(self, *purpose: str | int) -> torch.Generator:
-        # Always on the CPU, so that all devices are given the same numbers.
+        # Always on the CPU, so that all devices take the same numbers.
         return stream(self.seed, self.number, *purpose)
 
     def _seeds(self, images: int, *purpose: str | int) -> Tensor:

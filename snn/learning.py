@@ -9,7 +9,7 @@ from snn.runtime.errors import check
 
 @dataclass(frozen=True)
 class Homeostasis:
-    """Keeps maps from dying, monopolising or saturating (ours; all off: the paper's plain rule)."""
+    """Keeps channels from dying, monopolising or saturating (ours). With all parts off, the rule is the paper's."""
 
     synaptic_scaling: bool = True
     """Scale each map's drive so that the sum of its conductances acts as at the start of learning."""
@@ -72,7 +72,7 @@ class Learning:
     presentation; with more, single spikes follow less well from the mean current, which is all the bridge keeps)."""
     threshold_lowering: float = 1.0
     """How far a learned layer's threshold is lowered, in mV (paper 4.2: lowered; ours: little, as features passed on
-    at thresholds close to rest tell classes less well)."""
+    at thresholds close to rest separate classes less well)."""
     calibration_images: int = 32
     """Training images on which gains, thresholds and rate limits are measured (ours)."""
     encoding: Encoding = field(default_factory=lambda: Encoding(quiet=30.0))

@@ -19,18 +19,18 @@ class LayerHistory(NamedTuple):
     images: Tensor
     """Images seen up to and including the update, int64 (U,)."""
     wins: Tensor
-    """Postsynaptic spikes of each map, int64 (U, C_out)."""
+    """Postsynaptic spikes of each channel, int64 (U, C_out)."""
     mean_change: Tensor
     """Mean |dG| over the layer's synapses, float64 (U,)."""
 
     @classmethod
     def empty(cls, maps: int) -> "LayerHistory":
         """Before the first update."""
-        integers = {"dtype": torch.int64}
-        return cls(torch.empty(0, **integers), torch.empty(0, maps, **integers), torch.empty(0, dtype=torch.float64))
+        images, wins = torch.empty(0, dtype=torch.int64), torch.empty(0, maps, dtype=torch.int64)
+        return cls(images, wins, torch.empty(0, dtype=torch.float64))
 
     def with_update(self, images: int, wins: Tensor, mean_change: float) -> "LayerHistory":
-        """One update of ``images`` images more; ``wins`` (C_out,)."""
+        """The history with one more update, of ``images`` images; ``wins`` (C_out,), ``mean_change`` a conductance."""
         seen = images + (self.images[-1:] if len(self.images) else 0)
         return LayerHistory(
             torch.cat([self.images, torch.as_tensor(seen).reshape(1)]),
@@ -70,14 +70,14 @@ class LearnedLayer:
 
     @property
     def fair_shares(self) -> Tensor:
-        """Spikes of each map under inhibition over the mean map's, in the last quarter of the updates, float64."""
+        """Spikes of each channel over the mean channel's, in the last quarter of the updates, float64 (C_out,)."""
         updates = len(self.history.wins)
         wins = self.history.wins[updates * 3 // 4 :].sum(0).double()
         return wins / wins.mean().clamp(min=1e-9)
 
     @property
     def winning_share(self) -> float:
-        """Share of maps that fire at least a fifth as often as the mean map."""
+        """Share of channels that fire at least a fifth as often as the mean channel."""
         return (self.fair_shares >= 0.2).double().mean().item()
 
 
@@ -89,7 +89,7 @@ class UnfinishedLayer:
     start: SpikingConv2d
     """As it was before the first update."""
     ltd_factor: Tensor
-    """Of each map, float64 (C_out, 1, 1, 1)."""
+    """Factor of each channel's LTD magnitude, float64 (C_out, 1, 1, 1)."""
     rate_limits: tuple[float, float]
     """f_min and f_max of its presynaptic rates in Eq. 5, in Hz."""
     history: LayerHistory

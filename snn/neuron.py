@@ -25,12 +25,15 @@ from snn.parameters import LIFParameters
 
 def norse_parameters(p: LIFParameters, v_threshold: Tensor) -> LIFBoxParameters:
     """``p`` in norse's terms with time in ms; ``v_threshold`` (mV) broadcasts against the neurons."""
-    like = {"dtype": v_threshold.dtype, "device": v_threshold.device}
+
+    def scalar(value: float) -> Tensor:
+        return torch.tensor(value, dtype=v_threshold.dtype, device=v_threshold.device)
+
     return LIFBoxParameters(
-        tau_mem_inv=torch.tensor(1.0 / p.tau_mem, **like),
-        v_leak=torch.tensor(p.v_leak, **like),
+        tau_mem_inv=scalar(1.0 / p.tau_mem),
+        v_leak=scalar(p.v_leak),
         v_th=v_threshold,
-        v_reset=torch.tensor(p.v_reset, **like),
+        v_reset=scalar(p.v_reset),
         method="heaviside",
         # The layer resets: who fires is known only after cross-depth inhibition.
         reset_method=lambda z, v, reset, threshold: v,

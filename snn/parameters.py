@@ -137,7 +137,7 @@ class LayerParameters:
     pulse_width: float = 15.0
     """Time w that a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
     inhibition_time: float = 10.0
-    """Time for which maps that lost ignore their input, in ms (ours)."""
+    """Time for which channels that lost a place ignore their input, in ms (ours)."""
 
     def __post_init__(self) -> None:
         for name in ("maps", "kernel_size", "stride"):

@@ -41,14 +41,14 @@ class SpikeEvents:
         c, height, width = spikes.shape[2:]
         flat = spikes.numpy().reshape(*spikes.shape[:2], -1)
 
-        def find(image: int) -> Raster:
+        def raster(image: int) -> Raster:
             # Whole words of eight neurons are skipped at once.
             rows = flat[:, image]
             if rows.shape[1] % 8 or rows.strides[1] != 1:
                 rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8)))
             return Raster(*kernels.list_spikes(rows.view(np.uint64), c, height * width))
 
-        return cls(tuple(for_each(find, range(flat.shape[1]))), (c, height, width))
+        return cls(tuple(for_each(raster, range(flat.shape[1]))), (c, height, width))
 
     def to_dense(self) -> Tensor:
         """As bool (T, B, C, H, W)."""

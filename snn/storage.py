@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snn.data_source import LOCATION, DataSource, input_tree, read_input
+from snn.data_source import LOCATION, UNNAMED, DataSource, input_tree, read_input
 from snn.layer import SpikingConv2d
 from snn.learning import Homeostasis, Learning
 from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
@@ -18,8 +18,6 @@ from snn.runtime.pretrained import resolve
 from snn.runtime.tree import Tree, from_tree
 
 SCHEMA = Schema("snn/2", "python -m snn.learn --out FILE", LOCATION)
-
-
 SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
 """Learned networks that ship with the package (:func:`snn.runtime.pretrained.resolve`)."""
 
@@ -27,7 +25,7 @@ SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
 def images_digest(images: Tensor) -> str:
     """Digest of uint8 images (N, C, H, W), by which a resumed run knows its images again."""
     digest = hashlib.blake2b(str(tuple(images.shape)).encode(), digest_size=16)
-    digest.update(images.contiguous().numpy())
+    digest.update(images.contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -95,6 +93,11 @@ def layer_tree(layer: SpikingConv2d) -> Tree:
         "geometry": asdict(layer.geometry) | {"pulse_width_unit": "ms", "inhibition_time_unit": "ms"},
         "lif": asdict(layer.lif) | {"v_unit": "mV", "time_unit": "ms"},
     }
+
+
+def save(network: SpikingNetwork, path: str | Path, data_source: DataSource = UNNAMED) -> str:
+    """Write a network to ``snn.h5``; return the file's digest. ``data_source``: images it was learned on."""
+    return save_network(path, network, data_source, "snn.save")
 
 
 class NetworkFile(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.models import EfficientNet, densenet121, efficientnet_b0, resnet18, resnet101
 
-from bridge.frontend import FrontEndSpec
+from bridge.frontend import FrontEndSpec, LayerSpec
 from bridge.storage import load_frontend
 from hybrid.architecture import Architecture, ModelSpec, build_model
 from hybrid.backbones import BACKBONES, Adapter, full_backbone, last_linear, main_cnn, register_backbone
@@ -38,7 +38,8 @@ def count(module: nn.Module) -> int:
 
 
 def spec(variant: str, backbone: str = "mobilenet_v2", size: int = 16, strides=(1, 1), **architecture) -> ModelSpec:
-    front = FrontEndSpec((3, size, size), (6, 10), (3, 3), strides, (1, 1), (5, 7), (False, True), Encoding())
+    layers = (LayerSpec(6, 3, strides[0], 1, 5, False), LayerSpec(10, 3, strides[1], 1, 7, True))
+    front = FrontEndSpec((3, size, size), layers, Encoding())
     given = Architecture(variant=variant, backbone=backbone, **architecture)
     return ModelSpec(given, (3, size, size), tuple("abcd"), None if variant == "baseline" else front)
 

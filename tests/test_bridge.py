@@ -1,20 +1,36 @@
+import json
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
+import bridge
 from bridge.conversion import convert, convert_weights
 from bridge.fidelity import measure_fidelity
-from bridge.frontend import FrozenStatisticsBatchNorm, fine_steps, input_spikes, spikes_per_step, whole_spikes
+from bridge.frontend import (
+    FrontEndSpec,
+    FrozenStatisticsBatchNorm,
+    LayerSpec,
+    SpikingFrontEnd,
+    fine_steps,
+    input_spikes,
+    spikes_per_step,
+    whole_spikes,
+)
 from bridge.responses import simulate_counts
-from bridge.storage import load_frontend
+from bridge.storage import load_frontend, spec_from_tree, spec_tree
 from snn.data import load_images
 from snn.encoding import encode
-from snn.layer import SpikingConv2d, hold
+from snn.engines.norse import convolve, hold
+from snn.layer import SpikingConv2d
 from snn.parameters import Encoding, LayerParameters, LIFParameters
-from snn.storage import load_network
+from snn.runtime.errors import UserError
+from snn.storage import load_network, save_network
 
 
 def test_normalisation_starts_as_identity_keeps_its_statistics_and_trains_its_affine_part():
@@ -46,7 +62,7 @@ def test_converted_weights_give_the_mean_current_of_the_simulation():
     for step in range(6):
         spikes[step * 18] = counts > step
     assert hold(spikes, 6).sum() == 6 * spikes.sum()
-    mean = sum(drive.clone() for drive in layer.convolve(spikes)) / 120 * layer.gain.reshape(1, 4, 1, 1)
+    mean = sum(drive.clone() for drive in convolve(layer, spikes)) / 120 * layer.gain.reshape(1, 4, 1, 1)
     for unit in (1.0, 0.125):
         converted = convert_weights(layer, presentation=300.0, top=6.0 / unit, unit=unit)
         torch.testing.assert_close(converted.drive(counts / unit), mean, rtol=1e-4, atol=1e-3)
@@ -91,15 +107,15 @@ def test_input_spikes_with_quantisation_are_those_of_the_encoder():
     for p in (Encoding(), Encoding(quiet=30.0), Encoding(f_min=1, f_max=22, presentation=400)):
         simulated = encode(images, p, torch.tensor([7])).sum(0)
         assert torch.equal(whole_spikes(images / 255, p), simulated.float())
-    found = input_spikes(images / 255, Encoding()).flatten()[[0, 51, 255]]
-    assert found.tolist() == pytest.approx([3, 4.2, 9])
+    spikes = input_spikes(images / 255, Encoding()).flatten()[[0, 51, 255]]
+    assert spikes.tolist() == pytest.approx([3, 4.2, 9])
 
 
 def test_frontend_file_keeps_every_value_and_the_response(pipeline):
-    frontend, source, digest = load_frontend(pipeline.frontend)
+    frontend, data, digest = load_frontend(pipeline.frontend)
     network, _, snn_digest = load_network(pipeline.snn)
-    assert source.data == "digits"
-    images = load_images(source, "test", seed=0).images[:32]
+    assert data.data == "digits"
+    images = load_images(data, "test", seed=0).images[:32]
     features = frontend(images / 255)
     assert features.shape == (32, 8, 8, 8)
     assert 0 <= features.min() < features.max() <= 1
@@ -127,7 +143,7 @@ def test_frontend_file_keeps_every_value_and_the_response(pipeline):
 
 
 def test_stored_response_is_what_the_sau_was_fitted_to(pipeline):
-    # The stored sample, given to the stored step function, shows the stored residual.
+    # The stored step function has the stored residual on the stored sample.
     frontend, _, _ = load_frontend(pipeline.frontend)
     with h5py.File(pipeline.frontend) as file:
         for number, layer in enumerate(frontend.layers, 1):
@@ -140,8 +156,8 @@ def test_stored_response_is_what_the_sau_was_fitted_to(pipeline):
 
 @pytest.mark.parametrize("quantised", [False, True])
 def test_converted_layers_answer_as_the_simulation_does(pipeline, quantised):
-    network, source, _ = load_network(pipeline.snn)
-    fitted, fresh = (load_images(source, split, seed=0).images[:100] for split in ("train", "test"))
+    network, data, _ = load_network(pipeline.snn)
+    fitted, fresh = (load_images(data, split, seed=0).images[:100] for split in ("train", "test"))
     frontend = convert(network, fitted, quantise_input=quantised).frontend
     counts = simulate_counts(network, fresh, torch.Generator().manual_seed(5))
     assert torch.equal(counts[0].float(), whole_spikes(fresh / 255, network.learning.encoding))
@@ -164,8 +180,8 @@ def test_converted_layers_answer_as_the_simulation_does(pipeline, quantised):
 
 
 def test_keeping_the_floor_makes_the_conversion_more_faithful(pipeline):
-    network, source, _ = load_network(pipeline.snn)
-    fitted, fresh = (load_images(source, split, seed=0).images[:80] for split in ("train", "test"))
+    network, data, _ = load_network(pipeline.snn)
+    fitted, fresh = (load_images(data, split, seed=0).images[:80] for split in ("train", "test"))
     counts = simulate_counts(network, fresh, torch.Generator().manual_seed(5))[1:]
     off = [
         measure_fidelity(convert(network, fitted, quantise_input=quantised).frontend, fresh, counts)[0].off_share
@@ -175,8 +191,8 @@ def test_keeping_the_floor_makes_the_conversion_more_faithful(pipeline):
 
 
 def test_simulated_responses_are_the_networks_own(pipeline):
-    network, source, _ = load_network(pipeline.snn)
-    images = load_images(source, "test", seed=0).images[:5]
+    network, data, _ = load_network(pipeline.snn)
+    images = load_images(data, "test", seed=0).images[:5]
     batched = simulate_counts(network, images, torch.Generator().manual_seed(1), batch_size=2)
     whole = simulate_counts(network, images, torch.Generator().manual_seed(1), batch_size=5)
     assert [tuple(count.shape) for count in batched] == [(5, 1, 8, 8), (5, 6, 8, 8), (5, 8, 8, 8)]
@@ -185,8 +201,8 @@ def test_simulated_responses_are_the_networks_own(pipeline):
 
 
 def test_works_in_lower_precision_and_other_memory_order(pipeline):
-    frontend, source, _ = load_frontend(pipeline.frontend)
-    images = load_images(source, "test", seed=0).images[:16] / 255
+    frontend, data, _ = load_frontend(pipeline.frontend)
+    images = load_images(data, "test", seed=0).images[:16] / 255
     with torch.no_grad():
         expected = frontend(images)
         assert torch.equal(frontend(images.to(memory_format=torch.channels_last)), expected)
@@ -206,8 +222,8 @@ def test_works_in_lower_precision_and_other_memory_order(pipeline):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_machine_code_gives_the_same_features(pipeline):
-    frontend, source, _ = load_frontend(pipeline.frontend)
-    images = load_images(source, "test", seed=0).images[:64] / 255
+    frontend, data, _ = load_frontend(pipeline.frontend)
+    images = load_images(data, "test", seed=0).images[:64] / 255
     with torch.no_grad():
         different = torch.compile(frontend)(images) != frontend(images)
     # A compiler may round the normalisation otherwise, which matters only on an edge.
@@ -216,8 +232,8 @@ def test_machine_code_gives_the_same_features(pipeline):
 
 @pytest.mark.parametrize("quantised", [False, True])
 def test_gradients_reach_the_images(pipeline, quantised):
-    network, source, _ = load_network(pipeline.snn)
-    images = load_images(source, "train", seed=0).images[:20]
+    network, data, _ = load_network(pipeline.snn)
+    images = load_images(data, "train", seed=0).images[:20]
     frontend = convert(network, images, quantise_input=quantised).frontend
     x = (images / 255).requires_grad_()
     frontend(x).sum().backward()
@@ -229,3 +245,93 @@ def test_rates_are_spikes_over_the_presentation(pipeline):
     x = torch.rand(2, 1, 8, 8)
     for rates, spikes in zip(frontend.rates(x), frontend.spikes(x), strict=True):
         torch.testing.assert_close(rates, spikes / 0.3)
+
+
+def test_public_names_are_found_lazily_and_win_over_modules_of_the_same_name():
+    code = """
+import json, sys
+import bridge
+light = "torch" not in sys.modules
+import bridge.convert
+from bridge.convert import main
+import bridge.conversion
+names = {name: getattr(bridge, name).__module__ for name in bridge.__all__}
+print(json.dumps([light, bridge.convert is bridge.conversion.convert, main.__module__, names]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    light, is_function, module, names = json.loads(result.stdout)
+    assert light
+    assert is_function
+    assert module == "bridge.convert"
+    assert {"convert", "load", "SpikingFrontEnd", "FrontEndSpec", "LayerSpec", "Conversion"} <= names.keys()
+    assert all(home.startswith("bridge.") for home in names.values())
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_a_file_is_converted_as_the_command_converts_it(pipeline, tmp_path, kind):
+    # The command's front end was fitted on 40 images.
+    stored = load_frontend(pipeline.frontend)
+    images = load_images(replace(stored.data_source, limit_train=40), "train", seed=0).images
+    conversion = bridge.convert(kind(pipeline.snn), images)
+    expected = stored.frontend.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in conversion.frontend.state_dict().items())
+    assert conversion.frontend.spec == stored.frontend.spec
+    bridge.save(conversion, kind(tmp_path / "frontend.h5"))
+    again = bridge.load_frontend(kind(tmp_path / "frontend.h5"))
+    assert again.data_source == stored.data_source
+    with h5py.File(pipeline.frontend) as command, h5py.File(tmp_path / "frontend.h5") as library:
+        assert library.attrs["source_digest"] == command.attrs["source_digest"]
+        for name in ("response/drive", "spiking/conductance", "state/activation.edges"):
+            assert np.array_equal(library[f"layers/conv2/{name}"][()], command[f"layers/conv2/{name}"][()])
+    x = images[:8] / 255
+    assert torch.equal(bridge.load(tmp_path / "frontend.h5")(x), stored.frontend(x))
+
+
+def test_conversion_refuses_unfinished_networks_and_other_images(pipeline, tmp_path):
+    network, data, _ = load_network(pipeline.snn)
+    images = load_images(data, "train", seed=0).images[:20]
+    part = tmp_path / "part.h5"
+    save_network(part, replace(network, layers=network.layers[:1]), data, "interrupted")
+    with pytest.raises(UserError, match=r"part\.h5 holds 1 of the 2 layers.*interrupted.*`layers` 1 or less"):
+        convert(part, images)
+    assert convert(part, images, layers=1).frontend.spec.channels == (6,)
+    assert convert(network, images, layers=1).frontend.spec.channels == (6,)
+    for layers in (0, 3):
+        with pytest.raises(UserError, match=f"`layers` {layers}: "):
+            convert(network, images, layers=layers)
+    for other in (images[:, :, 1:], images / 255, images[0]):
+        with pytest.raises(UserError, match=r"`images` of type .* uint8 .*\(1, 8, 8\)"):
+            convert(network, other)
+    with pytest.raises(UserError, match="`steps` 0: give 1 or more"):
+        convert(network, images, steps=0)
+    with pytest.raises(UserError, match=r"nothing\.h5 does not exist"):
+        convert(tmp_path / "nothing.h5", images)
+
+
+def test_a_spec_is_stored_as_a_column_for_each_property():
+    layers = (LayerSpec(6, 5, 2, 1, 4), LayerSpec(7, 3, 3, 0, 9, per_channel=True))
+    spec = FrontEndSpec((3, 32, 32), layers, Encoding(f_min=1.0), quantise_input=True)
+    assert spec.stride == 6
+    assert spec.channels == (6, 7)
+    assert [layer.edges_shape for layer in layers] == [(4,), (7, 9)]
+    tree = spec_tree(spec)
+    columns = {name: list(tree[name]) for name in tree.keys() - {"encoding", "quantise_input"}}
+    assert columns == {
+        "maps": [6, 7],
+        "kernel_sizes": [5, 3],
+        "strides": [2, 3],
+        "paddings": [1, 0],
+        "steps": [4, 9],
+        "per_channel": [False, True],
+    }
+    assert spec_from_tree(tree, (3, 32, 32)) == spec
+    # 32 pixels: (32 + 2 - 5) // 2 + 1 = 15, then (15 - 3) // 3 + 1 = 5.
+    frontend = SpikingFrontEnd.empty(spec)
+    assert [tuple(spikes.shape) for spikes in frontend.spikes(torch.rand(2, 3, 32, 32))] == [
+        (2, 6, 15, 15),
+        (2, 7, 5, 5),
+    ]
+    assert frontend.layers[1].activation.heights.shape == (7, 10)
+    for name in ("channels", "kernel_size", "stride", "steps"):
+        with pytest.raises(UserError, match=f"{name} 0"):
+            replace(layers[0], **{name: 0})

@@ -233,6 +233,7 @@ def test_wrong_flags_end_in_one_line(refused, pipeline, tmp_path):
     refused(learn, *out, "--encoding.dt", "2", words=["pulse_width 15.0 ms", "multiple of dt"])
     refused(learn, *out, "--encoding.presentation", "inf", words=["inf"])
     refused(train, *out, "--auxiliary-maps", "-1", words=["--auxiliary-maps -1"])
+    refused(train, *out, "--variations.auxiliary-kernel", "4", words=["--variations.auxiliary-kernel 4", "odd"])
     refused(train, *out, "--weight-decay", "-1", words=["--weight-decay -1"])
     refused(train, *out, "--label-smoothing", "2", words=["--label-smoothing 2"])
 

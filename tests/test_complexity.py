@@ -49,7 +49,7 @@ def test_counts_of_simple_layers():
 
 def test_presets_describe_front_ends_that_run():
     spec = preset_frontend("imagenet", 224)
-    assert (spec.stride, spec.maps) == (4, (20, 28, 36))
+    assert (spec.stride, spec.channels) == (4, (20, 28, 36))
     with torch.no_grad():
         assert SpikingFrontEnd.empty(spec)(torch.rand(1, 3, 224, 224)).shape == (1, 36, 56, 56)
 

@@ -14,8 +14,10 @@ from PIL import Image
 from scipy.stats import binom
 from sklearn.datasets import load_sample_images
 
-from hybrid.conditions import corruptions
+from hybrid.conditions import Condition, corruptions
 from hybrid.conditions.corruptions import CORRUPTIONS, corrupt, load_corrupted
+from hybrid.evaluation import evaluate
+from snn.data import Images
 from snn.runtime.errors import UserError
 
 PER_SEVERITY = 40
@@ -217,6 +219,24 @@ def test_results_depend_on_seed_and_place_alone(photos):
         # Two equal images get different draws.
         twins = corrupt(photos[:1].expand(2, -1, -1, -1), name, 3, seed=5)
         assert torch.equal(twins[0], twins[1]) == (name in DRAW_NOTHING), name
+
+
+def test_conditions_know_which_corruptions_draw():
+    drawn = {name for name in CORRUPTIONS if Condition.parse(f"corruption:{name},3").draws}
+    assert drawn == set(CORRUPTIONS) - DRAW_NOTHING
+    assert not any(Condition.parse(f"cifar10-c:{name},3").draws for name in CORRUPTIONS)
+
+
+def test_repeats_repeat_only_corruptions_that_draw(photos):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    data = Images(photos, torch.arange(len(photos)) % 10, tuple("0123456789"))
+    rows = evaluate(network, data, ["corruption:contrast,1", "corruption:snow,1"], repeats=3, seed=4)
+    seeds = {name: [row["noise_seed"] for row in rows if name in row["condition"]] for name in ("contrast", "snow")}
+    assert seeds == {"contrast": [4, 4], "snow": [4, 4, 5, 5, 6, 6]}
+    # The accuracy is that of the images that the function above makes.
+    with torch.no_grad():
+        logits = network(corrupt(photos, "snow", 1, seed=5).float() / 255)
+    assert rows[4]["correct"] == (logits.argmax(1) == data.labels).sum().item()
 
 
 def test_larger_and_oblong_images(photos):

@@ -10,7 +10,7 @@ from torch import nn
 
 import hybrid.embedding
 from hybrid.backbones import last_linear
-from hybrid.conditions import Noise
+from hybrid.conditions import Condition, Noise
 from hybrid.embedding import Panel, draw_embedding, embed_models, embeddings, lay_out, main
 from hybrid.evaluation import predict
 from hybrid.storage import load_model
@@ -106,6 +106,11 @@ def test_too_few_images_or_classes_are_refused(models, digits, choose, words):
     assert all(word in str(error.value) for word in ["digits", *words])
 
 
+def test_what_is_no_noise_is_refused(models, digits):
+    with pytest.raises(UserError, match="`conditions` fgsm:8: embeddings are drawn for noise only"):
+        embed_models(models, digits, [Condition.parse("fgsm:8")], 0, "cpu")
+
+
 def test_models_of_other_data_are_refused(models, digits):
     other = digits._replace(classes=tuple("abcdefghij"))
     with pytest.raises(UserError, match=r"model safe was trained on .*only models of one data set"):
@@ -165,8 +170,8 @@ def test_wrong_flags_end_in_one_line(pipeline, image_folder, tmp_path, capsys):
             assert word in error
 
     safe, both = pipeline.safe, (pipeline.safe, pipeline.baseline)
-    refused(safe, "--noise", "fgsm:8", words=["--noise fgsm:8", "embeddings are drawn for noise only"])
-    refused(safe, "--noise", "corruption:fog,3", words=["corruption:fog,3", "embeddings are drawn for noise only"])
+    refused(safe, "--noise", "fgsm:8", words=["--noise fgsm:8", "choose from clean, awgn, salt-pepper"])
+    refused(safe, "--noise", "corruption:fog,3", words=["corruption:fog,3", "choose from clean, awgn"])
     refused(safe, "--noise", "awgn:x", words=["--noise awgn:x", "not a number"])
     refused(*both, "--names", "one", words=["--names one", "1 for 2 models", "one for each"])
     refused(*both, "--names", "a", "a", words=["--names a a", "different names"])

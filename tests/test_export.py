@@ -11,14 +11,14 @@ from norse.torch import LIFBoxCell, LIFBoxParameters
 from norse.torch.functional.lif_box import LIFBoxFeedForwardState
 
 from bridge.conversion import convert
-from bridge.export.__main__ import load_spiking_layers, main
+from bridge.export.__main__ import main
 from bridge.export.nir import run_in_norse, spiking_graph, write_nir
 from bridge.export.onnx import FoldedFrontEnd, reach, run_in_onnxruntime, write_onnx
-from bridge.storage import load_frontend
+from bridge.storage import load_frontend, load_spiking_layers
 from snn.data import load_images
 from snn.data_source import DataSource
 from snn.encoding import encode
-from snn.layer import feed_forward
+from snn.engines.base import choose_engine, feed_forward
 from snn.learner import learn
 from snn.learning import Learning
 from snn.parameters import Encoding
@@ -61,8 +61,8 @@ def test_onnx_gives_the_same_features(pipeline, images, tmp_path, kind):
         expected = frontend(images)
     assert len(expected.unique()) >= 4
     for batch in (400, 1):
-        found = run_in_onnxruntime(tmp_path / "model.onnx", images[:batch])
-        assert (found - expected[:batch]).abs().max() <= 1e-5
+        features = run_in_onnxruntime(tmp_path / "model.onnx", images[:batch])
+        assert (features - expected[:batch]).abs().max() <= 1e-5
 
 
 def test_folded_normalisation_steps_at_the_very_same_numbers(pipeline):
@@ -70,11 +70,11 @@ def test_folded_normalisation_steps_at_the_very_same_numbers(pipeline):
     for layer in frontend.layers:
         sign = torch.where(layer.norm.weight < 0, -1.0, 1.0).detach()
         edges = layer.activation.edges.expand(len(sign), -1)
-        found = reach(layer.norm, edges, sign)
-        assert found[1].isinf().all()
-        below = torch.nextafter(found, torch.tensor(-torch.inf))
+        lowest = reach(layer.norm, edges, sign)
+        assert lowest[1].isinf().all()
+        below = torch.nextafter(lowest, torch.tensor(-torch.inf))
         with torch.no_grad():
-            for drive, reached in ((found, True), (below, False)):
+            for drive, reached in ((lowest, True), (below, False)):
                 normalised = layer.norm((drive * sign[:, None])[None, ..., None])[0, ..., 0]
                 finite = drive.isfinite()
                 assert ((normalised >= edges)[finite] == reached).all()
@@ -108,11 +108,11 @@ def test_nir_runs_in_norse_with_the_same_spikes(pipeline, images, nir_file):
     pictures = (images[150:170] * 255).round().to(torch.uint8)
     spikes = encode(pictures, network.learning.encoding, draw_seeds(len(pictures), torch.Generator().manual_seed(2)))
     layers = [learned.layer for learned in network.layers]
-    found = run_in_norse(nir_file, spikes)
-    assert found.sum() > 10_000
-    assert torch.equal(found, feed_forward(map(in_float64, layers), spikes))
+    output = run_in_norse(nir_file, spikes)
+    assert output.sum() > 10_000
+    assert torch.equal(output, feed_forward(choose_engine(), map(in_float64, layers), spikes))
     # The simulator's own precision moves a spike now and then.
-    counts = [value.sum(0) for value in (found, feed_forward(layers, spikes))]
+    counts = [value.sum(0) for value in (output, feed_forward(choose_engine(), layers, spikes))]
     assert (counts[0] != counts[1]).double().mean() < 1e-3
 
 
@@ -142,7 +142,7 @@ def test_first_layer_of_the_file_by_hand(pipeline, images, nir_file):
         dt=dt,
     )
     state = LIFBoxFeedForwardState(v=torch.full((3, *lif.v_leak.shape), float(lif.metadata["v_start"])).double())
-    expected = in_float64(layer).simulate(spikes, inhibition=False)
+    expected = choose_engine().simulate(in_float64(layer), spikes, inhibition=False)
     for step in range(len(spikes)):
         held = spikes[max(0, step - 5) : step + 1].any(0).double()
         current = torch.nn.functional.conv2d(held, torch.from_numpy(conv.weight), padding=1)
@@ -158,8 +158,8 @@ def test_spikes_within_a_pulse_restart_it(pipeline, images, tmp_path, encoding):
     layers = [learned.layer.with_values(gain=learned.layer.gain * 6) for learned in network.layers]
     write_nir(layers, network.input_shape, tmp_path / "fast.nir")
     spikes = encode((images[:2] * 255).to(torch.uint8), encoding, draw_seeds(2, torch.Generator().manual_seed(2)))
-    expected = feed_forward(map(in_float64, layers), spikes)
-    for counts in (spikes.sum(0), layers[0].simulate(spikes, inhibition=False).sum(0)):
+    expected = feed_forward(choose_engine(), map(in_float64, layers), spikes)
+    for counts in (spikes.sum(0), choose_engine().simulate(layers[0], spikes, inhibition=False).sum(0)):
         assert counts.max() > 20
     assert torch.equal(run_in_norse(tmp_path / "fast.nir", spikes), expected)
 
@@ -199,8 +199,8 @@ def test_a_file_that_answers_otherwise_is_not_left_behind(pipeline, tmp_path, ca
     runner = {"onnx": "onnx.run_in_onnxruntime", "nir": "nir.run_in_norse"}[name]
     real = {"onnx": run_in_onnxruntime, "nir": run_in_norse}[name]
 
-    def wrong(path, given):
-        result = real(path, given)
+    def wrong(path, inputs):
+        result = real(path, inputs)
         result[0, 0, 0, 0] = ~result[0, 0, 0, 0] if result.dtype == torch.bool else result[0, 0, 0, 0] + 1e-4
         return result
 

@@ -179,25 +179,25 @@ def test_equal_steps_run_along_the_line_through_the_neurons_own():
     neurons = Neurons(np.array([0.5, 1.5, 3.5, 6.0]), np.array([0, 1, 2, 3]), np.zeros(4, int))
     own = StepFit(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.0, 1.0, 2.0, 3.0]))
     fit = Fit(own, "change points", {}, 0.0)
-    made = with_even_steps(fit, 3, neurons).steps
+    even = with_even_steps(fit, 3, neurons).steps
     # Edges at equal distances are their own even steps.
-    torch.testing.assert_close(made.edges, own.edges)
-    torch.testing.assert_close(made.heights, own.heights)
+    torch.testing.assert_close(even.edges, own.edges)
+    torch.testing.assert_close(even.heights, own.heights)
     fine = with_even_steps(fit, 300, neurons).steps
     assert fine.heights[-1] == 3
     # Line from (0, 0), half a step before the first edge, to (6, 3).
     x = torch.linspace(0, 6, 50, dtype=torch.float64)
-    found = fine.evaluate(Neurons(x.float().numpy(), np.zeros(50), np.zeros(50, int)))
-    np.testing.assert_allclose(found, x / 2, atol=0.011)
+    spikes = fine.evaluate(Neurons(x.float().numpy(), np.zeros(50), np.zeros(50, int)))
+    np.testing.assert_allclose(spikes, x / 2, atol=0.011)
 
 
 def test_equal_steps_of_channels_keep_each_channels_range():
     edges = torch.tensor([[1.0, torch.inf], [2.0, 4.0]])
     own = StepFit(edges, torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 2.0]]))
     neurons = Neurons(np.array([1.5, 3.0]), np.array([1, 1]), np.array([0, 1]))
-    made = with_even_steps(Fit(own, "change points of channels", {}, 0.0), 4, neurons).steps
-    assert made.edges.shape == (2, 4)
-    assert made.heights[:, -1].tolist() == [1.0, 2.0]
-    told = with_even_steps(Fit(own, "", {}, 0.0), 4, neurons).residual
-    found = [h[(e <= x).sum()].item() for e, h, x in zip(made.edges, made.heights, (1.5, 3.0), strict=True)]
-    assert told == pytest.approx((abs(found[0] - 1) + abs(found[1] - 1)) / 2)
+    even = with_even_steps(Fit(own, "change points of channels", {}, 0.0), 4, neurons).steps
+    assert even.edges.shape == (2, 4)
+    assert even.heights[:, -1].tolist() == [1.0, 2.0]
+    residual = with_even_steps(Fit(own, "", {}, 0.0), 4, neurons).residual
+    spikes = [h[(e <= x).sum()].item() for e, h, x in zip(even.edges, even.heights, (1.5, 3.0), strict=True)]
+    assert residual == pytest.approx((abs(spikes[0] - 1) + abs(spikes[1] - 1)) / 2)

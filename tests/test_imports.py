@@ -41,3 +41,15 @@ def test_training_and_evaluation_need_neither_norse_nor_brian2():
     code = "import sys, hybrid.train, hybrid.evaluate; print([m for m in ('norse', 'brian2') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_interface_of_hybrid_is_loaded_when_it_is_used():
+    heavy = ("torch", "norse", "brian2", "sklearn", "matplotlib", "lightning")
+    code = (
+        f"import sys, hybrid; print([m for m in {heavy} if m in sys.modules], sorted(hybrid.__all__) == hybrid.__all__)"
+    )
+    code += "; [getattr(hybrid, name).__doc__ or print(name) for name in hybrid.__all__]"
+    # Lightning loads matplotlib itself.
+    code += "; print([m for m in ('norse', 'brian2', 'sklearn') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == ["[] True", "[]"]

@@ -32,8 +32,8 @@ def images_of(seed, channels=1, size=8):
 @pytest.fixture(scope="module")
 def frontends(pipeline):
     """Of the same network, without and with the encoder's floor."""
-    network, source, _ = load_network(pipeline.snn)
-    images = load_images(source, "train", seed=0).images[:60]
+    network, data, _ = load_network(pipeline.snn)
+    images = load_images(data, "train", seed=0).images[:60]
     return [convert(network, images, quantise_input=quantised).frontend for quantised in (False, True)]
 
 
@@ -155,7 +155,7 @@ def test_less_stays_within_its_step_the_stronger_the_noise_is(pipeline, tmp_path
 
 
 def test_margins_follow_the_seed(pipeline):
-    frontend, source, _ = load_frontend(pipeline.frontend)
-    images = load_images(source, "test", seed=0).images[:300]
+    frontend, data, _ = load_frontend(pipeline.frontend)
+    images = load_images(data, "test", seed=0).images[:300]
     first, again, other = (measure_margins(frontend, images, (20.0,), seed=seed) for seed in (3, 3, 4))
     assert first == again != other

@@ -1,6 +1,8 @@
 import copy
 from dataclasses import replace
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,17 +11,18 @@ from torchvision.models import mobilenet_v2
 
 from bridge.conversion import convert
 from bridge.storage import load_frontend
-from hybrid.architecture import Architecture, ModelSpec, build_model
+from hybrid.architecture import Architecture, ModelSpec, baseline, build_model, safe_dnn
 from hybrid.augment import augment, resolve_augmentation
 from hybrid.backbones import full_backbone, main_cnn
+from hybrid.network import HybridNetwork, Join, Normalise
 from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe, one_cycle
-from hybrid.storage import load_model, save_model
+from hybrid.storage import TrainedModel, load_model, save, save_model
 from hybrid.training import train
 from hybrid.variations import Variations
 from snn.data import load_images
 from snn.data_source import DataSource
-from snn.learn import learn
+from snn.learner import learn
 from snn.learning import Learning
 from snn.runtime.errors import UserError
 
@@ -248,7 +251,57 @@ def test_auxiliary_features_are_dropped_by_images_in_training_alone(pipeline):
     assert 150 < dropped[1].sum() < 250
 
 
-def test_features_of_the_front_end_are_normalised_where_they_join(pipeline):
+def saved(network, folder):
+    """A file of an untrained network."""
+    history = {"train_loss": np.zeros(1)}
+    model = TrainedModel(network.spec, network, DataSource(), 0, history, {})
+    save(model, folder / "network.h5")
+    return folder / "network.h5"
+
+
+def test_a_description_is_stored_flat_with_every_option(pipeline, tmp_path):
+    network = safe_dnn(pipeline.frontend, width=0.25, variations=Variations(auxiliary_kernel=5, auxiliary_drop=0.25))
+    with h5py.File(saved(network, tmp_path)) as file:
+        stored = dict(file["config/architecture"].attrs)
+    assert stored == {
+        "backbone": "mobilenet_v2", "variant": "safe", "width": 0.25, "auxiliary_maps": 8, "preprocess": "none",
+        "auxiliary_kernel": 5, "auxiliary_activation": "relu6", "auxiliary_input": "none", "auxiliary_drop": 0.25,
+        "variability": False, "feature_norm": False,
+    }  # fmt: skip
+    assert load_model(tmp_path / "network.h5").spec == network.spec
+
+
+def test_one_call_gives_a_network_for_images(pipeline):
+    torch.manual_seed(0)
+    network = safe_dnn(str(pipeline.frontend), backbone="resnet18", classes=("a", "b", "c"), auxiliary_maps=4)
+    torch.manual_seed(0)
+    frontend, _, _ = load_frontend(pipeline.frontend)
+    spec = ModelSpec(Architecture("resnet18", auxiliary_maps=4), (1, 8, 8), ("a", "b", "c"), frontend.spec)
+    expected = build_model(spec, frontend)
+    assert network.spec == spec
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(network.eval()(images), expected.eval()(images))
+    # The front end that is given stays as it is.
+    other = safe_dnn(frontend, width=0.25)
+    assert other.frontend is not frontend
+    assert baseline((3, 40, 40), "resnet18", 7).eval()(torch.rand(2, 3, 40, 40)).shape == (2, 7)
+    with pytest.raises(UserError, match=r"nothing\.h5 does not exist"):
+        safe_dnn("nothing.h5")
+
+
+def test_networks_are_made_of_modules_that_anyone_can_write():
+    join, main = Join(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    modules = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1), join, main
+    network = HybridNetwork(*modules, normalise=Normalise(3), preprocess=nn.Identity())
+    images = torch.rand(2, 3, 6, 6)
+    logits = network(images)
+    assert logits.shape == (2, 6)
+    assert torch.equal(network(images, "spiking")[:, 4:], torch.zeros(2, 2))
+    assert torch.equal(network(images, "auxiliary")[:, 4:], logits[:, 4:])
+    assert not network(images, "auxiliary")[:, :4].any()
+
+
+def test_features_of_the_front_end_are_normalised_where_they_join(pipeline, tmp_path):
     frontend, _, _ = load_frontend(pipeline.frontend)
     spec = ModelSpec(
         Architecture(width=0.25, variations=Variations(feature_norm=True)),
@@ -265,6 +318,14 @@ def test_features_of_the_front_end_are_normalised_where_they_join(pipeline):
     mean, variance = features.mean((0, 2, 3), keepdim=True), features.var((0, 2, 3), correction=0, keepdim=True)
     maps = features.shape[1]
     torch.testing.assert_close(joined[0][:, :maps], (features - mean) / (variance + 1e-5).sqrt(), rtol=1e-4, atol=1e-4)
+    # Files keep the name that the normalisation had before it was a part of the join.
+    with h5py.File(saved(network, tmp_path)) as file:
+        assert {"feature_norm.weight", "feature_norm.running_mean"} <= set(file["state"])
+        assert file["config/architecture"].attrs["feature_norm"]
+        assert not any(name.startswith("join") for name in file["state"])
+    states = [network.state_dict(), load_model(tmp_path / "network.h5").network.state_dict()]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     # A path that is silenced is silent behind the normalisation too.
     network.eval()(images, "auxiliary")
     assert not joined[1][:, :maps].any()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import bridge
 from bridge.convert import main as convert
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend
 from hybrid.train import main as train
@@ -31,7 +32,7 @@ def photos(tmp_path) -> Path:
 
 
 def test_the_network_was_learned_with_the_preset_and_tells_how():
-    network, source, digest = load_network(resolve(NAME, SHIPPED_NETWORKS))
+    network, data, digest = load_network(resolve(NAME, SHIPPED_NETWORKS))
     assert network.complete
     assert network.learning == PRESETS["cifar10"]
     assert network.input_shape == (3, 32, 32)
@@ -45,8 +46,8 @@ def test_the_network_was_learned_with_the_preset_and_tells_how():
     assert len(network.layers[0].history.wins) == 3125
     frontend, _, _ = load_frontend(resolve(NAME, SHIPPED_FRONTENDS))
     assert frontend(torch.rand(2, 3, 32, 32)).shape == (2, 56, 32, 32)
-    assert frontend.spec.maps == network.learning.maps
-    assert source.data.startswith("folder:")
+    assert frontend.spec.channels == network.learning.maps
+    assert data.data.startswith("folder:")
     with h5py.File(resolve(NAME, SHIPPED_FRONTENDS)) as file:
         assert file.attrs["source_digest"] == digest
 
@@ -71,7 +72,18 @@ def test_commands_take_it_by_name(photos, tmp_path):
     assert train([*data, *options, "--frontend", str(NAME), "--out", str(tmp_path / "safe.h5")]) == 0
 
 
+def test_functions_take_it_by_name():
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(bridge.load(str(NAME))(x), bridge.load(SHIPPED_FRONTENDS / "cifar10-fd.h5")(x))
+    _, data, digest = load_network(resolve(NAME, SHIPPED_NETWORKS))
+    conversion = bridge.convert(str(NAME), (x * 255).to(torch.uint8), layers=1)
+    assert (conversion.data_source, conversion.parent_digest) == (data, digest)
+    assert conversion.frontend(x).shape == (2, 32, 32, 32)
+
+
 def test_unknown_names_are_refused_with_those_that_exist(tmp_path):
     with pytest.raises(UserError, match="choose from: pretrained:cifar10-fd"):
         resolve(Path("pretrained:cifar11"), SHIPPED_NETWORKS)
+    with pytest.raises(UserError, match="choose from: pretrained:cifar10-fd"):
+        bridge.load("pretrained:cifar11")
     assert resolve(tmp_path / "own.h5", SHIPPED_NETWORKS) == tmp_path / "own.h5"

@@ -9,7 +9,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [text for name, text in blocks if name == language]
 
 
 def commands(text: str) -> list[str]:

@@ -31,6 +31,7 @@ from hybrid.paper.numbers import paper_value
 from hybrid.paper.results import table_lines, table_rows
 from hybrid.paper.runs import NOT_DECIDING, TEMPLATES, Place, Run, arguments, default, in_order
 from hybrid.paper.tables import COMPARED, PARTS
+from hybrid.paper.workflow import Engine, make
 from hybrid.preprocess import Preprocess
 from hybrid.reproduce import ReproduceConfig, experiments, main
 from hybrid.storage import load_model
@@ -185,7 +186,7 @@ def parsed(run, place):
 
 @pytest.mark.parametrize("scale", ["full", "small"])
 def test_command_lines_are_read_as_the_configurations_they_were_made_of(scale):
-    place = Place(Path("runs"), "cpu", Path("images"), ("math",))
+    place = Place(Path("runs"), "cpu", Path("images"), ("math", "cmath"))
     # All sorts of networks and evaluations; other seeds and backbones have the same flags.
     sorts = {}
     for run in runs_of_all_tables(scale):
@@ -382,10 +383,15 @@ def test_ctrl_c_ends_everything_and_learning_goes_on_where_it_was(tmp_path):
     assert not learned.complete
     # A command started by hand may leave unfinished learning in the place of the file: it is not taken for complete.
     unfinished.rename(tmp_path / "runs" / unfinished.name)
-    assert main(arguments) == 0
+    assert main([*arguments, "--no-figures", "--json", str(tmp_path / "numbers.json")]) == 0
     assert load_network(tmp_path / "runs" / unfinished.name).network.complete
     (log,) = tmp_path.glob("runs/logs/snn-fd-*.txt")
     assert "resuming after" in log.read_text()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"fig5.md", "fig5.csv"}
+    with open(tmp_path / "out" / "fig5.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["parts"]["fig5"][0]["train_loss"] == float(row["train_loss"])
 
 
 @pytest.mark.slow
@@ -396,16 +402,16 @@ def test_runs_are_sent_wherever_an_executor_sends_them(tmp_path):
     submit, jobs = tmp_path / "submit.sh", tmp_path / "jobs"
     submit.write_text(f'#!/bin/sh\necho "$1" >> {jobs}\nsh "$1" > /dev/null 2>&1 &\necho $!\n')
     submit.chmod(0o755)
-    files = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
-    where = ["--executor", "cluster-generic", "--jobs", "2", "--threads", "1"]
-    options = ["--no-figures", "--json", str(tmp_path / "numbers.json")]
-    assert main(["fig5", *TINY, *files, *where, *options, "--", "--cluster-generic-submit-cmd", str(submit)]) == 0
-    assert len(jobs.read_text().splitlines()) == 3
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"fig5.md", "fig5.csv"}
-    with open(tmp_path / "out" / "fig5.csv", newline="") as file:
-        (row,) = csv.DictReader(file)
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert numbers["parts"]["fig5"][0]["train_loss"] == float(row["train_loss"])
+    config = ReproduceConfig(
+        ("table2",), scale="small", data="digits", limit_train=60, limit_test=40, epochs=1, width=0.1
+    )
+    plan, place = experiments(config)[0], Place(tmp_path / "runs", "cpu")
+    place.folder.mkdir()
+    run = plan.evaluate((plan.train(BASELINE),), ("clean",))
+    make([run], place, Engine(2, 1, "cluster-generic"), ["--cluster-generic-submit-cmd", str(submit)])
+    assert len(jobs.read_text().splitlines()) == 2
+    with open(run.file(place.folder)) as file:
+        assert {row["model"] for row in csv.DictReader(file)} == {plan.train(BASELINE).name}
 
 
 def test_the_seed_is_that_of_all_runs():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bridge.sau import SpecialActivationUnit, _steps, round_up
+from bridge.sau import SpecialActivationUnit, apply_steps, round_up
 from snn.runtime.errors import UserError
 
 EDGES, HEIGHTS = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.0, 5.0, 7.0, 12.0])
@@ -162,7 +162,7 @@ def test_compiled_modules_give_the_same_values_and_gradients(edges):
 def test_the_operator_meets_pytorchs_own_checks():
     unit = SpecialActivationUnit(EDGES, HEIGHTS)
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
-    torch.library.opcheck(_steps, (x, *unit.buffers()))
+    torch.library.opcheck(apply_steps, (x, *unit.buffers()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -180,7 +180,7 @@ def test_no_tensor_is_larger_than_the_input(dtype):
         unit = SpecialActivationUnit(*steps)
         with Watch():
             # What the operator does, which is hidden in a call of the operator.
-            _steps._init_fn(x, *unit.buffers())
+            apply_steps._init_fn(x, *unit.buffers())
         assert max(sizes) == x.numel()
 
 

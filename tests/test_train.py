@@ -1,23 +1,34 @@
 """Training as a procedure: interruption, several processes, seeds, recipes, what noise-trained networks see."""
 
+import copy
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
+import hybrid
+from bridge.storage import load_frontend
+from hybrid.architecture import Architecture, baseline
 from hybrid.conditions import Noise
-from hybrid.lightning_module import Batches
-from hybrid.recipe import RECIPES, Recipe, choose_recipe
+from hybrid.image_size import has_small_strides, learning_preset
+from hybrid.lightning_module import Batches, Classifier
+from hybrid.recipe import RECIPES, Recipe
 from hybrid.storage import load_model
-from hybrid.train import main
+from hybrid.train import TrainConfig, main, with_preset
 from hybrid.training import PROGRESS
+from snn.data import image_shape, load_images
+from snn.data_source import DataSource
 from snn.runtime.errors import UserError
 
 SMALL = ["--data", "digits", "--limit-train", "140", "--width", "0.1", "--epochs", "3", "--batch-size", "16",
@@ -129,39 +140,69 @@ def test_two_processes_share_every_batch_and_hold_the_same_weights(tmp_path):
         np.testing.assert_array_equal(history[name], other[name])
 
 
-def test_devices_are_a_flag(tmp_path):
-    out = tmp_path / "model.h5"
-    result = subprocess.run(
-        command(*SMALL, "--device", "cpu", "--devices", "2", "--epochs", "1", "--out", str(out)),
-        env=ALONE, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def by_two(folder: Path, name: str, *arguments: str) -> list[str]:
+    return command(*SMALL, "--device", "cpu", "--devices", "2", "--out", str(folder / f"{name}.h5"), *arguments)
+
+
+def result_of(arguments: list[str]) -> str:
+    result = subprocess.run(arguments, env=ALONE, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("trained baseline") == 1
-    # All 14 held-out images and all whole batches were counted, once.
-    assert load_model(out).history["val_accuracy"][0] * 14 == pytest.approx(
-        round(load_model(out).history["val_accuracy"][0] * 14)
-    )
+    return result.stdout
 
 
-def test_two_processes_go_on_to_the_same_bits(tmp_path):
-    digests = []
-    for name, interval in (("whole", "600"), ("cut", "0")):
-        arguments = command(*SMALL, "--device", "cpu", "--devices", "2", "--out", str(tmp_path / f"{name}.h5"),
-                            "--checkpoint-interval", interval)  # fmt: skip
-        if name == "cut":
-            process = subprocess.Popen(
-                arguments, env=ALONE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-            )
-            deadline = time.monotonic() + 90
-            while not (tmp_path / "cut_training" / PROGRESS).exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate(timeout=60)
-            arguments.append("--resume")
-        result = subprocess.run(arguments, env=ALONE, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        digests.append(load_model(tmp_path / f"{name}.h5").digest)
-    assert digests[0] == digests[1]
+@pytest.fixture(scope="module")
+def trained_by_two(tmp_path_factory):
+    """What two processes print, and their model."""
+    folder = tmp_path_factory.mktemp("two")
+    return result_of(by_two(folder, "whole")), load_model(folder / "whole.h5")
+
+
+def test_devices_are_a_flag(trained_by_two):
+    printed, model = trained_by_two
+    assert printed.count("trained baseline") == 1
+    assert len(model.history["val_accuracy"]) == 3
+    # Of the 14 held-out images, a whole number is right.
+    correct = 14 * model.history["val_accuracy"]
+    np.testing.assert_allclose(correct, correct.round(), atol=1e-9)
+
+
+def test_two_processes_go_on_to_the_same_bits(trained_by_two, tmp_path):
+    process = subprocess.Popen(
+        by_two(tmp_path, "cut", "--checkpoint-interval", "0"),
+        env=ALONE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    progress = tmp_path / "cut_training" / PROGRESS
+    deadline = time.monotonic() + 180
+    while not progress.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    checkpoint = torch.load(progress, weights_only=True)
+    # Every image of the batches so far was counted once, by one of the processes.
+    steps = checkpoint["global_step"] % (126 // 16)
+    assert checkpoint["sums"]["train"][2] == 16 * steps
+    result_of([*by_two(tmp_path, "cut", "--checkpoint-interval", "0"), "--resume"])
+    assert load_model(tmp_path / "cut.h5").digest == trained_by_two[1].digest
+
+
+@pytest.mark.parametrize("count", [14, 15, 600])
+def test_two_processes_count_every_held_out_image_once(count):
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8, generator=random)
+    labels = torch.randint(10, (count,), generator=random)
+    network = baseline((1, 8, 8), width=0.1).eval()
+    classifier = Classifier(network, Recipe(), "none", 0, training=(images, labels), held_out=(images, labels))
+    counted = []
+    for rank in range(2):
+        classifier.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        for number, indices in enumerate(classifier.val_dataloader()):
+            with torch.no_grad():
+                classifier.validation_step(indices, number)
+            counted += indices.tolist()
+    assert sorted(counted) == list(range(count))
+    with torch.no_grad():
+        correct = (network(images / 255).argmax(1) == labels).sum().item()
+    assert classifier.sums["val"][1:].tolist() == [correct, count]
 
 
 def test_a_batch_is_divided_evenly_or_not_at_all(tmp_path, capsys):
@@ -197,12 +238,98 @@ def test_training_on_what_is_not_drawn_is_refused(noise):
         Recipe(train_noise=Noise.parse(noise, "train_noise"))
 
 
-def test_recipes_follow_the_data(tmp_path):
-    assert choose_recipe("auto", "digits", None) is RECIPES["digits"]
-    assert choose_recipe("auto", "cifar10", None) is RECIPES["cifar10"]
-    assert choose_recipe("auto", "folder:x", 224) is RECIPES["imagenet"]
-    assert choose_recipe("imagenet", "digits", None) is RECIPES["imagenet"]
-    out = tmp_path / "x.h5"
-    assert main([*SMALL, "--preset", "imagenet", "--epochs", "1", "--out", str(out)]) == 0
-    recipe = load_model(out).recipe
+@pytest.fixture
+def photographs(tmp_path):
+    """Makes a folder of two classes with four images of a size each, in train and in test."""
+
+    def make(size: int) -> DataSource:
+        random, root = np.random.default_rng(0), tmp_path / f"images{size}"
+        for place in ("train/a", "train/b", "test/a", "test/b"):
+            (root / place).mkdir(parents=True)
+            for number in range(4):
+                pixels = random.integers(256, size=(size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / place / f"{number}.png")
+        return DataSource(f"folder:{root}")
+
+    return make
+
+
+def test_recipes_follow_the_images(tmp_path, photographs, capsys):
+    def chosen(source, **changes):
+        config = TrainConfig(tmp_path / "x.h5", source, Architecture(variant="baseline"), **changes)
+        return with_preset(config).recipe
+
+    assert chosen(DataSource("digits")) is RECIPES["digits"]
+    assert chosen(DataSource("digits", image_size=224)) is RECIPES["digits"]
+    assert chosen(DataSource("cifar10")) is RECIPES["cifar10"]
+    assert chosen(DataSource("cifar10", image_size=64)) is RECIPES["imagenet"]
+    assert chosen(DataSource("digits"), preset="imagenet") is RECIPES["imagenet"]
+    # Native sizes count, whatever the flag says of them.
+    assert chosen(photographs(63)) is RECIPES["cifar10"]
+    assert chosen(photographs(64)) is RECIPES["imagenet"]
+    large = photographs(224)
+    assert chosen(large) is RECIPES["imagenet"]
+    assert chosen(replace(large, image_size=32)) is RECIPES["cifar10"]
+    flags = ["--variant", "baseline", "--backbone", "mobilenet_v2_shallow", "--width", "0.1", "--epochs", "1",
+             "--batch-size", "4", "--no-figures", "--out", str(tmp_path / "x.h5")]  # fmt: skip
+    assert main(["--data", large.data, *flags]) == 0
+    assert "recipe imagenet, by the images' 224 pixels" in capsys.readouterr().out
+    model = load_model(tmp_path / "x.h5")
+    assert (model.recipe["weight_decay"], model.recipe["batch_size"], model.recipe["epochs"]) == (1e-4, 4, 1)
+    assert model.spec.input_shape == (3, 224, 224)
+    assert main([*SMALL, "--preset", "imagenet", "--epochs", "1", "--out", str(tmp_path / "y.h5")]) == 0
+    assert "recipe imagenet, as chosen" in capsys.readouterr().out
+    recipe = load_model(tmp_path / "y.h5").recipe
     assert (recipe["weight_decay"], recipe["batch_size"], recipe["epochs"]) == (1e-4, 16, 1)
+
+
+def test_the_shape_of_images_is_read_from_one_of_them(photographs, tmp_path):
+    source = photographs(20)
+    for path in sorted((tmp_path / "images20" / "train").glob("*/*"))[1:]:
+        path.write_text("no image")
+    assert image_shape(source, "train") == (3, 20, 20)
+    assert image_shape(replace(source, image_size=12), "test") == (3, 12, 12)
+    for data in ("digits", "folder:nowhere", "mnist"):
+        if data == "digits":
+            assert image_shape(DataSource(data), "test") == load_images(DataSource(data), "test", 0).shape
+        else:
+            with pytest.raises(UserError, match="`data`"):
+                image_shape(DataSource(data), "train")
+
+
+@pytest.mark.parametrize(("size", "small", "preset"), [(95, True, "cifar10"), (96, False, "imagenet")])
+def test_strides_and_preset_change_at_one_size(size, small, preset):
+    assert (has_small_strides(size), learning_preset(size)) == (small, preset)
+    stem = baseline((3, size, size), width=0.1).main.features[0][0]
+    assert stem.stride == ((1, 1) if small else (2, 2))
+
+
+def test_networks_and_pairs_of_tensors_are_trained_as_descriptions_are(pipeline, tmp_path):
+    data = load_images(DataSource(limit_train=60), "train", seed=0)
+    recipe = hybrid.Recipe(epochs=1, batch_size=16)
+    network = hybrid.safe_dnn(str(pipeline.frontend), classes=10, width=0.1)
+    before = copy.deepcopy(network.state_dict())
+    model = hybrid.train((data.images, data.labels), network, recipe, seed=3)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert not torch.equal(model.network.main.features[0].conv[0][0].weight, network.main.features[0].conv[0][0].weight)
+    assert model.spec.classes == data.classes
+    logits = model(data.images[:4] / 255)
+    assert logits.shape == (4, 10)
+    assert not logits.requires_grad
+    hybrid.save(model, tmp_path / "x.h5")
+    torch.testing.assert_close(hybrid.load(tmp_path / "x.h5")(data.images[:4] / 255), logits, rtol=0, atol=0)
+    # The front end's file is remembered where it is known.
+    _, _, digest = load_frontend(pipeline.frontend)
+    described = hybrid.train(data, hybrid.Architecture(width=0.1), recipe, frontend=pipeline.frontend)
+    assert described.parent_digest == digest
+    wrong = [
+        (data, network, {"frontend": pipeline.frontend}, "leave it out"),
+        (data, nn.Linear(2, 2), {}, "hybrid.safe_dnn"),
+        (data, hybrid.baseline((1, 12, 12)), {}, r"\(1, 12, 12\)"),
+        (data, hybrid.baseline((1, 8, 8), classes=("a", "b")), {}, "2 classes"),
+        ((data.images / 255, data.labels), hybrid.baseline((1, 8, 8)), {}, "uint8"),
+        ((data.images, data.labels[:5]), hybrid.baseline((1, 8, 8)), {}, "labels"),
+    ]
+    for images, model, options, words in wrong:
+        with pytest.raises(UserError, match=words):
+            hybrid.train(images, model, recipe, **options)

@@ -1,1 +1,1 @@
-"""Ways out of the project: ONNX and NIR."""
+"""Formats of other programs: :mod:`bridge.export.onnx` for front ends, :mod:`bridge.export.nir` for spiking layers."""

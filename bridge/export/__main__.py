@@ -1,36 +1,22 @@
-"""Ways out of safe-dnn: the front end as ONNX, or the spiking layers as NIR; each is run once and compared."""
+"""Export for other programs: the front end as ONNX or its spiking layers as NIR. Each file is run once and compared."""
 
 import importlib
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
-from torch import Tensor
 
-from bridge.frontend import SpikingFrontEnd
-from bridge.storage import SCHEMA, SHIPPED_FRONTENDS, load_frontend
-from snn.encoding import encode
-from snn.engines.base import choose_engine, feed_forward
-from snn.layer import SpikingConv2d
-from snn.runtime.cli import run_command
+from bridge.storage import SHIPPED_FRONTENDS, load_frontend, load_spiking_layers
+from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.errors import UserError, check
-from snn.runtime.h5 import read_file
-from snn.runtime.outputs import check_outputs, write_atomically, write_json
+from snn.runtime.outputs import Outputs, write_atomically
 from snn.runtime.pretrained import resolve
-from snn.runtime.random import draw_seeds, stream
-from snn.runtime.tree import Tree
-from snn.storage import layer_from_tree
-
-TOLERANCE = 1e-5
-
-
-CHECKED_IMAGES = {"onnx": 16, "nir": 2}
-
+from snn.runtime.random import stream
 
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "nir": ("nir", "nirtorch")}
+"""Packages that each format needs."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +28,17 @@ class ExportConfig:
     format: Literal["onnx", "nir"]
     """onnx: images in [0, 1] to features, one step. nir: Conv2d and LIF nodes with the learned conductances."""
     out: Path | None = None
-    """File to write; None: the front end's name, in the working folder, with the ending of the format."""
+    """File to write; None: the front end's name with the ending of the format, in the working folder."""
     seed: int = 0
-    """Of the random images on which the written file is run."""
+    """Seed of the random images on which the written file is run."""
     json: Path | None = None
     """Also write the printed figures to this file."""
 
     def __post_init__(self) -> None:
-        if self.out is not None:
-            check(
-                self.out.suffix == f".{self.format}",
-                f"`out` {self.out}: expected a name that ends in .{self.format}, as `format` says",
-            )
+        check(
+            self.out is None or self.out.suffix == f".{self.format}",
+            f"`out` {self.out}: expected a name that ends in .{self.format}, as `format` says",
+        )
 
 
 def run(config: ExportConfig) -> None:
@@ -68,73 +53,34 @@ def run(config: ExportConfig) -> None:
             ) from error
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
     out = config.out or Path(f"{file.stem}.{config.format}")
-    check_outputs(out, config.json, inputs=[file])
+    outputs = Outputs(out, options=RunOptions(config.seed, json=config.json), inputs=[file])
     frontend, _, digest = load_frontend(file)
     generator = stream("export", config.seed)
-    shape = (CHECKED_IMAGES[config.format], *frontend.spec.input_shape)
-    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    figures: dict = {"source_digest": digest}
+    figures: dict[str, float | str] = {"source_digest": digest}
 
     def write(temporary: Path) -> None:
-        figures.update(
-            _onnx(frontend, temporary, images)
-            if config.format == "onnx"
-            else _nir(load_spiking_layers(file), frontend, temporary, images, generator)
-        )
+        # Imported here: each needs packages that the other does not.
+        if config.format == "onnx":
+            from bridge.export import onnx
+
+            difference = onnx.export_onnx(frontend, temporary, generator)
+            print(
+                f"onnxruntime against PyTorch, {onnx.CHECKED_IMAGES} random images: largest difference of a feature "
+                f"{difference:.1e}"
+            )
+            figures["largest_difference"] = difference
+        else:
+            from bridge.export import nir
+
+            spikes = nir.export_nir(load_spiking_layers(file), frontend.spec, temporary, generator)
+            print(
+                f"norse against the simulator, {nir.CHECKED_IMAGES} random images, float64: all {spikes} spikes of the "
+                "last layer agree"
+            )
+            figures.update(spikes=spikes, different_spikes=0)
 
     write_atomically(out, write)
-    write_json(config.json, figures)
-    print(f"wrote {out}")
-
-
-def load_spiking_layers(path: Path) -> list[SpikingConv2d]:
-    """The spiking layers that ``frontend.h5`` was converted from."""
-    return read_file(path, SCHEMA, _layers_from_tree)
-
-
-def _layers_from_tree(tree: Tree) -> list[SpikingConv2d]:
-    dt, groups = tree["spec"]["encoding"]["dt"], tree["layers"]
-    return [layer_from_tree(groups[f"conv{number}"]["spiking"], dt) for number in range(1, len(groups) + 1)]
-
-
-def _onnx(frontend: SpikingFrontEnd, out: Path, images: Tensor) -> dict:
-    from bridge.export.onnx import run_in_onnxruntime, write_onnx
-
-    write_onnx(frontend, out)
-    with torch.no_grad():
-        expected = frontend(images / 255)
-    difference = (run_in_onnxruntime(out, images / 255) - expected).abs().max().item()
-    check(
-        difference <= TOLERANCE,
-        f"features by onnxruntime differ by up to {difference:g} from PyTorch's (at most {TOLERANCE:g} is expected); "
-        "nothing was written: use another version of onnxruntime or torch, and report it",
-    )
-    print(f"onnxruntime against PyTorch, {len(images)} random images: largest difference of a feature {difference:.1e}")
-    return {"largest_difference": difference}
-
-
-def _nir(
-    layers: list[SpikingConv2d], frontend: SpikingFrontEnd, out: Path, images: Tensor, generator: torch.Generator
-) -> dict:
-    from bridge.export.nir import run_in_norse, write_nir
-
-    write_nir(layers, frontend.spec.input_shape, out)
-    spikes = encode(images, frontend.spec.encoding, draw_seeds(len(images), generator))
-    fine = [
-        replace(layer, **{name: getattr(layer, name).double() for name in ("conductance", "gain", "v_threshold")})
-        for layer in layers
-    ]
-    expected, found = feed_forward(choose_engine(), fine, spikes), run_in_norse(out, spikes)
-    total, different = expected.sum().item(), (expected != found).sum().item()
-    check(
-        different == 0,
-        f"{different} of {total} spikes of the last layer differ between norse and the simulator; nothing was written: "
-        "use another version of norse or nirtorch, and report it",
-    )
-    print(
-        f"norse against the simulator, {len(images)} random images, float64: all {total} spikes of the last layer agree"
-    )
-    return {"spikes": total, "different_spikes": different}
+    outputs.finish(figures)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,12 +1,12 @@
 """The spiking layers in the Neuromorphic Intermediate Representation (NIR), and back into norse.
 
-The graph is input -> [pulse -> Conv2d -> LIF] per layer -> output. A pulse lasts several time steps: a spike and its
-delayed copies (Delay nodes) are added up, and more than a half is 1 (Threshold node), so that a new spike restarts a
-pulse, as in the simulator.
+The graph is input -> [pulse -> Conv2d -> LIF] per layer -> output. A pulse lasts several time steps. The graph adds up
+a spike and its delayed copies (Delay nodes) and makes every sum above a half 1 (Threshold node), so that a new spike
+restarts a pulse, as in the simulator.
 
 Units are NIR's: seconds and volts. Potentials are relative to the reset potential, which therefore is 0, as in most
-simulators. The drive's factor of each map is in the weights, so r is 1. Metadata tell the time step and, for each LIF
-node, the potential at the start of a presentation (NIR has no place for either).
+simulators. The weights include the drive's factor of each channel, so r is 1. NIR has no place for the time step and
+for the potential at the start of a presentation; the metadata of the graph and of each LIF node hold them.
 """
 
 from pathlib import Path
@@ -18,16 +18,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bridge.frontend import FrontEndSpec
+from snn.encoding import encode
+from snn.engines.base import choose_engine, feed_forward
 from snn.layer import SpikingConv2d
+from snn.runtime.errors import check
 from snn.runtime.outputs import write_atomically
+from snn.runtime.random import draw_seeds
 
 if TYPE_CHECKING:
     from norse.torch import LIFBoxCell
     from norse.torch.functional.lif_box import LIFBoxFeedForwardState
 
+CHECKED_IMAGES = 2
+"""Random images on which :func:`export_nir` runs the file."""
+
 
 def spiking_graph(layers: list[SpikingConv2d], shape: tuple[int, int, int]) -> nir.NIRGraph:
-    """The graph of learned layers, inhibition off, for images of ``shape`` (C, H, W)."""
+    """The graph of learned layers, without inhibition, for images of ``shape`` (C, H, W)."""
     nodes: dict[str, nir.NIRNode] = {"input": nir.Input(np.array(shape))}
     edges, before = [], "input"
     for number, layer in enumerate(layers, 1):
@@ -40,7 +48,7 @@ def spiking_graph(layers: list[SpikingConv2d], shape: tuple[int, int, int]) -> n
             edges += [(before, delay), (delay, f"pulse{number}")]
         nodes[f"conv{number}"] = _convolution(layer, shape[1:])
         edges.append((f"pulse{number}", f"conv{number}"))
-        shape = (layer.geometry.maps, *layer.convolution(shape).shape_out[1:])
+        shape = layer.convolution(shape).shape_out
         nodes[f"lif{number}"] = _neurons(layer, shape)
         edges.append((f"conv{number}", f"lif{number}"))
         before = f"lif{number}"
@@ -78,14 +86,14 @@ def _neurons(layer: SpikingConv2d, shape: tuple[int, int, int]) -> nir.LIF:
     )
 
 
-def write_nir(layers: list[SpikingConv2d], shape: tuple[int, int, int], path: Path) -> None:
+def write_nir(layers: list[SpikingConv2d], shape: tuple[int, int, int], path: str | Path) -> None:
     """Write :func:`spiking_graph` to ``path``."""
     graph = spiking_graph(layers, shape)
-    write_atomically(path, lambda temporary: nir.write(temporary, graph))
+    write_atomically(Path(path), lambda temporary: nir.write(temporary, graph))
 
 
 class Delay(nn.Module):
-    """Passes on its input a number of steps later; zeros before."""
+    """Passes on its input after a number of steps, and zeros until then."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -107,7 +115,7 @@ class Threshold(nn.Module):
         return (x > self.threshold).to(x.dtype)
 
 
-def run_in_norse(path: Path, spikes: Tensor) -> Tensor:
+def run_in_norse(path: str | Path, spikes: Tensor) -> Tensor:
     """Run a file of :func:`write_nir` in norse, in float64, time step by time step.
 
     Args:
@@ -154,3 +162,28 @@ def _start(node: nir.LIF, batch: int) -> "LIFBoxFeedForwardState":
     from norse.torch.functional.lif_box import LIFBoxFeedForwardState
 
     return LIFBoxFeedForwardState(v=torch.full((batch, *node.v_leak.shape), float(node.metadata["v_start"])).double())
+
+
+def export_nir(layers: list[SpikingConv2d], spec: FrontEndSpec, path: str | Path, generator: torch.Generator) -> int:
+    """Write learned layers to ``path``; return the number of spikes of the last layer, which norse must reproduce.
+
+    Norse and the simulator run on :data:`CHECKED_IMAGES` random images, encoded as ``spec`` says, in float64. Raises
+    :class:`snn.runtime.errors.UserError` if any spike differs.
+    """
+    shape = spec.input_shape
+    write_nir(layers, shape, path)
+    images = torch.randint(256, (CHECKED_IMAGES, *shape), dtype=torch.uint8, generator=generator)
+    spikes = encode(images, spec.encoding, draw_seeds(len(images), generator))
+    double = [
+        layer.with_values(**{name: getattr(layer, name).double() for name in ("conductance", "gain", "v_threshold")})
+        for layer in layers
+    ]
+    simulated = feed_forward(choose_engine(), double, spikes)
+    assert isinstance(simulated, Tensor)
+    total, different = int(simulated.sum()), int((simulated != run_in_norse(path, spikes)).sum())
+    check(
+        different == 0,
+        f"{different} of {total} spikes of the last layer differ between norse and the simulator; nothing was written: "
+        "use another version of norse or nirtorch, and report it",
+    )
+    return total

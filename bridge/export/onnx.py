@@ -1,8 +1,8 @@
-"""The front end as an ONNX model, with the same outputs.
+"""The front end as an ONNX model with the same outputs.
 
-Two things would make a runtime's results differ by whole steps: sums in another order, and the rounding of batch
-normalisation. Sums are exact already (:mod:`bridge.frontend`). Normalisation is folded into the steps: it is monotone,
-so a normalised drive reaches an edge exactly when the drive itself reaches a certain number, which is found by search.
+Two things could make a runtime's results differ by whole steps: another order of sums, and the rounding of batch
+normalisation. Sums are exact (:mod:`bridge.frontend`). Normalisation is folded into the steps. It is monotone, so a
+normalised drive reaches an edge exactly when the drive itself reaches a certain number, which a search finds.
 """
 
 import copy
@@ -13,24 +13,35 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from bridge.frontend import ConvertedLayer, FrozenStatisticsBatchNorm, SpikingFrontEnd
+from snn.runtime.errors import check
 from snn.runtime.outputs import write_atomically
 
 OPSET = 18
+CHECKED_IMAGES = 16
+"""Random images on which :func:`export_onnx` runs the file."""
+TOLERANCE = 1e-5
+"""Largest difference of a feature that :func:`export_onnx` accepts."""
 
 
 class FoldedLayer(nn.Module):
     """A converted layer without normalisation, in operators that every runtime has."""
 
+    weight: Tensor
+    sign: Tensor
+    edges: Tensor
+    lowest: Tensor
+    rises: Tensor
+
     def __init__(self, layer: ConvertedLayer) -> None:
         super().__init__()
-        # The drive that a falling normalisation sees is turned round, so that all steps go up.
+        # Under a falling normalisation, the drive changes its sign, so that all steps go up.
         sign = torch.where(layer.norm.weight.detach() < 0, -1.0, 1.0)
         self.stride, self.padding = layer.stride, layer.padding
         self.register_buffer("weight", layer.weight)
-        maps = len(sign)
-        heights = layer.activation.heights.expand(maps, -1)
+        channels = len(sign)
+        heights = layer.activation.heights.expand(channels, -1)
         self.register_buffer("sign", sign.reshape(-1, 1, 1))
-        self.register_buffer("edges", reach(layer.norm, layer.activation.edges.expand(maps, -1), sign))
+        self.register_buffer("edges", reach(layer.norm, layer.activation.edges.expand(channels, -1), sign))
         self.register_buffer("lowest", heights[:, :1, None])
         self.register_buffer("rises", heights.diff(dim=1))
 
@@ -56,12 +67,12 @@ class FoldedFrontEnd(nn.Module):
 
 
 def reach(norm: FrozenStatisticsBatchNorm, edges: Tensor, sign: Tensor) -> Tensor:
-    """The smallest float32 numbers x whose ``norm(sign x)`` is not below ``edges``; both (C, n), ``sign`` (C,).
+    """The smallest float32 numbers x, (C, n), for which ``norm(sign x)`` is not below ``edges`` (C, n); sign (C,).
 
-    Infinity where none is; minus infinity where all are.
+    Infinity where no number reaches the edge, minus infinity where all do.
     """
-    # Bits of floats, ordered as the floats are: 64-bit numbers can be halved without overflow.
-    top = _to_order(torch.tensor(torch.finfo(torch.float32).max))
+    # The search runs over the bits of floats, in the order of the floats, as 64-bit integers that cannot overflow.
+    top = int(torch.tensor(torch.finfo(torch.float32).max).view(torch.int32).item())
     low, high = torch.full(edges.shape, -top - 1), torch.full(edges.shape, top + 1)
     with torch.no_grad():
         for _ in range(33):
@@ -71,13 +82,8 @@ def reach(norm: FrozenStatisticsBatchNorm, edges: Tensor, sign: Tensor) -> Tenso
             reached = norm(sheet)[0, ..., 0] >= edges
             high = torch.where(reached, middle, high)
             low = torch.where(reached, low, middle)
-    found = _from_order(high.clamp(-top, top))
-    found = torch.where(high > top, torch.inf, found)
-    return torch.where(high <= -top, -torch.inf, found)
-
-
-def _to_order(x: Tensor) -> int:
-    return x.view(torch.int32).item()
+    lowest = torch.where(high > top, torch.inf, _from_order(high.clamp(-top, top)))
+    return torch.where(high <= -top, -torch.inf, lowest)
 
 
 def _from_order(order: Tensor) -> Tensor:
@@ -85,8 +91,8 @@ def _from_order(order: Tensor) -> Tensor:
     return torch.where(order < 0, -size, size)
 
 
-def write_onnx(frontend: SpikingFrontEnd, path: Path) -> None:
-    """Write the front end: input "images" (B, C, H, W) in [0, 1], output "features" (B, maps, H', W'), any B."""
+def write_onnx(frontend: SpikingFrontEnd, path: str | Path) -> None:
+    """Write the front end as an ONNX model: "images" (B, C, H, W) in [0, 1] to "features" (B, C_out, H', W'), any B."""
     model = FoldedFrontEnd(copy.deepcopy(frontend).cpu().eval()).eval()
     images = torch.zeros(2, *frontend.spec.input_shape)
     program = torch.onnx.export(
@@ -99,12 +105,32 @@ def write_onnx(frontend: SpikingFrontEnd, path: Path) -> None:
         dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
         verbose=False,
     )
-    write_atomically(path, lambda temporary: program.save(temporary))
+    assert program is not None
+    write_atomically(Path(path), lambda temporary: program.save(temporary))
 
 
-def run_in_onnxruntime(path: Path, images: Tensor) -> Tensor:
-    """Features of images (B, C, H, W) in [0, 1] by onnxruntime, on the CPU, as it comes."""
+def run_in_onnxruntime(path: str | Path, images: Tensor) -> Tensor:
+    """Features that onnxruntime computes on the CPU, in its default settings, for images (B, C, H, W) in [0, 1]."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def export_onnx(frontend: SpikingFrontEnd, path: str | Path, generator: torch.Generator) -> float:
+    """Write the front end to ``path``; return the largest difference of the file's features from PyTorch's.
+
+    Both run on :data:`CHECKED_IMAGES` random images. Raises :class:`snn.runtime.errors.UserError` for a difference of
+    more than :data:`TOLERANCE`.
+    """
+    write_onnx(frontend, path)
+    shape = (CHECKED_IMAGES, *frontend.spec.input_shape)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator) / 255
+    with torch.no_grad():
+        difference = (run_in_onnxruntime(path, images) - frontend(images)).abs().max().item()
+    check(
+        difference <= TOLERANCE,
+        f"features by onnxruntime differ by up to {difference:g} from PyTorch's (at most {TOLERANCE:g} is expected); "
+        "nothing was written: use another version of onnxruntime or torch, and report it",
+    )
+    return difference

@@ -1,25 +1,11 @@
 """Main CNNs by name; :func:`register_backbone` adds one, also from a user's own file (``--plugin``)."""
 
-from hybrid.backbones.base import (
-    BACKBONES,
-    PAPER_BACKBONES,
-    Adapter,
-    check_backbone,
-    full_backbone,
-    initialise_convolutions,
-    last_linear,
-    main_cnn,
-    register_backbone,
-)
-
-__all__ = [
-    "BACKBONES",
-    "PAPER_BACKBONES",
-    "Adapter",
-    "check_backbone",
-    "full_backbone",
-    "initialise_convolutions",
-    "last_linear",
-    "main_cnn",
-    "register_backbone",
-]
+from hybrid.backbones.base import BACKBONES as BACKBONES
+from hybrid.backbones.base import PAPER_BACKBONES as PAPER_BACKBONES
+from hybrid.backbones.base import Adapter as Adapter
+from hybrid.backbones.base import check_backbone as check_backbone
+from hybrid.backbones.base import full_backbone as full_backbone
+from hybrid.backbones.base import initialise_convolutions as initialise_convolutions
+from hybrid.backbones.base import last_linear as last_linear
+from hybrid.backbones.base import main_cnn as main_cnn
+from hybrid.backbones.base import register_backbone as register_backbone

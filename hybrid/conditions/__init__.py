@@ -19,7 +19,7 @@ which ``--plugin FILE`` imports::
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ class Condition(ABC):
         return self.text
 
     @classmethod
-    def parse(cls: type[Kind], text: str, argument: str = "noise") -> Kind:
+    def parse(cls, text: str, argument: str = "noise") -> Self:
         """Read ``name`` or ``name:level``.
 
         Args:
@@ -131,13 +131,8 @@ class Condition(ABC):
         return condition
 
     @classmethod
-    def read(cls, text: str, level: str | None) -> "Condition":
-        """This kind of condition from its whole text and the part behind the colon (None: there is no colon)."""
-        return cls(text, cls.read_levels(text, level))
-
-    @classmethod
-    def read_levels(cls, text: str, level: str | None) -> tuple[float, ...]:
-        """The numbers of ``level``, in range."""
+    def read(cls, text: str, level: str | None) -> Self:
+        """This kind of condition, from its whole text and the part behind the colon (None: there is no colon)."""
         kind = text.partition(":")[0]
         expected = f"expected {kind}:{cls.form} with {cls.meaning}" if cls.form else f"{kind} takes no level"
         try:
@@ -148,7 +143,7 @@ class Condition(ABC):
             low <= value <= high for value, (low, high) in zip(levels, cls.ranges, strict=True)
         )
         check(valid, f"level out of range; {expected}")
-        return levels
+        return cls(text, levels)
 
 
 class Noise(Condition):

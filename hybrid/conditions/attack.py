@@ -46,7 +46,7 @@ class FastGradientSign(Condition):
     def perturb(self, context: Context) -> Perturbed:
         if context.attack_model is None:
             raise UserError(f"`noise` {self} needs `attack_model` FILE, the model whose gradient it takes")
-        network, data, moved = context.attack_model.to(context.device), context.data, []
+        network, data, moved = context.attack_model.to(context.device).eval(), context.data, []
         for images, labels in zip(data.images.split(CHUNK), data.labels.split(CHUNK), strict=True):
             batch = (images.float() / 255).to(context.device)
             moved.append(fgsm(network, batch, labels.to(context.device), self.levels[0]).cpu())

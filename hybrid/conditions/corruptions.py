@@ -13,10 +13,11 @@ A higher severity does not always change an image more: glass_blur and frost som
 difference.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
+from typing import Self
 
 import numpy as np
 import torch
@@ -166,7 +167,7 @@ def load_corrupted(folder: str | Path, name: str, severity: int, limit: int | No
     return Images(images, torch.from_numpy(labels[chosen]), CIFAR10_CLASSES, data)
 
 
-def _check_request(name: str, severity: int) -> None:
+def _check_request(name: str, severity: float) -> None:
     check(name in CORRUPTIONS, f"corruption {name!r}: unknown; choose from {', '.join(CORRUPTIONS)}")
     check(
         isinstance(severity, int) and severity in SEVERITIES,
@@ -196,17 +197,14 @@ class Corruption(Condition):
     corruption: str = ""
     """One of :data:`CORRUPTIONS`."""
 
-    form = "NAME,SEVERITY"
-    meaning = f"a severity of 1 to 5 and one of {', '.join(CORRUPTIONS)}"
-    ranges = ((1, 5),)
+    form, meaning, ranges = "NAME,SEVERITY", f"a severity of 1 to 5 and one of {', '.join(CORRUPTIONS)}", ((1, 5),)
 
     @classmethod
-    def read(cls, text: str, level: str | None) -> Condition:
+    def read(cls, text: str, level: str | None) -> Self:
         name, _, severity = (level or "").partition(",")
-        check(name in CORRUPTIONS, f"unknown corruption {name!r}; expected {cls.form} with {cls.meaning}")
-        levels = cls.read_levels(text, severity)
-        check(levels[0] in SEVERITIES, f"severity {severity} is not a whole number; give 1 to 5")
-        return cls(text, levels, name)
+        condition = replace(super().read(text, severity), corruption=name)
+        _check_request(name, condition.severity if condition.levels[0].is_integer() else condition.levels[0])
+        return condition
 
     @property
     def key(self) -> str:

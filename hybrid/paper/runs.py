@@ -189,7 +189,9 @@ def arguments(config: object, default: object, prefix: str = "") -> list[str]:
         elif value != usual and isinstance(value, bool):
             flags.append("--" + prefix + ("" if value else "no-") + name.replace("_", "-"))
         elif value != usual:
-            flags += ["--" + (prefix + name).replace("_", "-"), *_words(value)]
+            flag = "--" + (prefix + name).replace("_", "-")
+            repeated = tyro.conf.UseAppendAction in extras
+            flags += [word for item in value for word in (flag, item)] if repeated else [flag, *_words(value)]
     return positional + flags
 
 

@@ -10,8 +10,6 @@ from numba import int32, njit, uint32, uint64
 
 # Those of snn.runtime.random, repeated: compiled code is kept on disk and made anew only when this file changes.
 FIRST, SECOND = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
-
-
 EVENT, DRAW = np.uint32(0x9E3779B9), np.uint32(0x85EBCA6B)
 
 
@@ -48,7 +46,7 @@ def list_spikes(words, channels, places):
     steps = len(words)
     start = np.zeros(steps + 1, np.int64)
     neuron = np.empty(max(1024, 2 * words.size // 16), np.int32)
-    found = np.empty(8 * words.shape[1], np.uint32)
+    fired = np.empty(8 * words.shape[1], np.uint32)
     position = np.empty(places + 1, np.int32)
     n = 0
     for t in range(steps):
@@ -57,7 +55,7 @@ def list_spikes(words, channels, places):
             word = words[t, w]
             if word:
                 for byte in range(8):
-                    found[spikes] = 8 * w + byte
+                    fired[spikes] = 8 * w + byte
                     spikes += (word >> uint64(8 * byte)) & uint64(1)
         if n + spikes > len(neuron):
             longer = np.empty(2 * (n + spikes), np.int32)
@@ -65,12 +63,12 @@ def list_spikes(words, channels, places):
             neuron = longer
         position[:] = 0
         for i in range(spikes):
-            position[found[i] % uint32(places) + uint32(1)] += 1
+            position[fired[i] % uint32(places) + uint32(1)] += 1
         for place in range(places):
             position[place + 1] += position[place]
         for i in range(spikes):
-            c = found[i] // uint32(places)
-            place = found[i] - c * uint32(places)
+            c = fired[i] // uint32(places)
+            place = fired[i] - c * uint32(places)
             neuron[n + position[place]] = place * uint32(channels) + c
             position[place] += 1
         n += spikes
@@ -154,13 +152,13 @@ def _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geome
     Spikes of a step are in order of their places, and all channels of a place reach the same places: their weights are
     added up on the way, four at a time. ``columns`` and ``rows`` say where (:class:`snn.engines.events.Synapses`).
     All sums are exact (:meth:`snn.layer.SpikingConv2d.exact_conductance`), so nothing is left behind. Which neurons
-    change is told without branches, which no processor could predict.
+    change is found without branches, which no processor could predict.
     """
     width, c_in, kernel, channels = geometry.width, geometry.channels_in, geometry.kernel_size, geometry.channels_out
     row_length = kernel * kernel * channels
     nothing = 2 * c_in * row_length
     changed = work[2]
-    # ``last`` must tell what ended before new spikes change it.
+    # What ended must be read from ``last`` before new spikes change it.
     ended, n_ended = work[0], 0
     if t >= pulse:
         for i in range(start[t - pulse], start[t - pulse + 1]):
@@ -348,7 +346,7 @@ def count_driven(drive, cell, scale, threshold):
 def count_pairs(
     neuron, start, post, post_start, backward, chances, level, geometry, first, second, events, potentiated, depressed
 ):
-    """Draw what every synapse does at every postsynaptic spike, given the presynaptic spike before (or after) it.
+    """Draw what every synapse does at every postsynaptic spike, by the presynaptic spike before (or after) it.
 
     Args:
         neuron, start, post, post_start: pre- and postsynaptic spikes.

@@ -24,8 +24,6 @@ DRIVE_CHUNK = 2**19
 """Elements of drive computed at once: few enough to stay in a CPU's cache, which is six times faster than all."""
 EVENT_CHUNK = 2**22
 """Synaptic events handled at once, to bound memory."""
-
-
 NEVER = 2**14
 """Steps reported for a presynaptic neuron that has no spike before (or after) a step; longer than any presentation."""
 
@@ -97,12 +95,14 @@ def simulate_drive(
     """
     neuron, scale = layer.neurons()
     _, blocked_steps = layer.geometry.steps(layer.dt)
-    key = image_key(seeds, TIES) if inhibition else None
-    state, spikes = None, []
+    key = None if seeds is None else image_key(seeds, TIES)
+    state: SheetState | None = None
+    spikes = []
     for step, drive in enumerate(drives):
         if state is None:
             state = SheetState(torch.full_like(drive, layer.lif.v_init), torch.zeros_like(drive, dtype=torch.int16))
         if inhibition:
+            assert key is not None, "inhibition draws between channels of equal potential"
             fired, state = inhibited_step(drive * scale, state, neuron, layer.dt, blocked_steps, key, step)
         else:
             fired, state = free_step(drive * scale, state, neuron, layer.dt)
@@ -142,8 +142,17 @@ def inhibited_step(
     key: tuple[Tensor, Tensor],
     step: int,
 ) -> tuple[Tensor, SheetState]:
-    """One step with cross-depth inhibition: at most one map fires at a place. ``depolarisation`` in mV; ``key`` of
-    each image (:func:`snn.runtime.random.image_key`)."""
+    """One step with cross-depth inhibition: at most one channel fires at a place.
+
+    Args:
+        depolarisation: in mV, (B, C, H, W).
+        state: before the step.
+        p: norse's parameters.
+        dt: time step in ms.
+        blocked_steps: for which channels that lost ignore their input.
+        key: of each image (:func:`snn.runtime.random.image_key`).
+        step: of the presentation.
+    """
     crossed, v = integrate(depolarisation.masked_fill(state.blocked > 0, 0.0), state.v, p, dt)
     blocked = (state.blocked - 1).clamp(min=0)
     place = crossed.any(dim=1, keepdim=True)
@@ -156,35 +165,40 @@ def inhibited_step(
 
 
 def pick_winner(crossed: Tensor, margin: Tensor, key: tuple[Tensor, Tensor], step: int) -> Tensor:
-    """Of the maps that crossed at each place, the one with the largest margin above threshold.
+    """Of the channels that crossed at each place, the one with the largest margin above threshold.
 
     Args:
         crossed: bool (B, C, H, W).
         margin: v - v_threshold in mV, the same shape.
-        key: of each image, two of (B,); draws where several maps share the largest margin.
+        key: of each image, two of (B,); draws where several channels share the largest margin.
         step: of the presentation.
 
     Returns:
-        bool (B, C, H, W): exactly one map where any crossed, none elsewhere.
+        bool (B, C, H, W): exactly one channel where any crossed, none elsewhere.
     """
     score = margin.masked_fill(~crossed, -torch.inf)
     best = crossed & (score == score.amax(dim=1, keepdim=True))
     b, y, x = (best.sum(dim=1) > 1).nonzero().T
     if len(b):
         tied = best[b, :, y, x]
-        drawn = tickets(key, step, b, y, x, best.shape).masked_fill(~tied, -1).argmax(dim=1)
+        drawn = tickets(key, step, b, y, x, tuple(best.shape)).masked_fill(~tied, -1).argmax(dim=1)
         best[b, :, y, x] = one_hot(drawn, best.shape[1]).bool()
     return best
 
 
-def tickets(
-    key: tuple[Tensor, Tensor], step: int, b: Tensor, y: Tensor, x: Tensor, shape: tuple[int, int, int, int]
-) -> Tensor:
-    """Draws that decide between equal maps, int64 (n, C), at ``n`` places of a sheet (B, C, H, W): the highest wins."""
-    _, maps, height, width = shape
+def tickets(key: tuple[Tensor, Tensor], step: int, b: Tensor, y: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Draws that decide between equal channels, int64 (n, C); the highest wins.
+
+    Args:
+        key: of each image, two of (B,).
+        step: of the presentation.
+        b, y, x: the ``n`` places.
+        shape: of the sheet, (B, C, H, W).
+    """
+    _, channels, height, width = shape
     place = step * (height * width) + y * width + x
-    event = event_key((key[0][b], key[1][b]), place)
-    return draw_bits(tuple(half[:, None] for half in event), torch.arange(maps, device=b.device))
+    first, second = event_key((key[0][b], key[1][b]), place)
+    return draw_bits((first[:, None], second[:, None]), torch.arange(channels, device=b.device))
 
 
 def steps_since_spike(spikes: Tensor) -> Tensor:
@@ -241,8 +255,8 @@ def count_pairs(
         for number, (lags, table, key) in enumerate(passes):
             lag = lags[t, b, :, y, x].flatten(1).long()
             chance = table[lag.clamp(0, steps), rate[b, :, y, x].flatten(1)].masked_fill(lag < 0, 0)
-            event = event_key((key[0][b], key[1][b]), counter)
-            bits = draw_bits(tuple(half[:, None] for half in event), synapse)
+            first, second = event_key((key[0][b], key[1][b]), counter)
+            bits = draw_bits((first[:, None], second[:, None]), synapse)
             if number == 0:
                 counts[0] += of_channel @ (lag >= 0).float()
             counts[1] += of_channel @ happens(bits, chance).float()

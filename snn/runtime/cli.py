@@ -40,8 +40,8 @@ class RunOptions:
     """Draw figures beside --out."""
     json: Path | None = None
     """Also write the printed figures to this file."""
-    plugin: tuple[str, ...] = ()
-    """Python files or modules to import first, which register rules, encoders, perturbations or backbones."""
+    plugin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Python file or module to import first, which registers rules, encoders, perturbations or backbones."""
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, f"`seed` {self.seed}: expected a whole number from 0 to {2**32 - 1}")
@@ -55,7 +55,7 @@ def run_command(
 ) -> int:
     """Parse ``argv`` (default: the process's) into ``config_type``, call ``function`` with it, return the exit status.
 
-    ``defaults`` makes, of a first parse, the values that flags which are not given have (such as a preset's).
+    ``defaults`` turns a first parse into the values of all flags that are left out (such as those of a preset).
 
     0: done, or another status that ``function`` returns. 2: a user error, in one line on stderr. 130: interrupted (also
     by SIGTERM).
@@ -65,10 +65,10 @@ def run_command(
     program = f"python -m {(spec.name if spec else module).removesuffix('.__main__')}"
     try:
         arguments = sys.argv[1:] if argv is None else argv
-        _load_plugins(arguments)
+        others = _load_plugins(arguments)
         config = _parse(config_type, arguments, program)
         if defaults:
-            config = _parse(config_type, arguments, program, defaults(config))
+            config = _parse(config_type, others, program, defaults(config))
         SHOWN.set(lambda message: with_flags(message, config_type))
         with _interrupts():
             return function(config) or 0
@@ -85,12 +85,14 @@ def run_command(
         return INTERRUPTED
 
 
-def _load_plugins(arguments: list[str]) -> None:
-    """Import what ``--plugin`` names: the other flags may hold names that it registers."""
+def _load_plugins(arguments: list[str]) -> list[str]:
+    """Import what ``--plugin`` names, as the other flags may hold names that it registers; return these others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--plugin", nargs="*", action="extend", default=[])
-    for name in parser.parse_known_args(arguments)[0].plugin:
+    parser.add_argument("--plugin", nargs="?", action="append", default=[])
+    flags, others = parser.parse_known_args(arguments)
+    for name in filter(None, flags.plugin):
         load_plugin(name)
+    return others
 
 
 def with_flags(message: str, config_type: type) -> str:
@@ -105,7 +107,8 @@ def _flags(config_type: type, prefix: str = "") -> dict[str, str]:
     nested: list[dict[str, str]] = []
     for name, hint in get_type_hints(config_type, include_extras=True).items():
         kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        if is_dataclass(kind) and not any(isinstance(extra, PrimitiveConstructorSpec) for extra in extras):
+        parsed = any(isinstance(extra, PrimitiveConstructorSpec) for extra in extras)
+        if isinstance(kind, type) and is_dataclass(kind) and not parsed:
             flat = any(getattr(extra, "name", None) == "" for extra in extras)
             nested.append(_flags(kind, prefix if flat else f"{prefix}{name}."))
         elif tyro.conf.Positional in extras:
@@ -159,8 +162,9 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            given = {} if default is None else {"default": default}
-            return tyro.cli(config_type, args=arguments, prog=program, **given)
+            if default is None:
+                return tyro.cli(config_type, args=arguments, prog=program)
+            return tyro.cli(config_type, args=arguments, prog=program, default=default)
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise

@@ -113,13 +113,13 @@ def read_file(path: str | Path, schema: Schema, parse: Callable[[Tree], Content]
     tree: Tree = {}
     try:
         with h5py.File(path, "r") as file:
-            found = file.attrs.get("schema")
-            other = isinstance(found, str) and found != schema.name
+            stored = file.attrs.get("schema")
+            other = isinstance(stored, str) and stored != schema.name
             if not other:
                 tree = _read_group(file)
     except failures as error:
         raise UserError(f"{path} is truncated or not an HDF5 file; make it again with: {remedy}") from error
-    check(not other, f"{path} has schema {found!r}, expected {schema.name!r}; make such a file with: {remedy}")
+    check(not other, f"{path} has schema {stored!r}, expected {schema.name!r}; make such a file with: {remedy}")
     try:
         intact = tree.get("schema") == schema.name and tree.get("digest") == content_digest(tree, schema.unhashed)
     except failures:

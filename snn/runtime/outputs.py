@@ -36,7 +36,7 @@ def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
         check(reason is None, f"cannot write {path}: it {reason}; give another name")
         taken[path.resolve()] = "is also the name of another output (or figure)"
         try:
-            # Permission bits do not tell root or a read-only mount apart: try.
+            # Permission bits say nothing of root or a read-only mount: try.
             handle, probe = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
             os.close(handle)
             os.unlink(probe)
@@ -63,7 +63,7 @@ class Outputs:
         inputs: files that it reads, which must not be replaced.
 
     Raises:
-        UserError: a file that cannot be written, or that is an input or given twice.
+        UserError: a file that cannot be written, or that is an input, or named twice.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class Outputs:
         self._files, self._json = [file for file in files if file is not None], options.json
         check_outputs(*self._files, self._json, *self.figures, inputs=inputs)
 
-    def finish(self, told: dict, note: str = "") -> None:
-        """Write the figures that were printed as JSON, and say what was written and where; ``note`` is added."""
-        write_json(self._json, told)
+    def finish(self, printed: dict, note: str = "") -> None:
+        """Write the figures that were ``printed`` as JSON, and say what was written where; ``note`` follows."""
+        write_json(self._json, printed)
         written = [*self._files, *self.figures, *([self._json] if self._json else [])]
         if written:
             print("wrote " + ", ".join(map(str, written)) + note)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path beside ``path``, sync it, then rename it to ``path``.
 
     Whatever goes wrong, an older file at ``path`` stays as it was; a full disk is a :class:`UserError`.

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,27 +32,31 @@ class Processes:
 
     def add(self, values: Tensor) -> Tensor:
         """Sum of ``values`` over all processes."""
-        return self._fabric.all_reduce(values, reduce_op="sum") if self._fabric else values
+        if not self._fabric:
+            return values
+        total = self._fabric.all_reduce(values, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
 
     def share(self, make: Callable[[], Made]) -> Made:
         """What ``make`` returns in the first process, in all of them; its :class:`UserError` ends them all."""
         if not self._fabric:
             return make()
-        made, error = None, None
+        outcome: Made | UserError | None = None
         if self.first:
             try:
-                made = make()
-            except UserError as found:
-                error = found
-        made, error = self._fabric.broadcast((made, error))
-        if error:
-            # The first process tells, and decides the exit status.
-            raise error if self.first else SystemExit(0)
-        return made
+                outcome = make()
+            except UserError as error:
+                outcome = error
+        shared: Any = self._fabric.broadcast(outcome)
+        if isinstance(shared, UserError):
+            # The first process prints it, and decides the exit status.
+            raise shared if self.first else SystemExit(0)
+        return shared
 
 
 def first_process() -> bool:
-    """Whether this process is the first of its group (or alone), by what its launcher told it."""
+    """Whether this process is the first of its group (or alone), by the variables that its launcher sets."""
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
 
 
@@ -70,8 +74,10 @@ def group_size(device: DeviceName, devices: int, nodes: int) -> tuple[torch.devi
         )
         devices, nodes = local, world // local
     if chosen.type == "cuda":
-        found = torch.cuda.device_count()
-        check(devices <= found, f"`devices` {devices}: this node has {found} CUDA devices; ask for at most these")
+        available = torch.cuda.device_count()
+        check(
+            devices <= available, f"`devices` {devices}: this node has {available} CUDA devices; ask for at most these"
+        )
     return chosen, devices, nodes
 
 

@@ -1,11 +1,11 @@
-"""Random draws that depend on nothing but what they are for.
+"""Counter-based random numbers, keyed by image, purpose and event.
 
-Every image of a presentation has a seed of its own. A draw is a hash of that seed, of its purpose and of where and when
-it is needed (step, neuron, synapse), so it is the same however images are grouped into batches, divided among threads,
-processes or devices, and whichever engine simulates them. The hash is two rounds of a 32-bit multiply-and-shift mixer
-(constants: C. Wellons, "lowbias32"), keyed with both halves of the seed.
+Every image of a presentation has its own seed. A draw is a hash of that seed, of the draw's purpose and of its place
+(step, neuron, synapse). It does not depend on the batch, thread, process, device or engine in which it is made. The
+hash is two rounds of a 32-bit multiply-and-shift mixer (constants: C. Wellons, "lowbias32"), keyed with both halves of
+the seed.
 
-PyTorch has no unsigned 32-bit arithmetic on all devices: here numbers are int64, masked; :mod:`snn.engines.kernels`
+PyTorch has no unsigned 32-bit arithmetic on all devices. Here numbers are int64, masked; :mod:`snn.engines.kernels`
 holds the same functions in compiled form.
 """
 
@@ -16,25 +16,17 @@ import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
-
-
 FIRST_FACTOR, SECOND_FACTOR = 0x7FEB352D, 0x846CA68B
-
-
 EVENT_STRIDE, DRAW_STRIDE = 0x9E3779B9, 0x85EBCA6B
 """Odd numbers far from each other: neighbouring counters give keys that share nothing."""
-
-
 ENCODE, TIES, BEFORE, AFTER = 1, 2, 3, 4
-"""Purposes: phases and Poisson spikes; equal maps; pairing with the spike before, and with the one after."""
-
-
+"""Purposes: phases and Poisson spikes; equal channels; pairing with the spike before, and with the one after."""
 ONE = 2**30
 """A probability of 1, in the whole numbers in which draws and probabilities are compared."""
 
 
 def stream(*purpose: int | str) -> torch.Generator:
-    """A generator, on the CPU, whose numbers are those of ``purpose``, for example (seed, "order", layer, epoch)."""
+    """A generator on the CPU, seeded by its purpose, for example ``stream(seed, "order", layer, epoch)``."""
     digest = hashlib.blake2b("/".join(map(str, purpose)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 

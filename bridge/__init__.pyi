@@ -1,0 +1,11 @@
+from bridge.conversion import Conversion as Conversion
+from bridge.conversion import convert as convert
+from bridge.fidelity import Fidelity as Fidelity
+from bridge.fidelity import measure_fidelity as measure_fidelity
+from bridge.frontend import FrontEndSpec as FrontEndSpec
+from bridge.frontend import LayerSpec as LayerSpec
+from bridge.frontend import SpikingFrontEnd as SpikingFrontEnd
+from bridge.sau import SpecialActivationUnit as SpecialActivationUnit
+from bridge.storage import load as load
+from bridge.storage import load_frontend as load_frontend
+from bridge.storage import save as save
