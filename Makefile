@@ -1,17 +1,21 @@
-# make demo: the main job on bundled data.  make test: all checks that run in minutes.
-# Both make the environment they need in .venv and use it again next time.
+# make demo: the main job on bundled data.  make test: all tests, in minutes.  make quick: those that take seconds.
+# Each makes the environment it needs in .venv and uses it again next time.
 
 VENV := .venv
 PY := $(VENV)/bin/python
 RUNS := runs/demo
+# Processes that share the tests, each with one thread.
+WORKERS := 2
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help demo test validate lint format install clean
+.PHONY: help demo test quick validate lint format install clean
 
 help:
 	@echo "make demo     learn, convert, train and evaluate on bundled digits (results in $(RUNS))"
-	@echo "make test     run the test suite"
+	@echo "make test     run the test suite (in $(WORKERS) processes; on more cores: make test WORKERS=8)"
+	@echo "make quick    run the tests that take seconds"
 	@echo "make validate compare neuron, rule and network with Brian2 at full size (results in runs/validation)"
-	@echo "make lint     check style (ruff)"
+	@echo "make lint     check style (ruff) and types (mypy)"
 	@echo "make format   apply the project's formatting (ruff)"
 	@echo "make install  make or update the environment in $(VENV)"
 	@echo "make clean    remove $(VENV) and caches (not runs/)"
@@ -28,7 +32,7 @@ $(VENV)/.installed: pyproject.toml
 	echo "Installing safe-dnn into $(VENV) with $$($$python --version) (PyTorch is large: this takes a few minutes)"; \
 	$$python -m venv $(VENV); \
 	$(PY) -m pip install --quiet --upgrade pip; \
-	$(PY) -m pip install --quiet --editable '.[dev,validation,export,corruptions]'; \
+	$(PY) -m pip install --quiet --editable '.[dev]'; \
 	touch $@; \
 	echo "Environment ready."
 
@@ -50,7 +54,10 @@ demo: install
 
 test: install
 	@echo "Running the tests"
-	@$(PY) -m pytest
+	@$(PYTEST)
+
+quick: install
+	@$(PYTEST) -m "not slow"
 
 validate: install
 	@mkdir -p runs/validation
@@ -61,10 +68,11 @@ validate: install
 lint: install
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
 format: install
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

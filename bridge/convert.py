@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from snn.controls import Conductances
 from snn.data_source import DataSource, Split
+from snn.learning import Conductances
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside

@@ -1,17 +1,15 @@
 """Networks to set beside one that has learned: what do its conductances contribute, and what their mean?"""
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from snn.calibration import finalise, sample_drive
 from snn.engines.base import choose_engine, feed_forward
+from snn.learning import Conductances
 from snn.network import LearnedLayer, SpikingNetwork
 from snn.runtime.random import draw_seeds, stream
-
-Conductances = Literal["learned", "shuffled", "random", "balanced"]
 
 
 def control(network: SpikingNetwork, images: Tensor, kind: Conductances, seed: int = 0) -> SpikingNetwork:

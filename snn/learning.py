@@ -130,6 +130,8 @@ class Learning:
         return per_pass * max(self.epochs, -(-self.min_updates // per_pass))
 
 
+Conductances = Literal["learned", "shuffled", "random", "balanced"]
+"""What is converted: what a network learned, or a control (:func:`snn.controls.control`)."""
 PresetName = Literal["cifar10", "imagenet"]
 
 

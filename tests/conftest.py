@@ -1,10 +1,13 @@
-"""A small run of all four stages on digits, made once, and a small folder of images."""
+"""A small run of all four stages on digits, made once, a small folder of images, and tests that need more than that."""
 
+import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -19,6 +22,28 @@ from snn.learn import main as learn
 LEARN = ["--data", "digits", "--limit-train", "200", "--maps", "6", "8", "--min-updates", "13"]
 TRAIN = ["--data", "digits", "--limit-train", "300", "--width", "0.25", "--epochs", "2", "--batch-size", "32"]
 CONDITIONS = ["clean", "awgn:12", "salt-pepper:0.2"]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+"""Values of a test's parameter ``device``: the same body runs on the CPU everywhere, and on CUDA where there is one."""
+EXTRAS = {
+    "validation": ["brian2", "scipy"],
+    "corruptions": ["imagecorruptions"],
+    "export": ["onnx", "onnxscript", "onnxruntime", "nir", "nirtorch"],
+    "reproduce": ["snakemake"],
+}
+"""Modules that each optional extra brings."""
+
+# Processes that tests start import the packages from where the tests do, whatever folder they run in.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.getenv("PYTHONPATH")]))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, with its reason, what cannot run here."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    for extra, modules in EXTRAS.items():
+        lacking = [module for module in modules if find_spec(module) is None]
+        if item.get_closest_marker(f"needs_{extra}") and lacking:
+            pytest.skip(f"needs {', '.join(lacking)}: pip install '.[{extra}]'")
 
 
 @dataclass(frozen=True)

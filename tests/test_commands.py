@@ -17,8 +17,14 @@ import torch
 from conftest import CONDITIONS, LEARN, TRAIN, run_pipeline
 
 from bridge.convert import main as convert
+from bridge.export.__main__ import main as export
 from bridge.storage import load_frontend
+from hybrid.complexity import main as complexity
+from hybrid.embedding import main as embedding
 from hybrid.evaluate import main as evaluate
+from hybrid.margins import main as margins
+from hybrid.reproduce import main as reproduce
+from hybrid.swap import main as swap
 from hybrid.train import main as train
 from snn.data import load_images
 from snn.data_source import DataSource
@@ -26,6 +32,9 @@ from snn.learn import main as learn
 from snn.runtime.cli import run_command
 from snn.runtime.errors import UserError
 from snn.storage import load_network, save_network
+from validation.freq_response import main as freq_response
+from validation.network import main as network
+from validation.stdp_window import main as stdp_window
 
 
 def arrays(path: Path) -> dict[str, bytes]:
@@ -42,6 +51,7 @@ def digest(path: Path) -> str:
         return file.attrs["digest"]
 
 
+@pytest.mark.slow
 def test_every_stage_repeats_itself_bit_by_bit(pipeline, tmp_path):
     again = run_pipeline(tmp_path)
     for name in ("snn", "frontend", "safe", "baseline"):
@@ -121,7 +131,8 @@ def test_results_are_traceable_and_do_not_depend_on_the_batch_size(pipeline, tmp
     assert all(f"{float(row['value_percent']):.1f}" in shown for row in told)
 
 
-def test_commands_run_as_processes_on_a_folder_of_images(image_folder, tmp_path):
+@pytest.mark.slow
+def test_commands_run_as_processes_on_a_folder_of_images(image_folder, tmp_path, capsys):
     def python(*arguments):
         command = [sys.executable, "-m", *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -141,23 +152,36 @@ def test_commands_run_as_processes_on_a_folder_of_images(image_folder, tmp_path)
     with h5py.File(tmp_path / "snn.h5") as file:
         assert file.attrs["command"].startswith("python -m snn.learn --data folder:")
         assert file["layers/conv1/conductance"].shape == (4, 3, 3, 3)
-    result = python("hybrid.train", *data, "--frontend", "snn.h5", "--out", "other.h5")
+    result = python("snn.learn", "--data", "folder:nowhere", "--out", "other.h5")
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
-    assert "schema 'snn/2', expected 'frontend/2'" in result.stderr
+    assert "nowhere" in result.stderr
+    assert train([*data, "--frontend", str(tmp_path / "snn.h5"), "--out", str(tmp_path / "other.h5")]) == 2
+    assert "schema 'snn/2', expected 'frontend/2'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "module", ["snn.learn", "bridge.convert", "bridge.export", "hybrid.train", "hybrid.evaluate", "hybrid.margins"]
-)
-def test_help_names_units_and_defaults(module):
-    result = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
-    words = " ".join(re.sub(r"[│─╭╮╰╯]", " ", result.stdout).split())
-    assert "--format {onnx,nir}" in words if module == "bridge.export" else "--out PATH" in words
+@pytest.mark.parametrize("main", [learn, convert, export, train, evaluate, margins, swap, embedding])
+def test_help_names_units_and_defaults(main, capsys):
+    words = help_of(main, capsys)
+    assert "--format {onnx,nir}" in words if main is export else "--out PATH" in words
     assert "(required)" in words
     assert "(default: 0)" in words
-    if module == "snn.learn":
+    if main is learn:
         assert "Rate of intensity 1, in Hz (paper 4.2; ParallelSpikeSim 2019). (default: 30.0)" in words
+
+
+@pytest.mark.parametrize("main", [complexity, reproduce, freq_response, network, stdp_window])
+def test_help_of_commands_that_have_a_default_for_every_flag(main, capsys):
+    words = help_of(main, capsys)
+    assert "--out" in words
+    assert "(default: 0)" in words
+
+
+def help_of(main, capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert not stop.value.code
+    return " ".join(re.sub(r"[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
 
 
 @pytest.fixture
@@ -379,6 +403,7 @@ def test_only_an_interrupt_makes_a_system_error_an_interruption(cause):
             run_command(Config, work, [])
 
 
+@pytest.mark.slow
 def test_interrupted_learning_leaves_nothing(tmp_path):
     command = [sys.executable, "-m", "snn.learn", "--data", "digits", "--out", str(tmp_path / "snn.h5")]
     process = subprocess.Popen(

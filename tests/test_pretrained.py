@@ -7,14 +7,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 import bridge
 from bridge.convert import main as convert
+from bridge.fidelity import measure_fidelity
+from bridge.responses import simulate_counts
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend
 from hybrid.train import main as train
 from snn.learning import PRESETS
 from snn.runtime.errors import UserError
 from snn.runtime.pretrained import resolve
+from snn.runtime.random import stream
 from snn.storage import SHIPPED_NETWORKS, load_network
 
 NAME = Path("pretrained:cifar10-fd")
@@ -53,6 +57,14 @@ def test_the_network_was_learned_with_the_preset_and_tells_how():
 
 
 def test_the_front_end_answers_as_the_network_does():
+    network, _, _ = load_network(resolve(NAME, SHIPPED_NETWORKS))
+    frontend, _, _ = load_frontend(resolve(NAME, SHIPPED_FRONTENDS))
+    # Photographs, reduced fourfold, in parts of 32 pixels a side.
+    photos = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2).float()
+    small = torch.nn.functional.interpolate(photos, (106, 160), mode="area").round().to(torch.uint8)
+    images = small.unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    counts = simulate_counts(network, images, stream("photographs"))[1:]
+    measured = measure_fidelity(frontend, images, counts)
     # Measured on test images when it was converted; the limits are what this bridge promises.
     with h5py.File(resolve(NAME, SHIPPED_FRONTENDS)) as file:
         for number, (off, correlation) in enumerate(((0.05, 0.98), (0.08, 0.95), (0.08, 0.95)), 1):
@@ -63,6 +75,11 @@ def test_the_front_end_answers_as_the_network_does():
             assert faithful["correlation"] >= correlation
             assert faithful["levels"] == paper["levels"] >= 4
             assert paper["correlation"] >= 0.95
+            fidelity = measured[number - 1]
+            assert fidelity.off_share == pytest.approx(paper["off_share"], abs=0.02)
+            assert fidelity.correlation == pytest.approx(paper["correlation"], abs=0.02)
+            assert fidelity.mean_rate == pytest.approx(paper["mean_rate_Hz"], rel=0.2)
+            assert fidelity.levels == paper["levels"]
 
 
 def test_commands_take_it_by_name(photos, tmp_path):

@@ -29,6 +29,7 @@ def test_demo_runs_the_commands_shown():
 
 def test_library_example_runs():
     (block,) = code_blocks("python")
+    assert sum(line.startswith(("import ", "from ")) for line in block.splitlines()) in (1, 2)
     names: dict = {}
     exec(compile(block, "README.md", "exec"), names)
     assert names["kernels"].shape == (8, 1, 3, 3)

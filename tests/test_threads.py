@@ -1,0 +1,56 @@
+"""Work that threads share: the same results, in order, however many they are. (``make test`` uses one a process.)"""
+
+import threading
+
+import pytest
+import torch
+
+from bridge.sau import THREAD_SHARE
+from bridge.storage import load_frontend
+from snn.data import load_images
+from snn.data_source import DataSource
+from snn.learner import learn
+from snn.learning import Learning
+from snn.runtime.threads import for_each
+
+
+@pytest.fixture
+def use_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_items_are_shared_and_their_results_keep_their_order(use_threads):
+    use_threads(3)
+    # Broken unless three threads come together.
+    together = threading.Barrier(3, timeout=60)
+
+    def square(item: int) -> int:
+        together.wait()
+        return item**2
+
+    assert for_each(square, range(3)) == [0, 1, 4]
+
+
+def test_an_error_in_any_thread_is_raised(use_threads):
+    use_threads(2)
+    for wrong in range(3):
+        with pytest.raises(ZeroDivisionError):
+            for_each(lambda item, wrong=wrong: 1 / (item - wrong), range(3))
+
+
+def test_learned_values_and_features_do_not_depend_on_the_number_of_threads(use_threads, pipeline):
+    data = load_images(DataSource(limit_train=40, limit_test=300), "test", seed=0)
+    frontend, *_ = load_frontend(pipeline.frontend)
+    results = []
+    for threads in (1, 3):
+        use_threads(threads)
+        with torch.no_grad():
+            features = frontend(data.images / 255)
+        assert features.numel() > 2 * THREAD_SHARE
+        layers = learn(data.images[:40], Learning(maps=(3, 4), min_updates=4)).layers
+        results.append([features, *(values for part in layers for values in (part.layer.conductance, part.layer.gain,
+                                                                             part.history.wins))])  # fmt: skip
+    for one, several in zip(*results, strict=True):
+        assert torch.equal(one, several)
