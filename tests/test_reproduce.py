@@ -27,7 +27,7 @@ from hybrid.paper.networks import (
     lambda_network,
     noise_trained,
 )
-from hybrid.paper.numbers import paper_value
+from hybrid.paper.numbers import paper_rows, paper_value
 from hybrid.paper.results import table_lines, table_rows
 from hybrid.paper.runs import NOT_DECIDING, TEMPLATES, Place, Run, arguments, default, in_order
 from hybrid.paper.tables import COMPARED, PARTS
@@ -224,11 +224,9 @@ def test_what_is_read_is_made_first_and_once(digits):
 
 @pytest.mark.parametrize("table", [2, 3, 4, 5, 6, 7])
 def test_tables_hold_every_number_of_the_paper(digits, table):
-    from hybrid.paper.numbers import _values
-
     part = PARTS[f"table{table}"]
     cells = {(cell.line.name, cell.condition, part.metric) for cell in part.cells(digits)}
-    wanted = {key[1:] for key in _values() if key[0] == table}
+    wanted = {(row["model"], row["condition"], row["metric"]) for row in paper_rows(table)}
     assert part.number == table
     assert len(wanted) > 8
     assert wanted <= cells
