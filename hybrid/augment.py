@@ -17,15 +17,9 @@ def resolve_augmentation(name: Augmentation, data: str) -> Augmentation:
 
 
 def augment(images: Tensor, name: Augmentation, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to an eighth of its shorter side, and mirror each with a chance of one half.
+    """Shift each image by up to an eighth of its shorter side; with shift-flip, mirror each with a chance of one half.
 
-    Args:
-        images: uint8 (B, C, H, W).
-        name: none, shift (no mirror) or shift-flip.
-        generator: on the CPU.
-
-    Returns:
-        Like ``images``; the border that a shift uncovers is black.
+    Images are uint8 (B, C, H, W), the generator is on the CPU. The border that a shift uncovers is black.
     """
     if name == "none":
         return images

@@ -29,15 +29,8 @@ from snn.learning import PRESETS, PresetName
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.outputs import Outputs, beside, save_figure, write_csv
 
-SIZES = {224: 1000, 32: 10}
-"""Side of the images in pixels, and classes."""
-
-STEPS = 8
-"""Steps of each step function; no count depends on it."""
-
 DIGITS = 9
 """Decimal places of differences in G: one multiply-accumulate."""
-
 QUANTITIES = {"params_M": "parameters (M)", "macs_G": "multiply-accumulates (G)"}
 
 Row = dict[str, Any]
@@ -55,7 +48,8 @@ class ComplexityConfig:
 def preset_frontend(preset: PresetName, image_size: int) -> FrontEndSpec:
     """The front end that a preset of snn.learn leads to, for RGB images of this side."""
     p = PRESETS[preset]
-    layers = tuple(LayerSpec.of(p.geometry(number), STEPS) for number in range(len(p.maps)))
+    # No count depends on the number of steps.
+    layers = tuple(LayerSpec.of(p.geometry(number), steps=8) for number in range(len(p.maps)))
     return FrontEndSpec((3, image_size, image_size), layers, p.encoding)
 
 
@@ -103,7 +97,8 @@ def complexity_rows() -> list[Row]:
     baseline has; ``difference``: ours minus the paper's. Parameters in millions, MACs of one image in 10^9; "" where
     there is none.
     """
-    rows = [row for size, classes in SIZES.items() for name in PAPER_BACKBONES for row in _pair(name, size, classes)]
+    sizes = ((224, 1000), (32, 10))
+    rows = [row for size, classes in sizes for name in PAPER_BACKBONES for row in _pair(name, size, classes)]
     alone: tuple[tuple[PresetName, int], ...] = (("cifar10", 32), ("cifar10", 224), ("imagenet", 224))
     for preset, size in alone:
         front = preset_frontend(preset, size)

@@ -115,18 +115,12 @@ def draw_table(rows: Sequence[dict], panel_and_line: Mapping[str, tuple[str, str
             spread = [row["deviation_percent"] or 0 for row in shown]
             panel.errorbar(places, [row["ours_percent"] for row in shown], spread, capsize=3, label=line, **style)
             paper = [row for row in shown if row["paper_percent"] != ""]
-            panel.plot(
-                [conditions.index(row["condition"]) for row in paper],
-                [row["paper_percent"] for row in paper],
-                linestyle="--",
-                fillstyle="none",
-                alpha=0.6,
-                **style,
-            )
+            places = [conditions.index(row["condition"]) for row in paper]
+            panel.plot(places, [row["paper_percent"] for row in paper], "--", fillstyle="none", alpha=0.6, **style)
         panel.set_title(backbone, fontsize=10)
         panel.set_xticks(range(len(conditions)), conditions, rotation=45, ha="right")
-        panel.grid(alpha=0.3)
         panel.set_ylim(0, 100)
+        panel.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy (%)")
     axes[0].plot([], [], color="0.4", linestyle="--", label="the paper's numbers")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -139,15 +133,12 @@ def draw_table(rows: Sequence[dict], panel_and_line: Mapping[str, tuple[str, str
 def draw_frontier(rows: Sequence[dict], path: Path) -> None:
     """Draw clean accuracy against accuracy at 15 dB for all networks of the search.
 
-    A line joins those that no other network surpasses in both.
-
-    Args:
-        rows: as :func:`hybrid.paper.results.table_rows` makes them.
-        path: PNG to write.
+    A line joins those that no other network surpasses in both. Rows are those of
+    :func:`hybrid.paper.results.table_rows`.
     """
     factors = {row["model"]: row["factor"] for row in rows}
-    at = {name: {r["condition"]: r["ours_percent"] for r in rows if r["model"] == name} for name in factors}
-    points = {name: (accuracies["awgn:15"], accuracies["clean"]) for name, accuracies in at.items()}
+    accuracy = {(row["model"], row["condition"]): row["ours_percent"] for row in rows}
+    points = {name: (accuracy[name, "awgn:15"], accuracy[name, "clean"]) for name in factors}
     # The legend has a line for each network, 0.17 inches high.
     figure = Figure(figsize=(10.5, max(6, 0.175 * len(points) + 0.2)), layout="constrained")
     axes = figure.subplots()
@@ -162,11 +153,9 @@ def draw_frontier(rows: Sequence[dict], path: Path) -> None:
     )
     axes.plot(*zip(*best, strict=True), color="0.6", linewidth=1, zorder=1)
     axes.axline((0, 0), slope=1, color="0.8", linestyle=":", zorder=0)
-    shown = np.array(list(points.values()))
-    axes.set_xlim(shown[:, 0].min() - 1.5, shown[:, 0].max() + 1.5)
-    axes.set_ylim(shown[:, 1].min() - 1.5, shown[:, 1].max() + 1.5)
-    axes.set_xlabel("top-1 accuracy at 15 dB (%)")
-    axes.set_ylabel("top-1 accuracy on clean images (%)")
+    noisy, clean = zip(*points.values(), strict=True)
+    axes.set(xlim=(min(noisy) - 1.5, max(noisy) + 1.5), ylim=(min(clean) - 1.5, max(clean) + 1.5))
+    axes.set(xlabel="top-1 accuracy at 15 dB (%)", ylabel="top-1 accuracy on clean images (%)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     save_figure(figure, path)
