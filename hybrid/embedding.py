@@ -107,11 +107,10 @@ def embeddings(network: Network, images: Tensor, device: torch.device | str) -> 
 
     The network is moved to ``device`` and set to evaluation mode.
     """
-    network = network.to(device).eval()
-    batches = [
-        embed(network, batch.to(device).contiguous(memory_format=torch.channels_last)) for batch in images.split(CHUNK)
-    ]
-    embedding, logits = (torch.cat([part.cpu() for part in parts]) for parts in zip(*batches, strict=True))
+    network.to(device).eval()
+    batches = (batch.to(device).contiguous(memory_format=torch.channels_last) for batch in images.split(CHUNK))
+    results = [embed(network, batch) for batch in batches]
+    embedding, logits = (torch.cat([part.cpu() for part in parts]) for parts in zip(*results, strict=True))
     return embedding, logits
 
 
@@ -157,16 +156,9 @@ def embed_models(
             images = torch.cat(noise.batches(data.images, seed))
             for name, model in models.items():
                 embedding, logits = embeddings(model.network, images, device)
-                panels.append(
-                    Panel(
-                        model=name,
-                        condition=str(noise),
-                        points=lay_out(embedding, seed),
-                        labels=labels,
-                        silhouette=float(silhouette_score(embedding.double().numpy(), labels)),
-                        accuracy=100 * (logits.argmax(1) == data.labels).double().mean().item(),
-                    )
-                )
+                score = float(silhouette_score(embedding.double().numpy(), labels))
+                accuracy = 100 * (logits.argmax(1) == data.labels).double().mean().item()
+                panels.append(Panel(name, str(noise), lay_out(embedding, seed), labels, score, accuracy))
                 bar.update()
     return sorted(panels, key=lambda panel: list(models).index(panel.model))
 

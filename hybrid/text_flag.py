@@ -1,6 +1,6 @@
 """Command-line values that are written as short text and read once into an object, such as ``awgn:20``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from tyro.constructors import PrimitiveConstructorSpec
@@ -18,17 +18,12 @@ class TextFlag(PrimitiveConstructorSpec, Generic[Value]):
     """
 
     def __init__(self, parse: Callable[[str], Value], forms: Callable[[], str], many: bool = False) -> None:
-        def read(words: Sequence[str]) -> Value | tuple[Value, ...]:
-            return tuple(map(parse, words)) if many else parse(words[0])
-
         values = {
             "forms": forms,
             "nargs": "*" if many else 1,
-            "instance_from_str": read,
+            "instance_from_str": lambda words: tuple(map(parse, words)) if many else parse(words[0]),
             "is_instance": lambda value: not isinstance(value, str),
             "str_from_instance": lambda value: list(map(str, value if many else [value])),
-            "choices": None,
-            "_action": None,
         }
         for name, value in values.items():
             # The class is frozen.

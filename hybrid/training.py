@@ -73,9 +73,8 @@ class Checkpointing:
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True).get("identity")
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise UserError(
-                f"{path} is not a checkpoint of this command ({error}); remove it to start again"
-            ) from error
+            message = f"{path} is not a checkpoint of this command ({error}); remove it to start again"
+            raise UserError(message) from error
         check(
             stored == identity,
             f"{path} is of a training with other settings, images, front end or seed: go on with those it was started "
