@@ -11,7 +11,7 @@ import torch
 from scipy.stats import binom, invgauss, kstest, poisson
 
 from hybrid.architecture import Architecture
-from hybrid.conditions import CONDITIONS, Condition, Noise, register_condition
+from hybrid.conditions import Condition, Noise, register_condition
 from hybrid.conditions.drawn import awgn_sigma, inverse_gaussian
 from hybrid.evaluate import main
 from hybrid.evaluation import evaluate, summarise
@@ -190,14 +190,12 @@ class Darker(Noise):
 """
 
 
-@pytest.fixture
-def plugin(tmp_path):
-    """A user's file; what it registers is forgotten afterwards."""
-    path = tmp_path / "my_noise.py"
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    """A user's file."""
+    path = tmp_path_factory.mktemp("plugin") / "my_noise.py"
     path.write_text(PLUGIN)
-    yield str(path)
-    sys.modules.pop("my_noise", None)
-    CONDITIONS._entries.pop("darken", None)
+    return str(path)
 
 
 def test_a_users_own_file_adds_a_perturbation(pipeline, plugin, tmp_path, capsys):
