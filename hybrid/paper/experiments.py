@@ -147,11 +147,11 @@ class Experiments:
         """The run that trains it, a lambda as the mu that it is made of."""
         name, _ = choose_recipe("auto", self.source.data, self.source.image_size or 0)
         changes: dict[str, Any] = {**self.scale.changes, "train_noise": network.train_noise}
-        variant, backbone_made = network.architecture.variant, self.scale.stand_ins.get(backbone, backbone)
+        variant, stand_in = network.architecture.variant, self.scale.stand_ins.get(backbone, backbone)
         config = replace(
             TRAIN,
             data_source=self.images,
-            architecture=replace(network.architecture, backbone=backbone_made, width=self.scale.width),
+            architecture=replace(network.architecture, backbone=stand_in, width=self.scale.width),
             preset=name,  # type: ignore[arg-type]
             recipe=replace(RECIPES[name], **changes),
             options=RunOptions(seed),

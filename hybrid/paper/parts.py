@@ -29,7 +29,7 @@ class Writer:
     cifar: Experiments
     traffic: Experiments
     """Experiments of Tables 3, 4 and 6; ``cifar`` has all others."""
-    made: str
+    provenance: str
     """How the numbers were made, for captions."""
     stand_in: str = ""
     """Added to the name of the data where other images stand in for traffic images."""
@@ -73,7 +73,7 @@ class Writer:
         compared = any(row["paper_percent"] != "" for row in rows)
         caption = (
             f"{part.metric} accuracy in %, {data}{note}, {rows[0]['images']} "
-            f"{'held-out training' if part.evaluation.split == 'held-out' else 'test'} images; {self.made}. Ours"
+            f"{'held-out training' if part.evaluation.split == 'held-out' else 'test'} images; {self.provenance}. Ours"
             + (f" ± standard deviation over {seeds} training seeds" if seeds > 1 else " (one training seed)")
             + ("; in brackets the paper's number and the difference." if compared else ".")
         )
@@ -82,15 +82,13 @@ class Writer:
             if further := derived.rows(rows, lines):
                 write_csv(self.out / f"{derived.name}.csv", further)
                 text += ["", derived.caption, "", *table_lines(further)]
-        if picture:
+        if picture and part.search:
+            draw_frontier(rows, picture)
+        elif picture:
             # Where a folder of images lies is of no interest in a picture.
             shown = Path(data).name if data.startswith("folder:") else data + note
-            subject = part.subject or f"{part.title}: {part.metric} accuracy"
-            places = {line.name: (line.backbone, line.entry) for line in lines}
-            if part.search:
-                draw_frontier(rows, picture)
-            else:
-                draw_table(shown_rows(rows), places, f"{subject} on {shown}", picture)
+            title = f"{part.subject or f'{part.title}: {part.metric} accuracy'} on {shown}"
+            draw_table(shown_rows(rows), {line.name: (line.backbone, line.entry) for line in lines}, title, picture)
         return rows, text
 
     def _complexity(self, picture: Path | None) -> tuple[list[Row], list[str]]:
@@ -113,7 +111,7 @@ class Writer:
             draw_training(model, subject, picture)
         last = rows[-1]
         caption = (
-            f"{subject}, {self.made}; held-out training images in place of the paper's test images, which "
+            f"{subject}, {self.provenance}; held-out training images in place of the paper's test images, which "
             "are looked at once, for the tables."
         )
         cells = [
@@ -134,5 +132,5 @@ class Writer:
         cells = (
             [r["model"], f"`{r['condition']}`", f"{r['silhouette']:.3f}", f"{r['accuracy_percent']:.1f}"] for r in rows
         )
-        text = [f"Embedding of test images of {data.source.data}, {self.made}.", ""]
+        text = [f"Embedding of test images of {data.source.data}, {self.provenance}.", ""]
         return rows, text + markdown(["model", "condition", "silhouette", "top1 (%)"], cells)

@@ -60,14 +60,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def table_rows(name: str, number: int, metric: str, cells: Iterable[Cell], folder: Path) -> list[Row]:
-    """One row for each cell: our mean and deviation over seeds, the paper's number, the difference.
+    """One row for each cell of table ``name``: our mean and deviation over seeds, the paper's number, the difference.
 
-    Args:
-        name: of the table.
-        number: of the paper's table to compare with; 0: none.
-        metric: top1 or top5.
-        cells: of the table.
-        folder: of all runs.
+    ``number`` is that of the paper's table to compare with (0: none); ``folder`` holds all runs.
     """
     # A file holds many cells, and is read once.
     read = cache(read_rows)
@@ -147,10 +142,7 @@ def recovered_rows(rows: Sequence[Row], baseline: str) -> list[Row]:
 def difference_rows(rows: Sequence[Row], pairs: Iterable[tuple[str, str, str]], conditions: Iterable[str]) -> list[Row]:
     """Differences between pairs of networks in points, seed by seed: what a part contributes.
 
-    Args:
-        rows: of :func:`table_rows`.
-        pairs: name of the difference, model, model that is subtracted.
-        conditions: to compare under.
+    Each pair is the name of the difference, a model, and the model that is subtracted.
     """
     values = _by_seed(rows)
     return [
