@@ -77,7 +77,7 @@ class FeaturesConfig:
     """Spike counts of a simulation, or the rates of the converted layers."""
     maps: tuple[int, ...] = (32,)
     """Maps of the layers."""
-    source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
+    data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
 
     def __post_init__(self) -> None:
         for name in ("learn_images", "probe_train", "probe_test"):
@@ -217,10 +217,10 @@ def _spread(values: np.ndarray) -> str:
 def run(config: FeaturesConfig) -> None:
     """The command: learn, probe, print, write."""
     check_outputs(config.out)
-    data = load_images(config.source, "train", 0)
+    data = load_images(config.data_source, "train", 0)
     needed = config.learn_images + config.probe_train + config.probe_test
     found = len(data.images)
-    check(needed <= found, f"{needed} training images are needed, {config.source.data} has {found}: ask for fewer")
+    check(needed <= found, f"{needed} training images are needed, {config.data_source.data} has {found}: ask for fewer")
     order = torch.randperm(len(data.images), generator=stream("split"))
     train, test, rest = order.split(
         [config.probe_train, config.probe_test, len(order) - config.probe_train - config.probe_test]
@@ -236,7 +236,7 @@ def run(config: FeaturesConfig) -> None:
         rows += probe_network(learn(images, settings, seed=seed), images, probe, seed, config.response)
     print(table(rows))
     print(
-        f"{config.source.data}, {config.response} responses: "
+        f"{config.data_source.data}, {config.response} responses: "
         f"{config.learn_images} images learned, {config.probe_train} fit the probe, "
         f"{config.probe_test} test it; seeds {', '.join(map(str, config.seeds))}; mean ± standard deviation"
     )

@@ -275,7 +275,7 @@ class Parts:
         panels = embed_models(models, data, [Noise.parse(c) for c in noise], seed, device)
         rows = panel_rows(panels)
         write_csv(table, rows)
-        lines = [f"# {heading(part)}", "", f"Embedding of test images of {data.source.data}, {self._made}.", ""]
+        lines = [f"# {heading(part)}", "", f"Embedding of test images of {data.data_source.data}, {self._made}.", ""]
         lines += ["| model | condition | silhouette | top1 (%) |", "|---|---|---|---|"]
         lines += [
             f"| {r['model']} | `{r['condition']}` | {r['silhouette']:.3f} | {r['accuracy_percent']:.1f} |" for r in rows

@@ -30,7 +30,7 @@ class Images(NamedTuple):
     labels: Tensor
     """int64 (N,), indices into ``classes``."""
     classes: tuple[str, ...]
-    source: DataSource = UNNAMED
+    data_source: DataSource = UNNAMED
     """Where they came from; the files of all stages record it."""
 
     @property
