@@ -1,6 +1,6 @@
 """What layers learn: a linear probe on pooled responses, against the same values shuffled within each map.
 
-    python benchmarks/features.py --data folder:cifar10 --seeds 0 1 2 --out features.csv
+    python -m benchmarks.features --data folder:cifar10 --seeds 0 1 2 --out features.csv
 
 Every rule learns with every seed on training images of its own. A layer's response is its spike counts as it passes
 them on (inhibition off, threshold set to its output rate), averaged over a grid of 4 x 4 cells; a ridge classifier is
@@ -9,17 +9,11 @@ same is asked of the converted layers (``bridge.convert``), which answer in one 
 of each map are shuffled, and gain and threshold set again to the same rate, as for the learned layer.
 """
 
-import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
-
-if __name__ == "__main__" and __spec__ is None:
-    # Started as a file: start over as a module, so that imports find the rest of the checkout.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    runpy.run_module("benchmarks.features", run_name="__main__", alter_sys=True)
 
 import numpy as np
 import torch
@@ -40,9 +34,9 @@ from snn.layer import SpikingConv2d
 from snn.learner import learn
 from snn.learning import Learning
 from snn.network import LearnedLayer, SpikingNetwork
-from snn.runtime.cli import run_command
+from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.errors import check
-from snn.runtime.outputs import check_outputs, write_csv
+from snn.runtime.outputs import Outputs, write_csv
 from snn.runtime.progress import progress
 from snn.runtime.random import draw_seeds, stream
 from snn.spikes import SpikeEvents, spike_counts
@@ -216,7 +210,7 @@ def _spread(values: np.ndarray) -> str:
 
 def run(config: FeaturesConfig) -> None:
     """The command: learn, probe, print, write."""
-    check_outputs(config.out)
+    outputs = Outputs(config.out, options=RunOptions())
     data = load_images(config.data_source, "train", 0)
     needed = config.learn_images + config.probe_train + config.probe_test
     found = len(data.images)
@@ -241,14 +235,8 @@ def run(config: FeaturesConfig) -> None:
         f"{config.probe_test} test it; seeds {', '.join(map(str, config.seeds))}; mean ± standard deviation"
     )
     write_csv(config.out, rows)
-    if config.out is not None:
-        print(f"wrote {config.out}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m benchmarks.features``."""
-    return run_command(FeaturesConfig, run, argv)
+    outputs.finish({})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(FeaturesConfig, run, None))

@@ -1,6 +1,6 @@
 """STDP learning speed on the CPU: this project against SpikingJelly, BindsNET and norse.
 
-    python benchmarks/stdp.py --workloads B C --batches 1 16 64 --tracks rule full --out stdp.csv
+    python -m benchmarks.stdp --workloads B C --batches 1 16 64 --tracks rule full --out stdp.csv
 
 Track ``rule`` gives every library the same pre- and postsynaptic spikes and times the STDP rule over all steps;
 track ``full`` times a complete learning step: neurons simulated on the same input, plus the rule. Peers have no
@@ -16,7 +16,6 @@ weights of a batch are held by this project until its end, and moved after every
 
 import json
 import os
-import runpy
 import statistics
 import subprocess
 import sys
@@ -24,11 +23,6 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-
-if __name__ == "__main__" and __spec__ is None:
-    # Started as a file: start over as a module, so that imports find the rest of the checkout.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    runpy.run_module("benchmarks.stdp", run_name="__main__", alter_sys=True)
 
 import numpy as np
 import torch
@@ -313,10 +307,5 @@ def run(config: BenchmarkConfig) -> None:
         print(f"wrote {config.out}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m benchmarks.stdp``."""
-    return run_command(BenchmarkConfig, run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(BenchmarkConfig, run, None))

@@ -42,13 +42,9 @@ def simulate_counts(
 
 
 def neuron_response(layer: SpikingConv2d, currents: Tensor, encoding: Encoding) -> Tensor:
-    """Spikes in a presentation, int64 (N,), of one neuron at constant currents.
+    """Spikes in a presentation, int64 (N,), of one neuron at constant currents, whose means over it are ``currents``.
 
-    Args:
-        layer: whose neuron; the threshold is that of the first channel.
-        currents: means over the presentation, (N,). A current flows while input spikes come, not in the quiet time at
-            the end.
-        encoding: presentation time.
+    A current flows while input spikes come, not in the quiet time at the end. The threshold is the first channel's.
     """
     neuron = layer.with_values(gain=torch.ones_like(layer.gain[:1]), v_threshold=layer.v_threshold[:1])
     drive = (currents * (encoding.n_steps / encoding.active_steps)).reshape(1, 1, 1, -1)
