@@ -91,11 +91,8 @@ class Probe(NamedTuple):
 
 def noisy(images: Tensor) -> list[Tensor]:
     """uint8 images under each condition, rounded to 8 bits again."""
-    found = []
-    for text in CONDITIONS:
-        changed = Noise.parse(text).apply(images / 255, stream("noise", text))
-        found.append((changed * 255).round().to(torch.uint8))
-    return found
+    changed = (Noise.parse(text).apply(images / 255, stream("noise", text)) for text in CONDITIONS)
+    return [(values * 255).round().to(torch.uint8) for values in changed]
 
 
 def pooled(layers: list[SpikingConv2d], images: Tensor, p: Learning, purpose: str) -> np.ndarray:
@@ -119,11 +116,8 @@ def accuracy(respond: Callable[[Tensor, str], np.ndarray], probe: Probe) -> list
     features = respond(probe.train, "train")
     scale = StandardScaler().fit(features)
     classifier = RidgeClassifierCV(alphas=PENALTIES).fit(scale.transform(features), probe.train_labels)
-    found = []
-    for images in probe.tests:
-        features = scale.transform(respond(images, "test"))
-        found.append(100 * classifier.score(features, probe.test_labels))
-    return found
+    tests = (scale.transform(respond(images, "test")) for images in probe.tests)
+    return [100 * classifier.score(features, probe.test_labels) for features in tests]
 
 
 def shuffled(learned: LearnedLayer, pre: SpikeEvents, p: Learning, seed: int) -> SpikingConv2d:
@@ -212,22 +206,21 @@ def run(config: FeaturesConfig) -> None:
     """The command: learn, probe, print, write."""
     outputs = Outputs(config.out, options=RunOptions())
     data = load_images(config.data_source, "train", 0)
-    needed = config.learn_images + config.probe_train + config.probe_test
-    found = len(data.images)
-    check(needed <= found, f"{needed} training images are needed, {config.data_source.data} has {found}: ask for fewer")
-    order = torch.randperm(len(data.images), generator=stream("split"))
-    train, test, rest = order.split(
-        [config.probe_train, config.probe_test, len(order) - config.probe_train - config.probe_test]
+    parts = [config.probe_train, config.probe_test, config.learn_images]
+    needed, images = sum(parts), len(data.images)
+    check(
+        needed <= images, f"{needed} training images are needed, {config.data_source.data} has {images}: ask for fewer"
     )
-    labels = data.labels.numpy()
+    order, labels = torch.randperm(images, generator=stream("split")), data.labels.numpy()
+    train, test, learned, _ = order.split([*parts, images - needed])
     probe = Probe(data.images[train], labels[train], noisy(data.images[test]), labels[test])
-    images = data.images[rest[: config.learn_images]]
     rows = []
     runs = [(rule, seed) for seed in config.seeds for rule in config.rules]
     for rule, seed in progress(runs, "learning and probing", "run"):
         settings = Learning(maps=config.maps)
         settings = replace(settings, stdp=replace(settings.stdp, rule=rule))
-        rows += probe_network(learn(images, settings, seed=seed), images, probe, seed, config.response)
+        network = learn(data.images[learned], settings, seed=seed)
+        rows += probe_network(network, data.images[learned], probe, seed, config.response)
     print(table(rows))
     print(
         f"{config.data_source.data}, {config.response} responses: "

@@ -82,7 +82,7 @@ class BenchmarkConfig:
     """rule: STDP on given spikes; full: neurons and STDP."""
     peers: tuple[Peer, ...] = ("spikingjelly", "bindsnet", "norse")
     """Libraries beside this project."""
-    peer_python: tuple[str, ...] = field(default=())
+    peer_python: tuple[str, ...] = ()
     """NAME=PATH of a peer's interpreter; default benchmarks/.envs/NAME/bin/python."""
     repeats: int = 5
     """Timed repeats after a warm-up."""
@@ -126,10 +126,6 @@ class Result:
     track: str
     figures: dict = field(default_factory=dict)
     problem: str = ""
-
-    def images_per_second(self) -> list[float]:
-        """Of each repeat."""
-        return [self.batch / seconds for seconds in self.figures["seconds"]]
 
     @property
     def median(self) -> float:
@@ -235,7 +231,7 @@ def table(results: list[Result]) -> str:
         if r.problem:
             lines.append(f"{start} | | | | | | {r.problem.replace('|', '/')} |")
             continue
-        f, speeds = r.figures, r.images_per_second()
+        f, speeds = r.figures, [r.batch / seconds for seconds in r.figures["seconds"]]
         lines.append(
             f"{start} {r.median:.3g} ({min(speeds):.3g} to {max(speeds):.3g}) | {r.median * STEPS:.3g} "
             f"| {f['peak_mib']:.0f} ({f['setup_mib']:.0f}) | {f['post_spikes_per_image']:.0f} "

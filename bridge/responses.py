@@ -20,16 +20,10 @@ from snn.spikes import spike_counts
 def simulate_counts(
     network: SpikingNetwork, images: Tensor, generator: torch.Generator, batch_size: int = 16
 ) -> list[Tensor]:
-    """Spikes in a presentation of every neuron: of the encoder, then of every layer.
+    """Spikes in a presentation of every neuron: int16 (N, C, H, W) of the encoder, then of each layer, on the CPU.
 
-    Args:
-        network: learned layers.
-        images: uint8 (N, C, H, W), on the network's device.
-        generator: draws the seed of each image.
-        batch_size: images simulated together.
-
-    Returns:
-        int16 (N, C, H, W) of the encoder and (N, C_out, H, W) of each layer, on the CPU.
+    Images, uint8 (N, C, H, W), lie on the network's device. ``generator`` draws their seeds; ``batch_size`` of them are
+    simulated together.
     """
     engine = choose_engine("auto", images.device)
     parts: list[list[Tensor]] = [[] for _ in range(len(network.layers) + 1)]

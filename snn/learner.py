@@ -98,7 +98,6 @@ class LayerLearner:
         self.device, self.engine, self.processes = device, engine, processes
         chosen = torch.randperm(len(images), generator=self._stream("calibration images"))
         self.calibration = images[chosen[: self.p.calibration_images]]
-        self.orders: dict[int, Tensor] = {}
 
     def _stream(self, *purpose: str | int) -> torch.Generator:
         # Always on the CPU, so that all devices take the same numbers.
@@ -148,10 +147,8 @@ class LayerLearner:
         p, stdp, done = self.p, self.p.rule, state.updates
         per_pass = -(-len(self.images) // p.batch_size)
         epoch, index = divmod(done, per_pass)
-        if epoch not in self.orders:
-            generator = self._stream("order", epoch)
-            self.orders = {epoch: torch.randperm(len(self.images), generator=generator)}
-        chosen = self.orders[epoch][index * p.batch_size : (index + 1) * p.batch_size]
+        order = torch.randperm(len(self.images), generator=self._stream("order", epoch))
+        chosen = order[index * p.batch_size : (index + 1) * p.batch_size]
         seeds = self._seeds(len(chosen), "presentation", done)
         share = slice(self.processes.rank, None, self.processes.size)
         layer = state.layer

@@ -101,7 +101,8 @@ def simulate_drive(
             assert key is not None, "inhibition draws between channels of equal potential"
             fired, state = inhibited_step(drive * scale, state, neuron, layer.dt, blocked_steps, key, step)
         else:
-            fired, state = free_step(drive * scale, state, neuron, layer.dt)
+            fired, v = integrate(drive * scale, state.v, neuron, layer.dt)
+            state = SheetState(torch.where(fired, neuron.v_reset, v), state.blocked)
         spikes.append(fired)
     return torch.stack(spikes)
 
@@ -121,12 +122,6 @@ def hold(spikes: Tensor, steps: int) -> Tensor:
     for delay in range(1, min(steps, len(spikes))):
         held[delay:] |= spikes[:-delay]
     return held
-
-
-def free_step(depolarisation: Tensor, state: SheetState, p: LIFBoxParameters, dt: float) -> tuple[Tensor, SheetState]:
-    """One step without inhibition: every neuron that crosses threshold fires. ``depolarisation`` in mV."""
-    crossed, v = integrate(depolarisation, state.v, p, dt)
-    return crossed, SheetState(torch.where(crossed, p.v_reset, v), state.blocked)
 
 
 def inhibited_step(

@@ -99,12 +99,12 @@ class NameFlag(PrimitiveConstructorSpec[str]):
     __eq__ = object.__eq__
 
     @property
-    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+    def choices(self) -> tuple[str, ...]:
         """Names, in order of registration."""
         return self.registry.names()  # type: ignore[attr-defined]
 
     @property
-    def metavar(self) -> str:  # type: ignore[override]
+    def metavar(self) -> str:
         """As in ``{fd,stochastic}``."""
         return "{" + ",".join(self.choices) + "}"
 
