@@ -13,7 +13,7 @@ from pathlib import Path
 # Started as a file: imports find the rest of the checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hybrid.paper.tables import read_rows, table_lines
+from hybrid.paper.results import read_rows, table_lines
 
 DOCUMENT = Path(__file__).with_name("results.md")
 TABLE = re.compile(r"^<!-- (results/[\w-]+\.csv) -->\n\n((?:\|.*\n)*)\n*", re.MULTILINE)

@@ -1,5 +1,6 @@
 """Pictures of training, of accuracy under noise, and of what stays within its step."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hybrid.backbones import PAPER_BACKBONES
 from hybrid.storage import TrainedModel
 from snn.runtime.outputs import save_figure
 
@@ -98,26 +98,25 @@ def _draw_bars(axes: Axes, rows: list[dict], models: list[str], conditions: list
     axes.legend(frameon=False, ncols=len(models), loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
-def draw_table(rows: list[dict], title: str, path: Path) -> None:
-    """Ours (full lines) and the paper's numbers (dashed), a panel for each backbone.
+def draw_table(rows: Sequence[dict], panel_and_line: Mapping[str, tuple[str, str]], title: str, path: Path) -> None:
+    """Draw our accuracies (full lines) and the paper's (dashed), with a panel for each backbone.
 
     Args:
-        rows: as :func:`hybrid.paper.tables.table_rows` makes them.
+        rows: as :func:`hybrid.paper.results.table_rows` makes them.
+        panel_and_line: for each model of the rows, its backbone, which has a panel, and the name of its line there.
         title: of the figure.
         path: PNG to write.
     """
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
     panels: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
-        kind, _, backbone = row["model"].rpartition(" ")
-        known = backbone in PAPER_BACKBONES
-        panel, line = (backbone, kind) if known else ("mobilenet_v2", row["model"])
-        panels.setdefault(panel, {}).setdefault(line, []).append(row)
+        backbone, line = panel_and_line[row["model"]]
+        panels.setdefault(backbone, {}).setdefault(line, []).append(row)
     figure = Figure(figsize=(2.2 + 4.4 * len(panels), 5.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    lines = list(dict.fromkeys(line for found in panels.values() for line in found))
-    for panel, (backbone, found) in zip(axes, panels.items(), strict=True):
-        for line, shown in found.items():
+    lines = list(dict.fromkeys(line for by_line in panels.values() for line in by_line))
+    for panel, (backbone, by_line) in zip(axes, panels.items(), strict=True):
+        for line, shown in by_line.items():
             number = lines.index(line)
             style = {"color": COLOURS[number % len(COLOURS)], "marker": "os^Dv<>Pxh*"[number % 11]}
             places = [conditions.index(row["condition"]) for row in shown]
@@ -145,24 +144,26 @@ def draw_table(rows: list[dict], title: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_frontier(rows: list[dict], path: Path) -> None:
-    """Clean accuracy against accuracy at 15 dB of all networks of the search, joined where none is better in both.
+def draw_frontier(rows: Sequence[dict], path: Path) -> None:
+    """Draw clean accuracy against accuracy at 15 dB for all networks of the search.
+
+    A line joins those that no other network surpasses in both.
 
     Args:
-        rows: as :func:`hybrid.paper.tables.table_rows` makes them.
+        rows: as :func:`hybrid.paper.results.table_rows` makes them.
         path: PNG to write.
     """
     factors = {row["model"]: row["factor"] for row in rows}
     at = {name: {r["condition"]: r["ours_percent"] for r in rows if r["model"] == name} for name in factors}
-    points = {name: (found["awgn:15"], found["clean"]) for name, found in at.items()}
+    points = {name: (accuracies["awgn:15"], accuracies["clean"]) for name, accuracies in at.items()}
     # The legend has a line for each network, 0.17 inches high.
     figure = Figure(figsize=(10.5, max(6, 0.175 * len(points) + 0.2)), layout="constrained")
     axes = figure.subplots()
     kinds = list(dict.fromkeys(factors.values()))
     for number, (name, point) in enumerate(points.items(), 1):
         kind = kinds.index(factors[name])
-        style = {"marker": "os^Dv<>Ph*"[kind % 10], "color": COLOURS[kind % len(COLOURS)]}
-        axes.scatter(*point, s=40, label=f"{number} {name}", zorder=3, **style)
+        marker, colour = "os^Dv<>Ph*"[kind % 10], COLOURS[kind % len(COLOURS)]
+        axes.scatter(*point, s=40, label=f"{number} {name}", zorder=3, marker=marker, color=colour)
         axes.annotate(str(number), point, xytext=(4, 4), textcoords="offset points", fontsize=8, zorder=4)
     best = sorted(
         p for p in points.values() if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points.values())

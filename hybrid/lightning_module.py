@@ -100,7 +100,7 @@ class Classifier(lightning.LightningModule):
 
     def val_dataloader(self) -> DataLoader:
         share = torch.arange(self.trainer.global_rank, len(self.data["val"][1]), self.trainer.world_size)
-        return DataLoader(share.split(VALIDATION_BATCH), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(share.split(VALIDATION_BATCH), batch_size=None)
 
     def _take(self, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = self.data[part]

@@ -39,6 +39,6 @@ class TextFlag(PrimitiveConstructorSpec, Generic[Value]):
     __eq__ = object.__eq__
 
     @property
-    def metavar(self) -> str:  # type: ignore[override]
+    def metavar(self) -> str:
         """As in ``{clean|awgn:DB}``."""
         return "{" + self.forms() + "}" + (" ..." if self.nargs == "*" else "")  # type: ignore[attr-defined]

@@ -7,8 +7,8 @@ import torch
 from snn.neuron import integrate, norse_parameters
 from snn.parameters import LIFParameters
 from snn.runtime.errors import UserError
-from validation.brian2_neuron import lif_spikes
-from validation.neuron_comparison import constant_current_spikes
+from validation.comparisons.neuron import constant_current_spikes
+from validation.reference.neuron import lif_spikes
 
 
 def test_norse_step_is_equation_1():

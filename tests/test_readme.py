@@ -35,3 +35,4 @@ def test_library_example_runs():
     assert names["kernels"].shape == (8, 1, 3, 3)
     assert names["features"].shape == (4, 8, 8, 8)
     assert names["logits"].shape == (4, 10)
+    assert {row["condition"] for row in names["rows"]} == {"clean", "awgn:20"}

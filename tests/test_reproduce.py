@@ -1,23 +1,42 @@
 """Runs by what they are, their reuse after an interruption, and the tables made of them."""
 
 import csv
+import dataclasses
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hybrid.paper.experiments import SCALES, UNSEEING, Experiments, Run, in_order, table_cells
-from hybrid.paper.maker import Maker
-from hybrid.paper.networks import ABLATIONS, BASELINE, MU, SAFE, SEARCH, noise_trained
-from hybrid.paper.numbers import paper_value
-from hybrid.paper.tables import table_lines, table_rows
-from hybrid.reproduce import PARTS, ReproduceConfig, experiments, main
+from hybrid.conditions import Noise
+from hybrid.paper.experiments import SCALES, Experiments
+from hybrid.paper.networks import (
+    ABLATIONS,
+    BASELINE,
+    DETERMINISTIC,
+    MU,
+    NOWHERE,
+    SAFE,
+    SEARCH,
+    lambda_network,
+    noise_trained,
+)
+from hybrid.paper.numbers import paper_rows, paper_value
+from hybrid.paper.results import table_lines, table_rows
+from hybrid.paper.runs import NOT_DECIDING, TEMPLATES, Place, Run, arguments, default, in_order
+from hybrid.paper.tables import COMPARED, PARTS
+from hybrid.paper.workflow import Engine, make
+from hybrid.preprocess import Preprocess
+from hybrid.reproduce import ReproduceConfig, experiments, main
 from hybrid.storage import load_model
-from snn.runtime.errors import UserError
+from snn.data_source import DataSource
+from snn.runtime.cli import RunOptions, run_command
 from snn.storage import load_network
 
 TINY = ["--scale", "small", "--data", "digits", "--limit-train", "90", "--limit-test", "40", "--epochs", "1",
@@ -26,31 +45,175 @@ TINY = ["--scale", "small", "--data", "digits", "--limit-train", "90", "--limit-
 
 @pytest.fixture
 def digits():
-    return Experiments(("--data", "digits"), SCALES["small"])
+    return Experiments(DataSource("digits"), SCALES["small"])
+
+
+def runs_of_all_tables(scale="full"):
+    """Every run of every part, on 32 and on 224 pixels."""
+    config = ReproduceConfig(("all",), scale=scale, data="cifar10", traffic="folder:photos", traffic_size=224)
+    cifar, traffic = experiments(config)
+    plans = {name: traffic if getattr(part, "data", "") == "traffic" else cifar for name, part in PARTS.items()}
+    return in_order(run for name, part in PARTS.items() for run in part.runs(plans[name]))
 
 
 def test_runs_are_identified_by_all_that_decides_their_result(digits):
     run = digits.train(SAFE)
-    assert run.identity == Experiments(("--data", "digits"), SCALES["small"]).train(SAFE).identity
+    assert run.identity == Experiments(DataSource("digits"), SCALES["small"]).train(SAFE).identity
     others = [
         digits.train(SAFE, seed=1),
         digits.train(SAFE, "resnet101"),
-        digits.train(replace(SAFE, rule="deterministic")),
-        digits.train(replace(SAFE, conductances="random")),
-        digits.train(replace(SAFE, conversion=("--steps", "3"))),
-        digits.train(replace(SAFE, learning=("--stdp.beta-p", "1"))),
-        digits.train(replace(SAFE, training=("--auxiliary-maps", "0"))),
+        digits.train(DETERMINISTIC),
+        digits.train(SAFE.converts("random")),
+        digits.train(SAFE.converts(steps=3)),
+        digits.train(SAFE.learns(beta_p=1.0)),
+        digits.train(SAFE.has(auxiliary_maps=0)),
         digits.train(noise_trained("awgn:30")),
         digits.train(BASELINE),
         digits.train(MU),
-        replace(digits, data=("--data", "cifar10")).train(SAFE),
-        Experiments(("--data", "digits"), replace(SCALES["small"], learning=("--maps", "4"))).train(SAFE),
+        replace(digits, source=DataSource("cifar10")).train(SAFE),
+        Experiments(DataSource("digits"), replace(SCALES["small"], maps=(4,))).train(SAFE),
+        replace(digits, seed=1).train(SAFE),
     ]
     assert len({run.identity, *(other.identity for other in others)}) == 1 + len(others)
 
 
+OTHER = {
+    "backbone": "resnet18",
+    "engine": "events",
+    "variant": "mu",
+    "preprocess": Preprocess("average:2"),
+    "auxiliary_input": Preprocess("average:2"),
+    "auxiliary_activation": "steps",
+    "auxiliary_kernel": 5,
+    "train_noise": Noise.parse("awgn:30"),
+    "augmentation": "mirror",
+    "noise": (Noise.parse("clean"),),
+    "kernel_sizes": (5,),
+    "maps": (8, 8, 12),
+    "strides": (2,),
+    "rule": "stochastic",
+    "pairing": "two-sided",
+    "kind": "poisson",
+    "conductances": "random",
+    "data": "cifar10",
+    "split": "held-out",
+    "scale": "literal",
+    "device": "cuda",
+    "ltd_delay": 50.0,
+    "dt": 1.25,
+    "quiet": 25.0,
+    "presentation": 200.0,
+    "models": (Path("a"), Path("b")),
+    "plugin": ("rules.py",),
+    "preset": "imagenet",
+    "embedding": 64,
+}
+"""Another valid value of each field whose type does not suggest one."""
+
+
+def other_value(name, value):
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value * 0.999 if value else 0.01
+    assert value is None or isinstance(value, Path), name
+    return (
+        Path("elsewhere")
+        if isinstance(value, Path) or name in ("frontend", "attack_model", "folder", "cifar10_c", "root", "json")
+        else 5
+    )
+
+
+def variants(config):
+    """(dataclass, field, copy of ``config`` with that field changed) for each field, at any depth."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, Noise | Preprocess):
+            for owner, name, changed in variants(value):
+                yield owner, name, replace(config, **{field.name: changed})
+        else:
+            changed = other_value(field.name, value)
+            assert changed != value
+            yield type(config), field.name, replace(config, **{field.name: changed})
+
+
+@pytest.mark.parametrize("command", TEMPLATES, ids=lambda command: command.__name__)
+def test_every_field_that_decides_a_result_is_part_of_the_identity(command):
+    """Whoever adds a field to a configuration must say whether it decides the result."""
+    config = TEMPLATES[command]
+    identity, seen = Run("run", config).identity, set()
+    for owner, name, changed in variants(config):
+        same = Run("run", changed).identity == identity
+        assert same == (name in NOT_DECIDING.get(owner, ())), f"{owner.__name__}.{name}"
+        seen.add((owner, name))
+    assert len(seen) > 5
+    unknown = {(owner, name) for owner, names in NOT_DECIDING.items() for name in names} - seen
+    assert not {owner for owner, _ in unknown} & {owner for owner, _ in seen}
+
+
+def test_identity_follows_schemas_inputs_and_image_files(digits, image_folder, monkeypatch):
+    from hybrid.paper import runs
+
+    run = digits.convert(SAFE)
+    before = run.identity
+    monkeypatch.setitem(runs.SCHEMAS, type(run.config), "frontend/3")
+    assert digits.convert(SAFE).identity != before
+    assert digits.train(SAFE).identity != digits.train(SAFE.learns(tau_p=20.0)).identity
+    plan = replace(digits, source=DataSource(f"folder:{image_folder}"))
+    before = plan.train(BASELINE).identity
+    (image_folder / "train" / "one" / "00.png").rename(image_folder / "train" / "one" / "12.png")
+    runs.image_files.cache_clear()
+    assert plan.train(BASELINE).identity != before
+
+
+def parsed(run, place):
+    """The configuration that its command line is read as."""
+    configs = []
+
+    def keep(config):
+        configs.append(config)
+
+    module = sys.modules[run.module]
+    words = run.command(place)
+    assert words[:2] == ["-m", run.module]
+    assert run_command(type(run.config), keep, words[2:], getattr(module, "with_preset", None)) == 0
+    return configs[0]
+
+
+@pytest.mark.parametrize("scale", ["full", "small"])
+def test_command_lines_are_read_as_the_configurations_they_were_made_of(scale):
+    place = Place(Path("runs"), "cpu", Path("images"), ("math", "cmath"))
+    # All sorts of networks and evaluations; other seeds and backbones have the same flags.
+    sorts = {}
+    for run in runs_of_all_tables(scale):
+        plain = replace(run.configuration(place), out=NOWHERE)
+        options = replace(plain.options, seed=0)
+        if hasattr(plain, "architecture"):
+            plain = replace(plain, architecture=replace(plain.architecture, backbone="mobilenet_v2"), frontend=None)
+        for name in ("snn", "model", "frontend", "attack_model", "models"):
+            if isinstance(getattr(plain, name, None), Path | tuple):
+                plain = replace(plain, **{name: (NOWHERE,) if name == "models" else NOWHERE})
+        sorts.setdefault(replace(plain, options=options), run)
+    assert len(sorts) > 40
+    for run in sorts.values():
+        assert parsed(run, place) == run.configuration(place)
+
+
+def test_flags_are_only_of_fields_that_differ(digits):
+    run = digits.train(BASELINE)
+    config = replace(run.config, out=Path("a.h5"), options=replace(run.config.options, figures=False))
+    assert arguments(config, default(config)) == [
+        *("--out", "a.h5", "--limit-train", "400", "--limit-test", "200", "--variant", "baseline", "--width", "0.25"),
+        *("--preset", "digits", "--epochs", "4", "--batch-size", "24", "--no-figures"),
+    ]
+
+
 def test_what_is_read_is_made_first_and_once(digits):
-    models = digits.swap(0), digits.train(SAFE)
+    models = digits.model(lambda_network("range")), digits.train(SAFE)
     runs = in_order([digits.evaluate((model,), ("clean",)) for model in models])
     made = [run.module for run in runs]
     assert made == ["snn.learn", "bridge.convert", "hybrid.train", "hybrid.swap", "hybrid.evaluate", "hybrid.train",
@@ -61,10 +224,10 @@ def test_what_is_read_is_made_first_and_once(digits):
 
 @pytest.mark.parametrize("table", [2, 3, 4, 5, 6, 7])
 def test_tables_hold_every_number_of_the_paper(digits, table):
-    from hybrid.paper.numbers import _values
-
-    cells = {(cell.model, cell.condition, cell.metric) for cell in table_cells(f"table{table}", digits, digits)}
-    wanted = {key[1:] for key in _values() if key[0] == table}
+    part = PARTS[f"table{table}"]
+    cells = {(cell.line.name, cell.condition, part.metric) for cell in part.cells(digits)}
+    wanted = {(row["model"], row["condition"], row["metric"]) for row in paper_rows(table)}
+    assert part.number == table
     assert len(wanted) > 8
     assert wanted <= cells
 
@@ -72,14 +235,14 @@ def test_tables_hold_every_number_of_the_paper(digits, table):
 def test_rows_hold_mean_deviation_and_difference(tmp_path):
     scale = replace(SCALES["small"], seeds=3)
     cells = [
-        cell for cell in table_cells("table2", *[Experiments(("--data", "digits"), scale)] * 2)
-        if cell.model in ("safe resnet101", "average-filter-trained resnet101") and cell.condition == "awgn:20"
+        cell for cell in PARTS["table2"].cells(Experiments(DataSource("digits"), scale))
+        if cell.line.name in ("safe resnet101", "average-filter-trained resnet101") and cell.condition == "awgn:20"
     ]  # fmt: skip
     values = {}
     for cell in cells:
         for number, run in enumerate(cell.runs):
-            values.setdefault(cell.model, []).append(80.0 + number**2)
-            name = cell.networks[number].file(tmp_path).stem
+            values.setdefault(cell.line.name, []).append(80.0 + number**2)
+            name = cell.models[number].file(tmp_path).stem
             with open(run.file(tmp_path), "w") as file:
                 print(
                     "model,condition,metric,paths,value_percent,standard_error_percent,images,model_digest", file=file
@@ -87,7 +250,7 @@ def test_rows_hold_mean_deviation_and_difference(tmp_path):
                 print("other,awgn:20,top1,both,5,0,40,abc", file=file)
                 print(f"{name},awgn:20,top5,both,99,0,40,abc\n{name},awgn:20,top1,spiking,1,0,40,abc", file=file)
                 print(f"{name},awgn:20,top1,both,{80 + number**2},0.5,40,abc", file=file)
-    rows = {row["model"]: row for row in table_rows("table2", cells, tmp_path)}
+    rows = {row["model"]: row for row in table_rows("table2", 2, "top1", cells, tmp_path)}
     row, paper = rows["safe resnet101"], paper_value(2, "safe resnet101", "awgn:20", "top1")
     mean = float(np.mean(values["safe resnet101"]))
     assert (row["ours_percent"], row["seeds"], row["paper_percent"]) == (round(mean, 3), 3, paper)
@@ -98,12 +261,14 @@ def test_rows_hold_mean_deviation_and_difference(tmp_path):
     assert f"| safe resnet101 | {mean:.1f} ± 2.1 ({paper:.1f}, {mean - paper:+.1f}) |" in text
 
 
+@pytest.mark.slow
+@pytest.mark.needs_reproduce
 def test_an_interrupted_reproduction_goes_on(tmp_path):
     arguments = [
         "fig5",
         "fig6",
         *TINY,
-        "--workers",
+        "--jobs",
         "2",
         "--out",
         str(tmp_path / "out"),
@@ -114,17 +279,13 @@ def test_an_interrupted_reproduction_goes_on(tmp_path):
         [sys.executable, "-m", "hybrid.reproduce", *arguments],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/frontend-fd-*.h5")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: list(tmp_path.glob("runs/frontend-fd-*.h5")))
     process.kill()
     process.wait()
-    # Learning that was interrupted leaves the layers that it has, and goes on.
-    first = {
-        path.name: path.stat().st_mtime_ns
-        for path in tmp_path.glob("runs/*.h5")
-        if not path.name.startswith("snn-") or load_network(path)[0].complete
-    }
+    # Nobody told Snakemake and its jobs; they end by themselves.
+    wait_until(lambda: not processes_with(tmp_path))
+    first = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.h5")}
+    assert all(load_network(path).network.complete for path in tmp_path.glob("runs/snn-*.h5"))
     assert any(name.startswith("frontend-fd-") for name in first)
     assert main(arguments) == 0
     after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.h5")}
@@ -155,91 +316,118 @@ def test_dry_runs_list_commands_and_make_nothing(tmp_path, capsys):
     assert len(PARTS) == 14
 
 
-@pytest.mark.parametrize(("limit", "learned", "corrupted"), [(None, "4000", "1000"), (300, "300", "300"),
-                                                            (9000, "4000", "1000")])  # fmt: skip
+@pytest.mark.parametrize(("limit", "learned", "corrupted"), [(None, 4000, 1000), (300, 300, 300), (9000, 4000, 1000)])
 def test_a_limit_of_images_holds_for_every_run(limit, learned, corrupted):
     limits = dict(limit_train=limit, limit_test=limit)
     cifar, _ = experiments(ReproduceConfig(("table2",), scale="reduced", data="folder:images", **limits))
-    learn, (evaluate, *_) = cifar.learn(SAFE), cifar.corruption_table()[0].runs
-
-    def last(run, flag):
-        flags = dict(zip(run.flags, run.flags[1:], strict=False))
-        return flags[flag]
-
-    assert last(learn, "--limit-train") == learned
-    assert last(evaluate, "--limit-test") == corrupted
-    assert last(cifar.train(SAFE), "--limit-train") == str(limit or 15000)
+    evaluate, *_ = PARTS["corruptions"].runs(cifar)
+    assert cifar.learn(SAFE).config.data_source.limit_train == learned
+    assert evaluate.config.limit_test == corrupted
+    assert cifar.train(SAFE).config.data_source.limit_train == (limit or 15000)
 
 
-def test_failed_runs_are_told(tmp_path, capsys):
+@pytest.mark.needs_reproduce
+def test_failed_runs_are_told_with_their_log_and_leave_no_file(tmp_path, capfd):
     arguments = ["fig5", "--data", "folder:nowhere", "--out", str(tmp_path / "o"), "--runs", str(tmp_path / "r")]
     assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert "nowhere" in error
-    assert "failed" in error
+    error = capfd.readouterr().err
+    last = error.splitlines()[-1]
+    assert "nowhere" in last
+    assert "failed" in last
+    (log,) = (tmp_path / "r" / "logs").iterdir()
+    assert f"{log.stem} failed, see {log}" in last
+    assert "there is no such folder" in log.read_text()
+    assert not list(tmp_path.glob("r/**/*.h5"))
     assert main([*arguments, "--seeds", "0"]) == 2
 
 
-def test_workers_end_at_a_failure_and_keep_its_log(tmp_path):
-    runs = [Run("lost", "bridge.convert", (), (("", Run("no", "snn.learn", ("--data", "nowhere"))),)),
-            Run("also", "snn.learn", ("--data", "nothing"))]  # fmt: skip
-    with pytest.raises(UserError, match=r"snn\.learn .* failed"):
-        Maker(tmp_path, "cpu", workers=2).make(runs)
-    assert {path.name.split("-")[0] for path in (tmp_path / "logs").iterdir()} <= {"no", "also"}
-    assert any("unknown data set" in path.read_text() for path in (tmp_path / "logs").iterdir())
-    assert not list(tmp_path.glob("*.h5"))
+def processes_with(folder):
+    """Processes whose command line names a folder, apart from this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(folder).encode() in path.read_bytes() and path.parent.name != str(os.getpid()):
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found
 
 
-WAITING = """
-import sys
-import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
-from hybrid.paper.experiments import Run
-from hybrid.paper.maker import Maker
-from snn.runtime.cli import RunOptions, run_command
-from snn.runtime.errors import check
+def wait_until(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-@dataclass(frozen=True)
-class Config:
-    out: Path
-    fails: bool = False
-    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+@pytest.mark.slow
+@pytest.mark.needs_reproduce
+def test_ctrl_c_ends_everything_and_learning_goes_on_where_it_was(tmp_path):
+    """Learning writes its progress beside its file, and the file appears once it is complete."""
+    arguments = ["fig5", *TINY, "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hybrid.reproduce", *arguments],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    wait_until(lambda: list(tmp_path.glob("runs/progress/snn-fd-*.h5")))
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in error.splitlines()[-1]
+    assert processes_with(tmp_path) == []
+    assert list(tmp_path.glob("runs/*.h5")) == []
+    (unfinished,) = tmp_path.glob("runs/progress/snn-fd-*.h5")
+    learned = load_network(unfinished).network
+    assert not learned.complete
+    # A command started by hand may leave unfinished learning in the place of the file: it is not taken for complete.
+    unfinished.rename(tmp_path / "runs" / unfinished.name)
+    assert main([*arguments, "--no-figures", "--json", str(tmp_path / "numbers.json")]) == 0
+    assert load_network(tmp_path / "runs" / unfinished.name).network.complete
+    (log,) = tmp_path.glob("runs/logs/snn-fd-*.txt")
+    assert "resuming after" in log.read_text()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"fig5.md", "fig5.csv"}
+    with open(tmp_path / "out" / "fig5.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["parts"]["fig5"][0]["train_loss"] == float(row["train_loss"])
 
 
-def wait(config):
-    started = config.out.with_name("started")
-    if not config.fails:
-        started.touch()
-        time.sleep(300)
-    while not started.exists():
-        time.sleep(0.01)
-    check(False, "fails")
+@pytest.mark.slow
+@pytest.mark.needs_reproduce
+def test_runs_are_sent_wherever_an_executor_sends_them(tmp_path):
+    """A script that starts jobs in the background stands for a cluster's submit command."""
+    pytest.importorskip("snakemake_executor_plugin_cluster_generic")
+    submit, jobs = tmp_path / "submit.sh", tmp_path / "jobs"
+    submit.write_text(f'#!/bin/sh\necho "$1" >> {jobs}\nsh "$1" > /dev/null 2>&1 &\necho $!\n')
+    submit.chmod(0o755)
+    config = ReproduceConfig(
+        ("table2",), scale="small", data="digits", limit_train=60, limit_test=40, epochs=1, width=0.1
+    )
+    plan, place = experiments(config)[0], Place(tmp_path / "runs", "cpu")
+    place.folder.mkdir()
+    run = plan.evaluate((plan.train(BASELINE),), ("clean",))
+    make([run], place, Engine(2, 1, "cluster-generic"), ["--cluster-generic-submit-cmd", str(submit)])
+    assert len(jobs.read_text().splitlines()) == 2
+    with open(run.file(place.folder)) as file:
+        assert {row["model"] for row in csv.DictReader(file)} == {plan.train(BASELINE).name}
 
 
-def main(argv):
-    return run_command(Config, wait, argv)
+def test_the_seed_is_that_of_all_runs():
+    cifar, _ = experiments(ReproduceConfig(("table2",), seeds=2, options=RunOptions(seed=7)))
+    assert list(cifar.seeds) == [7, 8]
+    runs = in_order(PARTS["fig7"].runs(cifar))
+    assert len(runs) > 5
+    assert {run.config.options.seed for run in runs} == {7}
 
 
-if __name__ == "__main__":
-    runs = [Run("waits", "waiting", ()), Run("fails", "waiting", ("--fails",))]
-    Maker(Path(sys.argv[1]), "cpu", workers=2).make(runs)
-"""
+def test_another_process_in_the_same_folder_is_told(tmp_path, capsys):
+    import fcntl
 
-
-def test_a_failure_ends_workers_that_are_amid_a_run(tmp_path):
-    """A worker takes SIGTERM as an interrupt of its command; the idle one dies with the lock of the queue."""
-    (tmp_path / "waiting.py").write_text(WAITING)
-    command = [sys.executable, str(tmp_path / "waiting.py"), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert "UserError: python -m waiting --fails" in result.stderr.replace("snn.runtime.errors.", "")
-    (log,) = tmp_path.glob("logs/waits-*.txt")
-    assert "interrupted" in log.read_text()
+    (tmp_path / "runs").mkdir()
+    with open(tmp_path / "runs" / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(["fig5", *TINY, "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]) == 2
+    assert "another process makes runs in" in capsys.readouterr().err
 
 
 def test_networks_of_a_list_have_names_and_results_of_their_own(digits):
@@ -249,20 +437,20 @@ def test_networks_of_a_list_have_names_and_results_of_their_own(digits):
 
 
 def test_corruptions_of_a_seed_are_computed_once_for_all_networks():
-    cells = table_cells("corruptions", *[Experiments(("--data", "cifar10"), replace(SCALES["small"], seeds=2))] * 2)
+    plan = Experiments(DataSource("cifar10"), replace(SCALES["small"], seeds=2))
+    cells = PARTS["corruptions"].cells(plan)
     evaluations = {run.identity for cell in cells for run in cell.runs}
     assert len(evaluations) == 2
     first = cells[0].runs[0]
-    assert [flag for flag, _ in first.inputs] == [""] * len(UNSEEING)
-    assert all(cell.networks[0] in [run for _, run in first.inputs] for cell in cells)
+    assert [name for name, _ in first.inputs] == ["models"] * len(COMPARED)
+    assert all(cell.models[0] in [run for _, run in first.inputs] for cell in cells)
 
 
-def test_arguments_put_files_where_the_command_expects_them(tmp_path):
-    learned = Run("a", "snn.learn", ("--x", "1"))
-    source = Run("b", "hybrid.train", ())
-    run = Run("c", "hybrid.evaluate", ("--noise", "clean"), (("--attack-model", source), ("", learned)), ".csv")
-    arguments = run.arguments(tmp_path)
-    assert arguments[0] == str(learned.file(tmp_path))
-    assert arguments[1:3] == ["--attack-model", str(source.file(tmp_path))]
-    assert arguments[-2:] == ["--out", str(run.file(tmp_path))]
+def test_arguments_put_files_where_the_command_expects_them(digits, tmp_path):
+    model, attacked = digits.train(BASELINE), digits.train(BASELINE, seed=1000)
+    run = digits.evaluate((model,), ("clean",), attacked=attacked)
+    words = run.command(Place(tmp_path))
+    assert words[:3] == ["-m", "hybrid.evaluate", str(model.file(tmp_path))]
+    assert words[words.index("--attack-model") + 1] == str(attacked.file(tmp_path))
+    assert words[words.index("--out") + 1] == str(run.file(tmp_path))
     assert run.file(tmp_path).suffix == ".csv"

@@ -8,7 +8,9 @@ import pytest
 from hybrid.conditions.corruptions import CORRUPTIONS
 from hybrid.paper.experiments import SCALES, Experiments
 from hybrid.paper.networks import CONTRIBUTIONS
-from hybrid.paper.tables import CATEGORIES, category_rows, difference_rows, read_rows, recovered_rows, table_lines
+from hybrid.paper.results import CATEGORIES, category_rows, difference_rows, read_rows, recovered_rows, table_lines
+from hybrid.paper.tables import PARTS
+from snn.data_source import DataSource
 from snn.runtime.outputs import write_csv
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +54,8 @@ def test_contributions_are_differences_seed_by_seed():
 
 
 def test_contributions_are_of_the_ablations():
-    names = {cell.model for cell in Experiments(("--data", "digits"), SCALES["small"]).ablations()}
+    plan = Experiments(DataSource("digits"), SCALES["small"])
+    names = {cell.line.name for cell in PARTS["ablations"].cells(plan)}
     assert {name for _, *pair in CONTRIBUTIONS for name in pair} <= names
 
 

@@ -1,10 +1,15 @@
 """The three comparisons with Brian2: they agree, and they notice when the learner is wrong."""
 
+import functools
+import io
 import json
+import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -12,26 +17,40 @@ import pytest
 import torch
 from scipy import stats
 
+import snn.engines.events
+import snn.engines.norse
 import snn.layer
 import snn.plasticity
-from snn.layer import SheetState
-from snn.parameters import LayerParameters, STDPParameters
+import validation.reference.neuron
+from snn.engines.norse import NorseEngine, SheetState
+from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
+from snn.rules.deterministic import Deterministic
+from snn.rules.fd import FrequencyDependent
 from snn.spikes import Raster, SpikeEvents
-from validation.brian2_network import connections, most_waiting
-from validation.equations import euler_interval, magnitudes, probabilities
-from validation.freq_response import flat_regions
+from validation.comparisons.learning import SWITCH, WITH_CHANCE, WITHOUT_CHANCE, learners
+from validation.comparisons.response import flat_regions
+from validation.comparisons.window import brian2_draws
 from validation.freq_response import main as freq_response
+from validation.network import QUICK, NetworkConfig
 from validation.network import main as network
 from validation.random_networks import switch_rule
+from validation.reference.base import reference_of
+from validation.reference.equations import euler_interval, magnitudes
+from validation.reference.network import ReferenceNetwork, connections, most_waiting
 from validation.significance import binomial_band, binomial_p, same_distribution_p, same_rate_p, same_spread_p, total_p
 from validation.stdp_window import main as stdp_window
 
-COMMANDS = ("freq_response", "stdp_window", "network")
+# Less than --quick alone takes; every comparison is still made.
+COMMANDS = {
+    "freq_response": ["--durations", "300", "500"],
+    "stdp_window": ["--draws", "1000"],
+    "network": ["--networks", "6", "--batches", "1"],
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_command_agrees(name, tmp_path):
-    command = [sys.executable, "-m", f"validation.{name}", "--quick", "--json", "figures.json"]
+    command = [sys.executable, "-m", f"validation.{name}", "--quick", "--json", "figures.json", *COMMANDS[name]]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
@@ -49,13 +68,13 @@ def test_the_command_agrees(name, tmp_path):
             assert len(figures["flat_regions"]) == len(file["flat_regions"]) >= 4 * 18
 
 
-def swapped_time(function):
-    """An STDP probability that is given t_pre - t_post."""
-    return lambda dt, fn, p: function(-dt, fn, p)
+def swapped_time(probability):
+    """A rule that is given t_pre - t_post."""
+    return lambda rule, lag, fn: probability(rule, -lag, fn)
 
 
-def without_phi(function):
-    return lambda dt, fn, p: function(dt, fn, replace(p, phi_p=0.0, phi_d=0.0))
+def without_phi(probability):
+    return lambda rule, lag, fn: probability(type(rule)(replace(rule.p, phi_p=0.0, phi_d=0.0)), lag, fn)
 
 
 def swapped_magnitudes(conductance, p, magnitude=snn.plasticity.magnitude):
@@ -66,23 +85,23 @@ def reset_too_high(p, v_threshold, norse_parameters=snn.layer.norse_parameters):
     return norse_parameters(replace(p, v_reset=p.v_reset + 1.0), v_threshold)
 
 
-def one_step_late(layer, pre, simulate=snn.layer.simulate_events, **options):
+def one_step_late(layer, pre, simulate=snn.engines.events.simulate_events, **options):
     late = (Raster(neuron, np.concatenate([[0], start[:-1]])) for neuron, start in pre.rasters)
     return simulate(layer, SpikeEvents(tuple(late), pre.shape), **options)
 
 
-def fires_at_threshold(layer, pre, simulate=snn.layer.simulate_events, **options):
+def fires_at_threshold(layer, pre, simulate=snn.engines.events.simulate_events, **options):
     below = torch.nextafter(layer.v_threshold, torch.full_like(layer.v_threshold, -torch.inf))
     return simulate(layer.with_values(v_threshold=below), pre, **options)
 
 
-def norse_fires_at_threshold(depolarisation, v, p, dt, integrate=snn.layer.integrate):
+def norse_fires_at_threshold(depolarisation, v, p, dt, integrate=snn.engines.norse.integrate):
     _, v = integrate(depolarisation, v, p, dt)
     return v >= p.v_th, v
 
 
-def leaking_inhibition(depolarisation, state, p, *rest, step=snn.layer.inhibited_step):
-    """Maps at the place to the right of a spike are reset, too."""
+def leaking_inhibition(depolarisation, state, p, *rest, step=snn.engines.norse.inhibited_step):
+    """Channels at the place to the right of a spike are reset, too."""
     fired, after = step(depolarisation, state, p, *rest)
     beside = torch.zeros_like(fired[:, :1])
     beside[..., 1:] = fired.any(1, keepdim=True)[..., :-1]
@@ -90,41 +109,113 @@ def leaking_inhibition(depolarisation, state, p, *rest, step=snn.layer.inhibited
     return fired, SheetState(v, after.blocked)
 
 
-def weights_one_column_off(shape, pre, *rest, count_pairs=snn.plasticity.count_event_pairs):
+def weights_one_column_off(*arguments, count_pairs=snn.engines.events.count_pairs):
     """Synapses learn what their neighbours to the left should."""
-    return np.roll(count_pairs(shape, pre, *rest), 1, -1)
+    return np.roll(count_pairs(*arguments), 1, -1)
 
 
-def rates_of_other_pixels(pre, post, rates, *rest, count_events=snn.plasticity.count_events):
-    return count_events(pre, post, rates._replace(level=rates.level.flip(-1)), *rest)
+def rates_of_other_pixels(engine, layer, pre, post, rates, *rest, count_events=snn.plasticity.count_events):
+    return count_events(engine, layer, pre, post, rates._replace(level=rates.level.flip(-1)), *rest)
 
 
+PROBABILITIES = [(rule, name) for rule in (FrequencyDependent, Deterministic) for name in ("ltp", "ltd")]
 FAULTS = {
     "rates of other pixels": [("snn.learner.count_events", rates_of_other_pixels)],
     "sign of dt swapped": [
-        ("snn.rules.ltp_probability", swapped_time(snn.rules.ltp_probability)),
-        ("snn.rules.ltd_probability", swapped_time(snn.rules.ltd_probability)),
+        (f"{rule.__module__}.{rule.__name__}.{name}", swapped_time(getattr(rule, name))) for rule, name in PROBABILITIES
     ],
     "alpha_p and alpha_d swapped": [("snn.plasticity.magnitude", swapped_magnitudes)],
     "phi ignored": [
-        ("snn.rules.ltp_probability", without_phi(snn.rules.ltp_probability)),
-        ("snn.rules.ltd_probability", without_phi(snn.rules.ltd_probability)),
+        ("snn.rules.fd.FrequencyDependent.ltp", without_phi(FrequencyDependent.ltp)),
+        ("snn.rules.fd.FrequencyDependent.ltd", without_phi(FrequencyDependent.ltd)),
     ],
     "reset off by 1 mV": [("snn.layer.norse_parameters", reset_too_high)],
-    # The engine's loops are compiled: the leak is put into norse's in its place.
+    # The event-driven engine's loops are compiled: the leak is put into norse's in its place.
     "inhibition leaks to the neighbouring place": [
-        ("snn.layer.SpikingConv2d.simulate", snn.layer.SpikingConv2d.simulate_dense),
-        ("snn.layer.inhibited_step", leaking_inhibition),
+        ("snn.engines.events.EventEngine.simulate", NorseEngine.simulate),
+        ("snn.engines.norse.inhibited_step", leaking_inhibition),
     ],
-    "spike used one step late": [("snn.layer.simulate_events", one_step_late)],
-    "fires at v = v_threshold": [("snn.layer.simulate_events", fires_at_threshold)],
-    "norse fires at v = v_threshold": [("snn.layer.integrate", norse_fires_at_threshold)],
-    "synapses one column off": [("snn.plasticity.count_event_pairs", weights_one_column_off)],
+    "spike used one step late": [("snn.engines.events.simulate_events", one_step_late)],
+    "fires at v = v_threshold": [("snn.engines.events.simulate_events", fires_at_threshold)],
+    "norse fires at v = v_threshold": [("snn.engines.norse.integrate", norse_fires_at_threshold)],
+    "synapses one column off": [("snn.engines.events.count_pairs", weights_one_column_off)],
 }
 SPIKES = [network, "--networks", "2", "--deterministic", "0", "--stochastic", "0"]
 LEARNING = [network, "--networks", "0", "--deterministic", "4", "--batches", "1", "--stochastic", "0"]
 WINDOW = [stdp_window, "--draws", "1000"]
 RESPONSE = [freq_response, "--drives", "32", "--durations", "300"]
+
+
+class Key(pickle.Pickler):
+    """Writes equal values as equal bytes."""
+
+    def reducer_override(self, value):
+        return (bytes, (value.numpy().tobytes(),)) if isinstance(value, torch.Tensor) else NotImplemented
+
+
+def key(*values):
+    written = io.BytesIO()
+    pickler = Key(written)
+    # No references from one value to another that happens to be the same object.
+    pickler.fast = True
+    pickler.dump(values)
+    return written.getvalue()
+
+
+class KeptReference:
+    """A :class:`ReferenceNetwork` without chance whose answers are kept: they are the same for all faults of snn."""
+
+    answers: ClassVar[dict[bytes, tuple]] = {}
+
+    def __init__(self, *arguments, **options):
+        self.key, self.calls = key(arguments, options), []
+        self.make = functools.cache(lambda: ReferenceNetwork(*arguments, **options))
+
+    def call(self, name, *arguments):
+        self.calls.append((name, arguments))
+        self.key += key(name, arguments)
+        if self.key not in self.answers:
+            reference = self.make()
+            for earlier, values in self.calls:
+                answer = getattr(reference, earlier)(*values)
+            self.calls.clear()
+            counts = reference.contested_steps, reference.ties, reference.touches
+            self.answers[self.key] = answer, counts, getattr(reference, "conductance", None)
+        answer, counts, self.conductance = self.answers[self.key]
+        self.contested_steps, self.ties, self.touches = counts
+        return answer
+
+    present = functools.partialmethod(call, "present")
+    learn = functools.partialmethod(call, "learn")
+
+
+def kept(function, answers):
+    """``function`` with its answers kept, by its arguments apart from the file to write."""
+
+    def answer(*arguments):
+        values = [replace(value, out=Path()) if hasattr(value, "out") else value for value in arguments]
+        name = function.__name__, key(*values)
+        if name not in answers:
+            answers[name] = function(*arguments)
+        return answers[name]
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return {}
+
+
+@pytest.fixture
+def brian2_once(monkeypatch, answers):
+    """What Brian2 does is computed for the first fault, and compared with what snn does under each."""
+    for name in ("spikes", "learning"):
+        monkeypatch.setattr(f"validation.comparisons.{name}.ReferenceNetwork", KeptReference)
+    for module, name in (("response", "train_response_spikes"), ("neuron", "lif_spikes")):
+        target = f"validation.comparisons.{module}.{name}"
+        monkeypatch.setattr(target, kept(getattr(validation.reference.neuron, name), answers))
+    monkeypatch.setattr("validation.stdp_window.brian2_draws", kept(brian2_draws, answers))
 
 
 def run_part(command: list, folder: Path) -> int:
@@ -137,6 +228,7 @@ def command_name(value):
 
 
 @pytest.mark.parametrize("command", [SPIKES, LEARNING, RESPONSE], ids=command_name)
+@pytest.mark.usefixtures("brian2_once")
 def test_the_parts_agree_when_nothing_is_wrong(command, tmp_path):
     assert run_part(command, tmp_path) == 0
 
@@ -163,6 +255,7 @@ def test_the_parts_agree_when_nothing_is_wrong(command, tmp_path):
     ],
     ids=command_name,
 )
+@pytest.mark.usefixtures("brian2_once")
 def test_the_command_notices(fault, command, tmp_path, monkeypatch, capsys):
     for name, wrong in FAULTS[fault]:
         monkeypatch.setattr(name, wrong)
@@ -177,6 +270,7 @@ def test_the_command_notices(fault, command, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("command", "wrong", "words"),
     [
+        (stdp_window, ["--rules", "hebb"], "rule 'hebb': unknown; choose from"),
         (freq_response, ["--thresholds", "-70"], "threshold -70.0 mV is not above rest, -68.45 mV"),
         (freq_response, ["--durations", "301"], "give multiples of dt = 2.5 ms"),
         (stdp_window, ["--draws", "10"], "--draws 10: expected 1000 or more"),
@@ -213,6 +307,137 @@ def test_without_brian2_one_line_says_what_to_install(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("name", QUICK)
+def test_quick_limits_are_those_that_the_help_names(name, tmp_path, capsys):
+    largest = NetworkConfig(quick=True, **{field: 1000 for field in QUICK})
+    assert getattr(largest, name) == QUICK[name]
+    with pytest.raises(SystemExit):
+        network(["--help"])
+    assert f"--{name} {QUICK[name]}" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_rules_of_the_paper_take_turns():
+    assert learners(WITHOUT_CHANCE, 0) == learners(WITH_CHANCE, 0) == []
+    expected = [(rule, pairing) for rule in ("deterministic", SWITCH) for pairing in ("post", "two-sided")]
+    assert learners(WITHOUT_CHANCE, 6) == [*expected, *expected[:2]]
+    expected = [(rule, pairing) for rule in ("fd", "stochastic") for pairing in ("post", "two-sided")]
+    assert learners(WITH_CHANCE, 1) == expected[:1]
+    assert learners(WITH_CHANCE, 4) == expected
+
+
+RULE = """
+from snn.registries import register_rule
+from snn.rules.base import Rule
+
+PEAK, TAU, LATE = 0.4, 30.0, 0.3
+
+
+@register_rule("nearest")
+class Nearest(Rule):
+    def ltp(self, lag, fn):
+        return (PEAK * (-lag / TAU).exp()).where(~self.beyond_window(lag), 0.0)
+
+    def ltd(self, lag, fn):
+        return (LATE + 0 * fn).where(self.can_depress(lag), 0.0)
+
+
+@register_rule("always")
+class Always(Rule):
+    def ltp(self, lag, fn):
+        return (~self.beyond_window(lag)).to(fn.dtype)
+
+    def ltd(self, lag, fn):
+        return self.can_depress(lag).to(fn.dtype)
+
+
+@register_rule("alone")
+class Alone(Nearest):
+    pass
+"""
+REFERENCE = """
+import numpy as np
+
+from validation.reference.base import RuleReference, register_reference
+
+
+@register_reference("nearest")
+class NearestReference(RuleReference):
+    P_p = "in_window*peak*exp(-lag/(30*ms))"
+    P_d_post = "(1 - in_window)*0.3"
+    P_d_two_sided = "0.3"
+
+    def constants(self):
+        return {"peak": 0.4}
+
+    def probabilities(self, lag, fn):
+        return self.in_window(lag) * 0.4 * np.exp(-np.maximum(lag, 0) / 30), self.can_depress(lag) * 0.3
+
+
+@register_reference("always")
+class AlwaysReference(RuleReference):
+    P_p, P_d_post, P_d_two_sided = "in_window", "1 - in_window", "1"
+
+    def probabilities(self, lag, fn):
+        return 1.0 * self.in_window(lag), 1.0 * self.can_depress(lag)
+"""
+
+
+def compare_plugins(folder, reference, *rules):
+    """Run the command with a rule and a reference from files of their own, on the rules of these names."""
+    (folder / "my_rule.py").write_text(RULE)
+    (folder / "my_reference.py").write_text(reference)
+    command = [sys.executable, "-m", "validation.stdp_window", "--quick", "--draws", "1000", "--json", "figures.json"]
+    command += ["--plugin", "my_rule.py", "my_reference.py", "--rules", *rules]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode in (0, 1), result.stderr
+    rows = json.loads((folder / "figures.json").read_text())["comparisons"]
+    return result, {row["comparison"]: row for row in rows}
+
+
+def test_a_rule_of_a_plugin_agrees_with_its_reference(tmp_path):
+    result, rows = compare_plugins(tmp_path, REFERENCE, "nearest")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert {name.split(":")[0] for name in rows} == {"nearest, post", "nearest, two-sided"}
+    assert len(rows) == 10
+    assert (tmp_path / "stdp_window.png").read_bytes().startswith(b"\x89PNG")
+    with h5py.File(tmp_path / "stdp_window.h5") as file:
+        # At dt = 0 potentiation has its peak.
+        zero = file["lags"][:].tolist().index(0)
+        assert file["nearest/post/equation/p_ltp"][0, 0, zero] == 0.4
+        assert file["nearest/post/learner/p_ltp"][0, 0, zero] == pytest.approx(0.4, abs=0.1)
+
+
+def test_a_wrong_or_missing_reference_of_a_rule_disagrees(tmp_path):
+    wrong = REFERENCE.replace("30*ms", "60*ms").replace("/ 30", "/ 60")
+    result, rows = compare_plugins(tmp_path, wrong, "nearest", "alone")
+    assert result.returncode == 1
+    assert not rows["nearest, post: P(LTP), P(LTD) of learner and Eq. 5"]["agrees"]
+    assert rows["nearest, post: P(LTP), P(LTD) of Brian2 and Eq. 5"]["agrees"]
+    assert not rows["nearest, post: the same of learner and Brian2"]["agrees"]
+    assert not rows["rule alone"]["agrees"]
+    assert "rule alone has no reference: register one" in result.stdout
+
+
+def test_rules_of_plugins_learn_in_networks_with_their_like(tmp_path):
+    (tmp_path / "my_rule.py").write_text(RULE)
+    (tmp_path / "my_reference.py").write_text(REFERENCE)
+    code = (
+        "import json, my_rule, my_reference\n"
+        "from validation.comparisons.learning import WITH_CHANCE, WITHOUT_CHANCE, learners\n"
+        "print(json.dumps([learners(WITHOUT_CHANCE, 4)[4:], learners(WITH_CHANCE, 1)[1:], learners(WITH_CHANCE, 0)]))"
+    )
+    command = [sys.executable, "-c", code]
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    pairings = ("post", "two-sided")
+    assert json.loads(result.stdout) == [
+        [["always", pairing] for pairing in pairings],
+        [["nearest", pairing] for pairing in pairings],
+        [],
+    ]
+
+
 def test_flat_regions_of_a_staircase():
     rates = np.arange(1.0, 13.0)
     response = np.array([0, 0, 5, 5, 5, 10, 5, 15, 15, 20, 20, 20.0])
@@ -225,7 +450,7 @@ def test_flat_regions_of_a_staircase():
 
 
 def test_euler_interval_counts_steps():
-    p = snn.layer.LIFParameters()
+    p = LIFParameters()
     for current, threshold, dt in ((12.0, -60.2, 2.5), (40.0, -67.0, 1.0), (2.61, -60.2, 2.5)):
         v, steps = p.v_reset, 0
         while v <= threshold:
@@ -240,10 +465,11 @@ def test_equations_at_hand_made_values():
     up, down = magnitudes(np.array([1.0]), p)
     assert up[0] == pytest.approx(0.005 * np.exp(-0.5))
     assert down[0] == pytest.approx(0.01 * np.exp(-2.25))
-    ltp, ltd = probabilities(np.array([0.0, 15.0, 17.5, 60.0, np.inf]), 0.5, p)
+    ltp, ltd = reference_of(p).probabilities(np.array([0.0, 15.0, 17.5, 60.0, np.inf]), np.array(0.5))
     assert ltp == pytest.approx([0.7, 0.7 * np.exp(-15 / 13), 0, 0, 0])
     assert ltd == pytest.approx([0, 0, 0.6 * np.exp(-82.5 / 52), 0.6 * np.exp(-40 / 52), 0.6])
-    ltp, ltd = probabilities(np.array([-40.0, -np.inf, 5.0]), 0.0, replace(p, pairing="two-sided", rule="stochastic"))
+    plain = reference_of(replace(p, pairing="two-sided", rule="stochastic"))
+    ltp, ltd = plain.probabilities(np.array([-40.0, -np.inf, 5.0]), np.array(0.0))
     assert ltp == pytest.approx([0, 0, 0.7 * np.exp(-0.5)])
     assert ltd == pytest.approx([0.6 * np.exp(-1), 0, 0])
 
@@ -285,8 +511,8 @@ def test_a_switched_rule_leaves_nothing_to_chance():
     dt, p = 2.5, STDPParameters(ltd_delay=60.0)
     lags = np.arange(0, 120) * dt
     for pairing, sign in (("post", 1), ("two-sided", 1), ("two-sided", -1)):
-        rule = switch_rule(replace(p, pairing=pairing), dt)
-        off, on = (np.stack(probabilities(sign * lags[1:], fn, rule)) for fn in (0.0, 1.0))
+        rule = reference_of(switch_rule(replace(p, pairing=pairing), dt))
+        off, on = (np.stack(rule.probabilities(sign * lags[1:], np.array(fn))) for fn in (0.0, 1.0))
         assert set(np.unique(np.stack([off, on]))) <= {0.0, 1.0}
         assert on.sum(1).tolist() == {("post", 1): [6, 113], ("two-sided", 1): [6, 0]}.get((pairing, sign), [0, 119])
         # T_d lies between two steps, 61.25 ms.
@@ -331,7 +557,7 @@ def test_documentation_lists_every_constant_with_its_default():
         [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")
     ]
     listed = {row[0]: row[1] for row in rows}
-    for kind in (snn.layer.LIFParameters, STDPParameters, LayerParameters, snn.parameters.Encoding):
+    for kind in (LIFParameters, STDPParameters, LayerParameters, Encoding):
         for name, field in kind.__dataclass_fields__.items():
             if name != "maps":
                 assert listed[name] == str(field.default), name

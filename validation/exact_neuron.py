@@ -1,4 +1,4 @@
-"""A neuron whose potentials are exact binary fractions, so that one can meet its threshold exactly."""
+"""A neuron whose potentials are exact binary fractions, so that they can meet a threshold exactly."""
 
 from snn.parameters import LIFParameters
 
@@ -14,7 +14,7 @@ EXACT_NEURON = LIFParameters(
     v_reset=-40 * POTENTIAL_UNIT,
     v_init=-32 * POTENTIAL_UNIT,
 )
-"""Rest -62.5 mV, threshold -46.875 mV; a current of 1 lifts it by one unit."""
+"""Rest -62.5 mV, threshold -46.875 mV; a current of 1 lifts the potential's limit by one unit."""
 
 EXACT_DT = 2.5
-"""Time step in ms that carries v half way to its limit, (v + v_inf)/2: nothing is rounded for many steps."""
+"""Time step in ms that carries v half way to its limit, to (v + v_inf)/2: nothing is rounded for many steps."""

@@ -1,7 +1,8 @@
 """Random spiking convolutions, spike by spike and conductance by conductance: the learner and Brian2.
 
 Three comparisons, all on the learner's own functions: spikes of every layer at every step; conductances after several
-mini-batches of rules without chance; the distribution of the change that a stochastic rule makes in one mini-batch.
+mini-batches of rules without chance; the distribution of the change that a rule with chance makes in one mini-batch.
+Rules of plugins join the second or the third.
 """
 
 import sys
@@ -15,14 +16,21 @@ import tyro
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
-from snn.runtime.h5 import Schema, write_file
-from snn.runtime.outputs import beside, check_outputs
+from snn.runtime.h5 import Schema, Tree, write_file
+from snn.runtime.outputs import Outputs, beside
+from validation.comparisons.learning import WITHOUT_CHANCE, compare_distributions, compare_learning
+from validation.comparisons.rules import PAIRINGS, compared_rules
+from validation.comparisons.spikes import KINDS, Trial, compare_networks
 from validation.figures import draw_networks
-from validation.network_learning import LEARNERS, compare_distributions, compare_learning
-from validation.network_spikes import KINDS, Trial, compare_networks
 from validation.report import FALSE_ALARM, Report
 
 SCHEMA = Schema("network/1", "python -m validation.network")
+
+
+QUICK = {"networks": 12, "deterministic": 4, "batches": 3, "stochastic": 1, "repeats": 50}
+"""Largest values of these fields with ``--quick``."""
+QUICK_FLAGS = ", ".join(f"--{name} {most}" for name, most in QUICK.items())
+FEWEST_WITHOUT_CHANCE = len(WITHOUT_CHANCE) * len(PAIRINGS)
 
 
 @dataclass(frozen=True)
@@ -31,19 +39,18 @@ class NetworkConfig:
 
     out: Path = Path("network.h5")
     """File to write; figure beside it."""
-    quick: bool = False
-    """Fewer networks and draws, for a check in seconds."""
+    quick: Annotated[bool, tyro.conf.arg(help=f"A check in less than a minute: at most {QUICK_FLAGS}.")] = False
     networks: int = 60
-    """Lively networks whose spikes are compared; at most 6 with --quick."""
+    """Active networks whose spikes are compared."""
     deterministic: int = 24
-    """Networks that learn by rules without chance, at least one for each rule and pairing; at most 4 with --quick."""
+    """Networks that learn by rules without chance, at least one for each rule and pairing."""
     batches: int = 6
-    """Mini-batches that each of them learns; at most 2 with --quick."""
+    """Mini-batches that each of them learns."""
     stochastic: int = 6
-    """Networks that learn by a stochastic rule; at most 1 with --quick."""
+    """Networks that learn by rules with chance."""
     repeats: int = 100
-    """Repetitions of one mini-batch of a stochastic rule in a block; as many blocks are drawn as the test needs to tell
-    a change of gamma by 5 %; at most 50 with --quick."""
+    """Repetitions of one mini-batch of a rule with chance in a block; blocks are drawn until the test tells a change of
+    gamma by 5 %."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -52,39 +59,33 @@ class NetworkConfig:
         check(self.batches >= 1, f"`batches` {self.batches}: must be 1 or more")
         check(self.repeats >= 20, f"`repeats` {self.repeats}: give 20 or more, or a change of gamma would not show")
         check(
-            self.deterministic == 0 or self.deterministic >= len(LEARNERS),
-            f"`deterministic` {self.deterministic}: give 0, or at least {len(LEARNERS)}, one for each rule and pairing",
+            self.deterministic == 0 or self.deterministic >= FEWEST_WITHOUT_CHANCE,
+            f"`deterministic` {self.deterministic}: give 0, or at least {FEWEST_WITHOUT_CHANCE}, one for each rule and "
+            "pairing",
         )
         check(
             self.networks + self.deterministic + self.stochastic > 0,
             "`networks`, `deterministic` and `stochastic` are all 0: give one of them",
         )
-        if self.quick:
-            for name, most in (
-                ("networks", 12),
-                ("deterministic", 4),
-                ("batches", 3),
-                ("stochastic", 1),
-                ("repeats", 50),
-            ):
-                object.__setattr__(self, name, min(getattr(self, name), most))
+        for name, most in QUICK.items() if self.quick else ():
+            object.__setattr__(self, name, min(getattr(self, name), most))
 
 
 def run(config: NetworkConfig) -> int:
     """The command: compare, write, draw."""
-    picture = beside(config.out, ".png") if config.options.figures else None
-    check_outputs(config.out, config.options.json, picture)
+    outputs = Outputs(config.out, options=config.options, figures=[beside(config.out, ".png")])
     device = choose_device(config.options.device)
     random = np.random.default_rng(config.options.seed)
     report = Report("validation.network")
     print(f"random networks, learner on {device.type}; a false alarm in {FALSE_ALARM:.1%} of all runs")
+    compared_rules(report=report)
     trials = compare_networks(config.networks, report, random, device) if config.networks else []
     learned = (
         compare_learning(config.deterministic, config.batches, report, random, device) if config.deterministic else None
     )
     distributions = compare_distributions(config.stochastic, config.repeats, report, random, device)
     command = command_line("validation.network", config)
-    tree = {
+    tree: Tree = {
         "networks": _network_table(trials) if trials else {},
         "without_chance": learned._asdict() | {"unit": "conductance (all networks in a row)"} if learned else {},
         "stochastic": {
@@ -95,19 +96,19 @@ def run(config: NetworkConfig) -> int:
         "agrees": report.agrees,
     }
     write_file(config.out, SCHEMA, tree, seed=config.options.seed, command=command)
-    if picture:
-        draw_networks(trials, learned, distributions, picture)
-    lively = sum(bool(trial.lively) for trial in trials)
-    figures = {"networks_drawn": len(trials), "networks_lively": lively, "networks_rejected": len(trials) - lively}
-    return report.close(config.options.json, figures, config.out, picture)
+    for path in outputs.figures:
+        draw_networks(trials, learned, distributions, path)
+    active = sum(bool(trial.active) for trial in trials)
+    figures = {"networks_drawn": len(trials), "networks_active": active, "networks_rejected": len(trials) - active}
+    return report.close(outputs, figures)
 
 
-def _network_table(trials: list[Trial]) -> dict:
-    """One row per network that was drawn."""
+def _network_table(trials: list[Trial]) -> Tree:
+    """Columns with one row per network that was drawn."""
     geometries = [trial.network.layers[-1].geometry for trial in trials]
     columns = {
         "kind": [KINDS.index(trial.network.kind) for trial in trials],
-        "lively": [trial.lively for trial in trials],
+        "lively": [trial.active for trial in trials],
         "differing_spikes": [trial.differing for trial in trials],
         "differing_spikes_float32": [trial.float32 for trial in trials],
         "spikes": [trial.spikes for trial in trials],

@@ -1,4 +1,4 @@
-"""Random small spiking convolutions and inputs, over all that a layer can be configured to."""
+"""Random small spiking convolutions, inputs and learning rules, over all that can be configured."""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,10 +16,13 @@ from validation.exact_neuron import EXACT_DT, EXACT_NEURON, POTENTIAL_UNIT
 
 PRESENTATION = 300.0
 """Duration of an image, in ms."""
+MOST_DRAWS = 50
+"""Most networks that are drawn to find one that serves a comparison."""
 
+Pairing = Literal["post", "two-sided"]
 Kind = Literal["free", "inhibited", "tied", "exact", "stacked"]
-"""free: no inhibition; inhibited: with it; tied: some maps are twins, so that equal potentials compete; exact:
-potentials that meet thresholds; stacked: a free layer with lowered thresholds in front of an inhibited one."""
+"""free: no inhibition; inhibited: with it; tied: some channels are twins, so that equal potentials compete; exact:
+potentials meet thresholds; stacked: a free layer with lowered thresholds in front of an inhibited one."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,9 @@ class RandomNetwork:
     kind: Kind
     layers: tuple[SpikingConv2d, ...]
     shape: tuple[int, int, int]
-    """Of an image, (C, H, W)."""
+    """Shape of an image, (C, H, W)."""
     batch: int
+    """Images presented together."""
     encoding: Encoding
 
     @property
@@ -45,7 +49,7 @@ class RandomNetwork:
         return encode(images, self.encoding, draw_seeds(self.batch, generator))
 
     def to(self, target: torch.device | torch.dtype) -> "RandomNetwork":
-        """A copy whose layers are on a device or of another precision."""
+        """A copy whose layers are on another device or of another precision."""
         names = ("conductance", "gain", "v_threshold")
         layers = (
             layer.with_values(**{name: getattr(layer, name).to(target) for name in names}) for layer in self.layers
@@ -64,21 +68,20 @@ def draw_network(kind: Kind, random: np.random.Generator, batch: int | None = No
     below = shape
     for number in range(2 if kind == "stacked" else 1):
         free = kind == "free" or (kind == "stacked" and number == 0)
-        geometry = _draw_geometry(random, below, dt, least_maps=1 if free else 2)
+        geometry = _draw_geometry(random, below, dt, fewest_channels=1 if free else 2)
         spikes = random.uniform(4, 7) if free else random.uniform(3, 5)
         layer = _draw_layer(kind, random, geometry, below, dt, rate, spikes, lowered=kind == "stacked" and free)
         layers.append(layer)
-        height, width = ((n + 2 * geometry.padding - geometry.kernel_size) // geometry.stride + 1 for n in below[1:])
-        below, rate = (geometry.maps, height, width), spikes * 1000 / PRESENTATION
+        below, rate = layer.convolution(below).shape_out, spikes * 1000 / PRESENTATION
     return RandomNetwork(kind, tuple(layers), shape, batch or int(random.integers(1, 4)), encoding)
 
 
 def _draw_geometry(
-    random: np.random.Generator, shape: tuple[int, int, int], dt: float, least_maps: int
+    random: np.random.Generator, shape: tuple[int, int, int], dt: float, fewest_channels: int
 ) -> LayerParameters:
     kernel = int(random.integers(1, min(4, *shape[1:]) + 1))
     return LayerParameters(
-        maps=int(random.integers(least_maps, 6)),
+        maps=int(random.integers(fewest_channels, 6)),
         kernel_size=kernel,
         stride=int(random.integers(1, min(3, kernel) + 1)),
         padding=int(random.integers(0, kernel)),
@@ -98,34 +101,34 @@ def _draw_layer(
     lowered: bool,
 ) -> SpikingConv2d:
     """Conductances, and gains that should make a neuron fire ``spikes`` times at the presynaptic ``rate`` in Hz."""
-    maps, size = p.maps, (p.maps, shape[0], p.kernel_size, p.kernel_size)
+    channels, size = p.maps, (p.maps, shape[0], p.kernel_size, p.kernel_size)
     if kind == "exact":
         lif = EXACT_NEURON
         conductance = random.integers(1, 5, size) / 4
-        threshold = random.choice([-24.0, -25.0, -26.0]) * POTENTIAL_UNIT * np.ones(maps)
+        threshold = random.choice([-24.0, -25.0, -26.0]) * POTENTIAL_UNIT * np.ones(channels)
     else:
         lif = LIFParameters(v_reset=random.uniform(-79, -71), v_init=random.uniform(-74, -66))
-        # Maps that are alike cross their thresholds together: inhibition then has something to decide.
+        # Channels that are alike cross their thresholds together: inhibition then has something to decide.
         alike = random.uniform(0.0, 0.9)
         conductance = alike * random.uniform(0.1, 0.9, size[1:]) + (1 - alike) * random.uniform(0.1, 0.9, size)
-        threshold = random.uniform(-67, -63, maps) if lowered else random.uniform(-60, -58, maps)
-    # Without inhibition every neuron fires for itself; with it, one after another of a place's maps.
-    together = maps if kind != "free" and not lowered else 1
+        threshold = random.uniform(-67, -63, channels) if lowered else random.uniform(-60, -58, channels)
+    # Without inhibition every neuron fires for itself; with it, the channels of one place take turns.
+    together = channels if kind != "free" and not lowered else 1
     interval = PRESENTATION / (spikes * together)
     depolarisation = threshold.mean() - lif.v_leak
     depolarisation += (threshold.mean() - lif.v_reset) / math.expm1(interval / lif.tau_mem)
     open_share = -math.expm1(-rate * p.pulse_width / 1000)
     current = shape[0] * p.kernel_size**2 * conductance.mean() * open_share
-    gain = depolarisation / lif.millivolts_per_current / current * np.ones(maps)
+    gain = depolarisation / lif.millivolts_per_current / current * np.ones(channels)
     if kind == "exact":
         gain = 2.0 ** np.round(np.log2(gain))
     elif kind == "tied":
         # Sums of multiples of 1/64 are exact in any order, so twins have equal potentials to the last bit.
         conductance = np.round(conductance * 64) / 64
-        twins = random.permutation(maps)[: int(random.integers(2, maps + 1))]
+        twins = random.permutation(channels)[: int(random.integers(2, channels + 1))]
         conductance[twins], threshold[twins] = conductance[twins[0]], threshold[twins[0]]
     else:
-        gain *= random.uniform(0.97, 1.03, maps)
+        gain *= random.uniform(0.97, 1.03, channels)
     return SpikingConv2d(
         conductance=torch.from_numpy(conductance),
         gain=torch.from_numpy(gain),
@@ -137,19 +140,19 @@ def _draw_layer(
 
 
 def switch_rule(rule: STDPParameters, dt: float) -> STDPParameters:
-    """``rule`` at the limit of the frequency-dependent one in which each synapse's own rate switches it on or off.
+    """Rule ``fd`` at a limit where each synapse's own presynaptic rate switches it on or off; other constants stay.
 
-    With tau -> 0, phi -> infinity and gamma = 1, P_p and P_d of Eq. 5 are 1 for fn = 1; for fn = 0, P_p is 1 at dt = 0
-    alone, and P_d beyond T_d alone (not at all with pairing ``two-sided``). With limits of the rate that leave no fn
-    between 0 and 1, nothing is left to chance, so any exchange of rates between synapses shows.
+    The limit is tau -> 0, phi -> infinity and gamma = 1. For fn = 1, P_p and P_d of Eq. 5 are then 1. For fn = 0, P_p
+    is 1 only at dt = 0, and P_d only beyond T_d (never with pairing ``two-sided``). If the limits of the rate leave no
+    fn between 0 and 1, nothing is left to chance: exchanged rates of two synapses show.
     """
-    delay = (round(rule.ltd_delay / dt) + 0.5) * dt
-    certain = {"gamma_p": 1.0, "gamma_d": 1.0, "phi_p": 1e30, "phi_d": 1e30, "tau_p": 1e-3, "tau_d": 1e-3}
-    return replace(rule, rule="fd", ltd_delay=delay, **certain)
+    delay = (round((rule.ltd_delay or 0.0) / dt) + 0.5) * dt
+    rule = replace(rule, rule="fd", ltd_delay=delay, gamma_p=1.0, gamma_d=1.0)
+    return replace(rule, phi_p=1e30, phi_d=1e30, tau_p=1e-3, tau_d=1e-3)
 
 
-def draw_rule(random: np.random.Generator, rule: str, pairing: str, dt: float) -> STDPParameters:
-    """A random learning rule with all constants different."""
+def draw_rule(random: np.random.Generator, rule: str, pairing: Pairing, dt: float) -> STDPParameters:
+    """A learning rule with random constants, all different."""
     # The deterministic rule depresses wherever it does not potentiate: a longer window keeps the balance.
     window = random.uniform(20, 50) if rule == "deterministic" else random.uniform(15, 25)
     return STDPParameters(

@@ -1,12 +1,12 @@
-"""The verdict of a comparison: what was measured, what was allowed, and the exit status."""
+"""The verdict of a command: what was measured, what was allowed, and the exit status."""
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from snn.runtime.outputs import write_json
+from snn.runtime.outputs import Outputs
 
 FALSE_ALARM = 1e-3
 """Probability that a command reports a difference although both sides agree, over all its statistical tests."""
@@ -17,7 +17,7 @@ class Report:
     """Comparisons of one command, printed as they are made."""
 
     command: str
-    rows: list[dict] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, comparison: str, measured: str, allowed: str, agrees: bool) -> None:
         """Print and keep one comparison; ``measured`` and ``allowed`` are figures with their units."""
@@ -35,11 +35,10 @@ class Report:
         """All comparisons agree, and there was at least one."""
         return bool(self.rows) and all(row["agrees"] for row in self.rows)
 
-    def close(self, json: Path | None, figures: dict, *written: Path | None) -> int:
-        """Print the verdict and what was written, write ``json`` (None: do not), and return the exit status 0 or 1."""
+    def close(self, outputs: Outputs, figures: dict) -> int:
+        """Print the verdict, finish ``outputs`` with it and with ``figures``, and return the exit status 0 or 1."""
         agreeing = sum(row["agrees"] for row in self.rows)
         verdict = "agree" if self.agrees else "DISAGREE"
-        write_json(json, {"verdict": verdict.lower(), "comparisons": self.rows, **figures})
         print(f"{self.command}: {verdict} ({agreeing} of {len(self.rows)} comparisons agree)")
-        print("wrote " + ", ".join(str(path) for path in (*written, json) if path))
+        outputs.finish({"verdict": verdict.lower(), "comparisons": self.rows, **figures})
         return 0 if self.agrees else 1

@@ -31,7 +31,7 @@ def total_p(successes: np.ndarray, draws: int, probability: np.ndarray) -> float
 
 
 def binomial_band(draws: int, probability: np.ndarray, false_alarm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest share of successes that a two-sided test at level ``false_alarm`` accepts."""
+    """Lowest and highest share of successes that a two-sided binomial test at level ``false_alarm`` accepts."""
     low, high = stats.binom.interval(1 - false_alarm, draws, probability)
     return low / draws, high / draws
 
@@ -49,7 +49,7 @@ def standardised(changes: np.ndarray, together: np.ndarray) -> np.ndarray:
 def same_distribution_p(first: np.ndarray, second: np.ndarray) -> float:
     """p value of the two-sample Kolmogorov-Smirnov test on all changes (repeats, synapses) of two samples.
 
-    They are standardised over both samples together: both are treated alike, so equal distributions stay equal.
+    Both samples are standardised together, so that equal distributions stay equal.
     """
     together = np.concatenate([first, second])
     one, other = (standardised(sample, together).ravel() for sample in (first, second))
@@ -57,9 +57,10 @@ def same_distribution_p(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def same_spread_p(first: np.ndarray, second: np.ndarray) -> float:
-    """p value of the Brown-Forsythe test that the sum over all synapses spreads alike: do they draw independently?
+    """p value of the Brown-Forsythe test that the sum over all synapses has equal spread in both samples.
 
-    Each counts in the direction in which it changes on average, so that LTP and LTD that occur together add up.
+    A difference shows that the synapses of one sample do not draw independently. Each synapse counts in the direction
+    of its mean change, so that LTP and LTD that occur together add up.
     """
     together = np.concatenate([first, second])
     directed = np.where(together.mean(0) < 0, -1.0, 1.0)

@@ -1,109 +1,123 @@
-"""Networks of the tables, of the ablations and of the search, each described by the flags that make it.
+"""Networks of the tables, of the ablations and of the search, made of the commands' own configurations.
 
 The search changes one factor at a time, then joins what helped. All that was tried is listed, and shown in the figure
 of the frontier; choices rest on held-out training images alone (python -m hybrid.reproduce frontier).
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from bridge.convert import ConvertConfig
+from hybrid.architecture import Architecture
+from hybrid.conditions import Noise
+from hybrid.evaluate import EvaluateConfig
+from hybrid.preprocess import Preprocess
+from hybrid.swap import Scale as SwapScale
+from hybrid.swap import SwapConfig
+from hybrid.train import TrainConfig
 from snn.controls import Conductances
+from snn.learn import LearnConfig
+from snn.learning import Learning
+
+NOWHERE = Path()
+"""Stands for the files of a configuration until a run has its folder."""
+LEARN, TRAIN = LearnConfig(NOWHERE), TrainConfig(NOWHERE)
+CONVERT, SWAP = ConvertConfig(NOWHERE, NOWHERE), SwapConfig(NOWHERE, NOWHERE, NOWHERE)
+EVALUATE = EvaluateConfig((NOWHERE,), NOWHERE)
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network, whatever its backbone and seed."""
+    """One network; data, backbone, recipe and seed are chosen by :class:`hybrid.paper.experiments.Experiments`."""
 
     name: str
-    """Of its row."""
+    """Name of its row in a table."""
     factor: str = ""
-    """What the search tries it for."""
-    variant: str = "safe"
-    rule: str = "fd"
-    """Of STDP."""
-    conductances: Conductances = "learned"
-    learning: tuple[str, ...] = ()
-    """Further flags of snn.learn."""
-    conversion: tuple[str, ...] = ()
-    """Further flags of bridge.convert."""
-    training: tuple[str, ...] = ()
-    """Further flags of hybrid.train."""
+    """The factor that the search examines with it."""
+    learning: Learning = LEARN.learning
+    conversion: ConvertConfig = CONVERT
+    architecture: Architecture = TRAIN.architecture
+    train_noise: Noise = TRAIN.recipe.train_noise
+    swap: SwapConfig | None = None
+    """How the trained network becomes a lambda; None: it does not."""
+
+    def of(self, learning: Learning) -> "Network":
+        """A copy with other spiking layers."""
+        return replace(self, learning=learning)
+
+    def learns(self, **changes: object) -> "Network":
+        """A copy with other settings of the learning rule."""
+        stdp = replace(self.learning.stdp, **changes)  # type: ignore[arg-type]
+        return self.of(replace(self.learning, stdp=stdp))
+
+    def converts(self, conductances: Conductances = "learned", steps: int | None = None) -> "Network":
+        """A copy with other conductances or steps."""
+        return replace(self, conversion=replace(self.conversion, conductances=conductances, steps=steps))
+
+    def has(self, **changes: object) -> "Network":
+        """A copy with another architecture."""
+        return replace(self, architecture=replace(self.architecture, **changes))  # type: ignore[arg-type]
+
+    def varies(self, **changes: object) -> "Network":
+        """A copy with a variation that the search tried and rejected."""
+        return self.has(variations=replace(self.architecture.variations, **changes))  # type: ignore[arg-type]
+
+    def but(self, what: str, factor: str) -> "Network":
+        """A copy under the name "NAME, WHAT", to be changed in one ``factor``."""
+        return replace(self, name=f"{self.name}, {what}", factor=factor)
 
 
-BASELINE = Network("baseline", "conventional", "baseline")
+SPIKES, SPIKES_600 = Preprocess("spikes"), Preprocess("spikes:10,30,600")
+"""Spike counts of random phase, in training only. Counts over 600 ms deviate half as much as those over 300 ms."""
 
+AVERAGE = Preprocess("average:2")
 
-AVERAGE_TRAINED = replace(BASELINE, name="average-filter-trained", training=("--preprocess", "average:2"))
-
-
+BASELINE = Network("baseline", "conventional").has(variant="baseline")
+AVERAGE_TRAINED = replace(BASELINE, name="average-filter-trained").has(preprocess=AVERAGE)
 SAFE = Network("safe", "paper")
-
-
-MU = Network("mu", "paper", "mu")
+MU = Network("mu", "paper").has(variant="mu")
+DETERMINISTIC = SAFE.but("deterministic STDP", "rule").learns(rule="deterministic")
 
 
 def noise_trained(noise: str) -> Network:
     """The conventional network that sees this noise while it is trained."""
-    return replace(BASELINE, name=f"noise-trained, {noise}", training=("--train-noise", noise))
+    return replace(BASELINE, name=f"noise-trained, {noise}", train_noise=Noise.parse(noise))
 
 
-# The search starts from one layer
-
-_ALONE = ("--auxiliary-maps", "0")
-
-
-_SPIKES = ("--preprocess", "spikes")
-"""Of random phase, while the network is trained."""
+def lambda_network(scale: SwapScale) -> Network:
+    """A trained mu with the step functions of the front end."""
+    return replace(MU, name=f"lambda, {scale}", swap=replace(SWAP, scale=scale))
 
 
-_SPIKES_600 = ("--preprocess", "spikes:10,30,600")
-"""Counted over twice the time: half the deviation."""
+def _kernels(*maps: int, size: int = 5, **changes: object) -> Learning:
+    """Settings of layers with so many maps each, and kernels of ``size`` pixels a side."""
+    stdp = replace(LEARN.learning.stdp, beta_p=1.0, beta_d=1.0)
+    sizes = (size,) * len(maps)
+    return replace(LEARN.learning, maps=maps, kernel_sizes=sizes, stdp=stdp, **changes)  # type: ignore[arg-type]
 
 
-def _large_kernels(*maps: int, size: int = 5) -> tuple[str, ...]:
-    """Flags of snn.learn for layers of so many maps."""
-    sizes = ("--kernel-sizes", *(str(size) for _ in maps))
-    return ("--maps", *map(str, maps), *sizes, "--stdp.beta-p", "1", "--stdp.beta-d", "1")
-
-
-ONE_LAYER = Network("one layer", "front end", learning=_large_kernels(32))
+ONE_LAYER = Network("one layer", "front end", _kernels(32))
 """Oriented edges and colours: 32 kernels of 5 x 5 pixels."""
-
-
-TUNED = replace(ONE_LAYER, name="tuned safe", factor="variability", training=_SPIKES_600)
-"""What came of the search; goes beyond the paper: one layer of larger kernels, trained with spike counts of random
-phase."""
-
-
-def _conventional(name: str, factor: str, *flags: str) -> Network:
-    return replace(BASELINE, name=f"baseline, {name}", factor=factor, training=flags)
-
-
-def _one_layer(name: str, factor: str, *flags: str) -> Network:
-    return replace(ONE_LAYER, name=f"one layer, {name}", factor=factor, training=flags)
-
-
-def _tuned(name: str, factor: str, **changes: object) -> Network:
-    return replace(TUNED, name=f"tuned safe, {name}", factor=factor, **changes)
+TUNED = replace(ONE_LAYER, name="tuned safe", factor="variability").has(preprocess=SPIKES_600)
+"""What the search chose, beyond the paper: one layer of larger kernels, trained with spike counts of random phase."""
 
 
 ABLATIONS = (
     BASELINE,
-    _conventional("input quantised", "steps", "--preprocess", "quantise"),
-    _conventional("random phase", "variability", *_SPIKES_600),
+    BASELINE.but("input quantised", "steps").has(preprocess=Preprocess("quantise")),
+    BASELINE.but("random phase", "variability").has(preprocess=SPIKES_600),
     SAFE,
     MU,
     TUNED,
-    _tuned("shuffled conductances", "conductances", conductances="shuffled"),
-    _tuned("random conductances", "conductances", conductances="random"),
-    _tuned("plain stochastic STDP", "rule", rule="stochastic"),
-    _tuned("deterministic STDP", "rule", rule="deterministic"),
-    _tuned("no steps", "steps", conversion=("--steps", "256")),
-    _tuned("no auxiliary CNN", "auxiliary CNN", training=(*_SPIKES_600, *_ALONE)),
+    TUNED.but("shuffled conductances", "conductances").converts("shuffled"),
+    TUNED.but("random conductances", "conductances").converts("random"),
+    TUNED.but("plain stochastic STDP", "rule").learns(rule="stochastic"),
+    TUNED.but("deterministic STDP", "rule").learns(rule="deterministic"),
+    TUNED.but("no steps", "steps").converts(steps=256),
+    TUNED.but("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0),
     # As it was when the search began.
     ONE_LAYER,
 )
-
-
 CONTRIBUTIONS = (
     ("learned conductances, not shuffled ones", "tuned safe", "tuned safe, shuffled conductances"),
     ("learned conductances, not random ones", "tuned safe", "tuned safe, random conductances"),
@@ -118,39 +132,32 @@ CONTRIBUTIONS = (
     ("spiking layers, not trainable ones (mu)", "safe", "mu"),
     ("step functions in a trained mu (lambda)", "lambda, range", "mu"),
 )
-"""What is told of the ablations: a name, then the networks that have it and that have not."""
-
+"""What the ablations show: a name, the network with the part, and the network without it."""
 
 SEARCH = (
     *ABLATIONS,
-    _conventional("random phase, 300 ms", "variability", *_SPIKES),
+    BASELINE.but("random phase, 300 ms", "variability").has(preprocess=SPIKES),
     noise_trained("awgn:30"),
     AVERAGE_TRAINED,
-    _one_layer("no auxiliary CNN", "auxiliary CNN", *_ALONE),
-    _one_layer("auxiliary of 3x3 average", "auxiliary CNN", "--variations.auxiliary-input", "average:3"),
-    _one_layer("auxiliary with steps", "auxiliary CNN", "--variations.auxiliary-activation", "steps"),
-    _one_layer("random phase, 300 ms", "variability", *_SPIKES),
-    _tuned("auxiliary of 16 maps", "auxiliary CNN", training=(*_SPIKES_600, "--auxiliary-maps", "16")),
-    _tuned("64 maps", "front end", learning=_large_kernels(64)),
-    _tuned("3x3 kernels", "front end", learning=_large_kernels(32, size=3)),
-    _tuned("7x7 kernels", "front end", learning=_large_kernels(32, size=7)),
-    _tuned("two layers", "front end", learning=_large_kernels(32, 40)),
-    _tuned("stride 2", "front end", learning=(*_large_kernels(32), "--strides", "2")),
-    _tuned("rates up to 60 Hz", "encoding", learning=(*_large_kernels(32), "--encoding.f-max", "60")),
-    _tuned("4 steps", "steps", conversion=("--steps", "4")),
-    _tuned("balanced kernels", "conductances", conductances="balanced"),
-    _tuned(
-        "auxiliary dropped in 1 of 4", "auxiliary CNN", training=(*_SPIKES_600, "--variations.auxiliary-drop", "0.25")
-    ),
-    _tuned("auxiliary of 5x5 kernels", "auxiliary CNN", training=(*_SPIKES_600, "--variations.auxiliary-kernel", "5")),
-    _tuned(
-        "auxiliary of 2x2 average",
-        "auxiliary CNN",
-        training=(*_SPIKES_600, "--variations.auxiliary-input", "average:2"),
-    ),
-    _one_layer("features normalised", "normalisation", "--variations.feature-norm"),
-    _tuned("features normalised", "normalisation", training=(*_SPIKES_600, "--variations.feature-norm")),
-    _one_layer("neurons' variability", "variability", "--variations.variability"),
-    replace(SAFE, name="safe, random phase", factor="variability", training=_SPIKES_600),
-    replace(MU, name="mu, random phase", factor="variability", training=_SPIKES_600),
+    ONE_LAYER.but("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0),
+    ONE_LAYER.but("auxiliary of 3x3 average", "auxiliary CNN").varies(auxiliary_input=Preprocess("average:3")),
+    ONE_LAYER.but("auxiliary with steps", "auxiliary CNN").varies(auxiliary_activation="steps"),
+    ONE_LAYER.but("random phase, 300 ms", "variability").has(preprocess=SPIKES),
+    TUNED.but("auxiliary of 16 maps", "auxiliary CNN").has(auxiliary_maps=16),
+    TUNED.but("64 maps", "front end").of(_kernels(64)),
+    TUNED.but("3x3 kernels", "front end").of(_kernels(32, size=3)),
+    TUNED.but("7x7 kernels", "front end").of(_kernels(32, size=7)),
+    TUNED.but("two layers", "front end").of(_kernels(32, 40)),
+    TUNED.but("stride 2", "front end").of(_kernels(32, strides=(2,))),
+    TUNED.but("rates up to 60 Hz", "encoding").of(_kernels(32, encoding=replace(LEARN.learning.encoding, f_max=60.0))),
+    TUNED.but("4 steps", "steps").converts(steps=4),
+    TUNED.but("balanced kernels", "conductances").converts("balanced"),
+    TUNED.but("auxiliary dropped in 1 of 4", "auxiliary CNN").varies(auxiliary_drop=0.25),
+    TUNED.but("auxiliary of 5x5 kernels", "auxiliary CNN").varies(auxiliary_kernel=5),
+    TUNED.but("auxiliary of 2x2 average", "auxiliary CNN").varies(auxiliary_input=AVERAGE),
+    ONE_LAYER.but("features normalised", "normalisation").varies(feature_norm=True),
+    TUNED.but("features normalised", "normalisation").varies(feature_norm=True),
+    ONE_LAYER.but("neurons' variability", "variability").varies(variability=True),
+    SAFE.but("random phase", "variability").has(preprocess=SPIKES_600),
+    MU.but("random phase", "variability").has(preprocess=SPIKES_600),
 )

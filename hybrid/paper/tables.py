@@ -1,176 +1,266 @@
-"""Results of runs as rows (CSV) and as Markdown; the same functions write the tables and check those of a document."""
+"""What each table and figure of the paper is made of: the registry of all parts.
 
-import csv
-from collections.abc import Callable, Iterable
-from functools import cache
+A further table is one more :class:`TableSpec` in :data:`PARTS`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, groupby, product
+from operator import attrgetter
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
+from hybrid.backbones import PAPER_BACKBONES
+from hybrid.conditions.corruptions import CORRUPTIONS
+from hybrid.evaluate import EvaluateConfig
+from hybrid.figures import draw_frontier, draw_table
+from hybrid.paper.experiments import Experiments
+from hybrid.paper.networks import (
+    ABLATIONS,
+    AVERAGE,
+    AVERAGE_TRAINED,
+    BASELINE,
+    CONTRIBUTIONS,
+    DETERMINISTIC,
+    EVALUATE,
+    MU,
+    SAFE,
+    SEARCH,
+    TUNED,
+    Network,
+    lambda_network,
+    noise_trained,
+)
+from hybrid.paper.results import Cell, Line, Row, category_rows, difference_rows, recovered_rows
+from hybrid.paper.runs import Run
+from hybrid.preprocess import UNCHANGED, Preprocess
 
-from hybrid.conditions.corruptions import Corruption
-from hybrid.paper.experiments import Cell
-from hybrid.paper.numbers import paper_value
-
-CATEGORIES = {
-    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
-    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
-    "weather": ("snow", "frost", "fog", "brightness"),
-    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
-}
-"""Of the common corruptions (Hendrycks and Dietterich, 2019)."""
-
-
-LEAST_LOSS = 2.0
-"""Points that the baseline must lose for a share of its loss to be told."""
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _read_values(cell: Cell, folder: Path, read: Callable[[Path], list[dict]]) -> list[dict]:
-    """The row of each of its networks, with both paths (the first noise seed)."""
-    found = []
-    for run, network in zip(cell.runs, cell.networks, strict=True):
-        wanted = (network.file(folder).stem, cell.condition, cell.metric, "both")
-        rows = read(run.file(folder))
-        found.append(next(r for r in rows if (r["model"], r["condition"], r["metric"], r["paths"]) == wanted))
-    return found
-
-
-def table_rows(name: str, cells: list[Cell], folder: Path) -> list[dict]:
-    """One row per cell: our mean and deviation over seeds, the paper's number, the difference."""
-    rows = []
-    # A file holds many cells, and is read once.
-    read = cache(read_rows)
-    for cell in cells:
-        found = _read_values(cell, folder, read)
-        values = [float(row["value_percent"]) for row in found]
-        number = int(name[-1]) if name.startswith("table") else 0
-        paper = paper_value(number, cell.model, cell.condition, cell.metric)
-        rows.append(
-            {
-                "table": name,
-                "model": cell.model,
-                "factor": cell.factor,
-                "condition": cell.condition,
-                "metric": cell.metric,
-                **_mean(values),
-                "values_percent": " ".join(f"{value:.3f}" for value in values),
-                "standard_error_percent": found[0]["standard_error_percent"],
-                "seeds": len(values),
-                "images": found[0]["images"],
-                "paper_percent": "" if paper is None else paper,
-                "difference_percent": "" if paper is None else round(float(np.mean(values)) - paper, 3),
-                "model_digests": " ".join(row["model_digest"] for row in found),
-            }
-        )
-    return rows
+Data = Literal["cifar", "traffic"]
+SOURCE_SEED = 1000
+"""Added to the seed of a baseline whose gradient an attack takes, so that it differs from the measured one."""
+SNR = ("clean", "awgn:40", "awgn:30", "awgn:25", "awgn:20", "awgn:15", "awgn:12")
+FRONTIER = ("clean", "awgn:20", "awgn:15", "awgn:12")
+"""Conditions of the search."""
+LEVELS5 = {"wald:3,0.3": "wald:13,1", "poisson:255": "poisson:75", "salt-pepper:0.05": "salt-pepper:0.20"}
+LEVELS6 = {"wald:5,0.3": "wald:25,1", "poisson:255": "poisson:45", "salt-pepper:0.05": "salt-pepper:0.30"}
+"""Each kind of noise of Tables 5 and 6: the level that networks are trained with, and the stronger one."""
+UNSEEN, TABLE6 = (tuple(chain.from_iterable(levels.items())) for levels in (LEVELS5, LEVELS6))
+SEVERITIES = (1, 2, 3)
+"""Severities of common corruptions. ImageNet-C has 4 and 5, too, which leave little of images of 32 pixels."""
 
 
-def _mean(values: list[float]) -> dict:
-    deviation = round(float(np.std(values, ddof=1)), 3) if len(values) > 1 else ""
-    return {"ours_percent": round(float(np.mean(values)), 3), "deviation_percent": deviation}
+@dataclass(frozen=True)
+class Entry:
+    """One network of a table, with every backbone of the table."""
+
+    name: str
+    """Name of its line, without the backbone."""
+    network: Network
+    conditions: tuple[str, ...] = ()
+    """Conditions to measure it under; empty: all of the table's."""
+    preprocess: Preprocess = UNCHANGED
+    """What is done to images in evaluation only."""
 
 
-def _by_seed(rows: list[dict]) -> dict[tuple[str, str], np.ndarray]:
-    """Values of each model under each condition, one for each seed."""
-    return {(r["model"], r["condition"]): np.array(list(map(float, r["values_percent"].split()))) for r in rows}
+@dataclass(frozen=True)
+class Derived:
+    """A further table, computed from the rows of one."""
+
+    name: str
+    """Name of its CSV file."""
+    caption: str
+    rows: Callable[[Sequence[Row], Sequence[Line]], list[Row]]
 
 
-def _derived(table: str, model: str, condition: str, seeds: np.ndarray) -> dict:
-    """A row of what is computed of other rows, which the paper does not have."""
-    row = {"table": table, "model": model, "factor": "", "condition": condition}
-    return row | _mean(seeds.tolist()) | {"paper_percent": "", "difference_percent": ""}
-
-
-def recovered_rows(rows: list[dict], baseline: str) -> list[dict]:
-    """Which share of the baseline's loss under noise other networks win back: 100 (ours - its) / (its clean - its).
-
-    Args:
-        rows: of :func:`table_rows`, with a clean condition.
-        baseline: model to compare with, seed by seed.
-
-    Returns:
-        Rows of the networks under the conditions that cost the baseline :data:`LEAST_LOSS` points or more on average.
-    """
-    values = _by_seed(rows)
-    clean, found = values[baseline, "clean"], []
-    for (model, condition), ours in values.items():
-        loss = clean - values[baseline, condition]
-        if model != baseline and loss.mean() >= LEAST_LOSS:
-            # One ratio of means: a seed whose baseline happens to lose little would have the say otherwise.
-            gain = ours - values[baseline, condition]
-            share = gain.mean() / loss.mean()
-            # To first order, how much each seed moves that ratio.
-            each = (gain - share * loss) / loss.mean()
-            row = _derived("recovered", model, condition, 100 * (share + each))
-            found.append(row | {"baseline_loss_points": round(float(loss.mean()), 3)})
-    return found
-
-
-def difference_rows(rows: list[dict], pairs: Iterable[tuple[str, str, str]], conditions: Iterable[str]) -> list[dict]:
-    """How many points networks have more than others, seed by seed: what a part contributes.
-
-    Args:
-        rows: of :func:`table_rows`.
-        pairs: name of the difference, model, model that is taken away.
-        conditions: wanted.
-    """
-    values = _by_seed(rows)
+def _recovered(rows: Sequence[Row], lines: Sequence[Line]) -> list[Row]:
+    """Shares of the loss of each backbone's baseline."""
+    baselines = {line.backbone: line.name for line in lines if line.entry == BASELINE.name}
+    backbones = {line.name: line.backbone for line in lines}
     return [
-        _derived("contributions", name, condition, values[model, condition] - values[other, condition])
-        | {"compared": f"{model} less {other}"}
-        for name, model, other in pairs
-        for condition in conditions
+        share
+        for backbone, baseline in baselines.items()
+        for share in recovered_rows([row for row in rows if backbones[row["model"]] == backbone], baseline)
     ]
 
 
-def category_rows(rows: list[dict]) -> list[dict]:
-    """Rows of common corruptions taken together: the mean of each category, and of all, seed by seed."""
-    wanted = {"mean": tuple(name for names in CATEGORIES.values() for name in names), **CATEGORIES}
-    values = _by_seed(rows)
-    made = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        for category, names in wanted.items():
-            mine = [seeds for (m, c), seeds in values.items() if m == model and Corruption.parse(c).corruption in names]
-            made.append(_derived("corruptions", model, category, np.mean(mine, axis=0)))
-    return made
+def _contributions(rows: Sequence[Row], lines: Sequence[Line]) -> list[Row]:
+    return difference_rows(rows, CONTRIBUTIONS, FRONTIER)
 
 
-def table_lines(rows: list[dict]) -> list[str]:
-    """A row per network and a column per condition: ours ± deviation, then the paper's number and the difference.
+def _draw_table(rows: Sequence[Row], lines: Sequence[Line], title: str, path: Path) -> None:
+    draw_table(rows, {line.name: (line.backbone, line.entry) for line in lines}, title, path)
 
-    ``rows`` are those of one of the functions above, or what :func:`read_rows` finds in the file written of them.
+
+def _draw_frontier(rows: Sequence[Row], lines: Sequence[Line], title: str, path: Path) -> None:
+    draw_frontier(rows, path)
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A table of accuracies."""
+
+    name: str
+    title: str
+    conditions: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    data: Data = "cifar"
+    backbones: tuple[str, ...] | None = None
+    """None: those of the scale."""
+    named: bool = True
+    """Lines are named "ENTRY BACKBONE"; False: "ENTRY"."""
+    metric: Literal["top1", "top5"] = "top1"
+    number: int = 0
+    """Number of the paper's table to compare with; 0: none."""
+    evaluation: EvaluateConfig = EVALUATE
+    attacked: bool = False
+    """Attacks take the gradient of a baseline of the same backbone and another initialisation."""
+    together: bool = False
+    """All networks of a seed are measured by one run, on the same noisy images."""
+    one_seed: bool = False
+    """Each network is trained once, and its factor is shown."""
+    derived: tuple[Derived, ...] = ()
+    subject: str = ""
+    """Title of the picture, if not "TITLE: METRIC accuracy"."""
+    condense: Callable[[Sequence[Row]], list[Row]] = list
+    """Maps the table's rows to those that are drawn."""
+    draw: Callable[[Sequence[Row], Sequence[Line], str, Path], None] = _draw_table
+
+    def cells(self, plan: Experiments) -> list[Cell]:
+        """All numbers, in the order of the paper."""
+        scale, cells = plan.scale, []
+        seeds = plan.seeds[:1] if self.one_seed else plan.seeds
+        evaluation = self.evaluation
+        if self.together:
+            evaluation = replace(evaluation, limit_test=min(scale.corrupted, scale.limit_test or scale.corrupted))
+        backbones = scale.backbones if self.backbones is None else self.backbones
+        order = [
+            (entry, backbone)
+            for _, entries in groupby(self.entries, attrgetter("name"))
+            for backbone, entry in product(backbones, tuple(entries))
+        ]
+        models = {pair: tuple(plan.model(pair[0].network, pair[1], seed) for seed in seeds) for pair in order}
+        for (entry, backbone), trained in models.items():
+            line = Line(
+                f"{entry.name} {backbone}" if self.named else entry.name,
+                entry.name,
+                backbone,
+                entry.network.factor if self.one_seed else "",
+            )
+            conditions = entry.conditions or self.conditions
+            measured = zip(*models.values(), strict=True) if self.together else ((model,) for model in trained)
+            sources = [plan.train(BASELINE, backbone, SOURCE_SEED + seed) if self.attacked else None for seed in seeds]
+            config = replace(evaluation, preprocess=entry.preprocess)
+            runs = tuple(
+                plan.evaluate(group, conditions, config, source)
+                for group, source in zip(measured, sources, strict=True)
+            )
+            cells += [Cell(line, condition, runs, trained) for condition in conditions]
+        return cells
+
+    def runs(self, plan: Experiments) -> list[Run]:
+        """The evaluations whose results it shows."""
+        return list({run.identity: run for cell in self.cells(plan) for run in cell.runs}.values())
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """A figure, or Table 1, which is drawn too and needs no runs."""
+
+    name: str
+    title: str
+    kind: Literal["complexity", "training", "embedding"]
+    networks: dict[str, Network] = field(default_factory=dict)
+    """Networks by their name in the figure, each trained once."""
+    conditions: tuple[str, ...] = ()
+
+    def runs(self, plan: Experiments) -> list[Run]:
+        """The trained networks, in their order."""
+        return [plan.model(network, seed=plan.seed) for network in self.networks.values()]
+
+
+Part = TableSpec | FigureSpec
+
+
+def _entries(*networks: Network) -> tuple[Entry, ...]:
+    return tuple(Entry(network.name, network) for network in networks)
+
+
+def _noise_entries(trained: Mapping[str, tuple[str, ...]], *networks: Network) -> tuple[Entry, ...]:
+    """Baseline, noise-trained network, baseline with an average filter in evaluation only, then ``networks``.
+
+    ``trained`` maps each training noise to the conditions under which the network trained with it is measured.
     """
-    if rows[0]["table"] == "corruptions":
-        rows = category_rows(rows)
-    conditions = list(dict.fromkeys(row["condition"] for row in rows))
-    found = {(row["model"], row["condition"]): row for row in rows}
-    factors = {row["model"]: row["factor"] for row in rows}
-    told = any(factors.values())
-    unit = " (%)" if rows[0]["table"] == "recovered" else ""
-    first = "contribution" if rows[0]["table"] == "contributions" else "network"
-    names = [first, *(["tried for"] if told else []), *(f"`{c}`{unit}" for c in conditions)]
-    lines = [_line(names), "|---" * (2 if told else 1) + "|---:" * len(conditions) + "|"]
-    for model, factor in factors.items():
-        cells = [_cell(found[model, c]) if (model, c) in found else "" for c in conditions]
-        lines.append(_line([model, *([factor] if told else []), *cells]))
-    return lines
+    return (
+        Entry("baseline", BASELINE),
+        *(Entry("noise-trained", noise_trained(noise), conditions) for noise, conditions in trained.items()),
+        Entry("average-filter", BASELINE, preprocess=AVERAGE),
+        *_entries(*networks),
+    )
 
 
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+PAPER = (AVERAGE_TRAINED, SAFE, TUNED)
+"""Networks of the paper's tables beside baselines, and the one that the search chose."""
+COMPARED = (BASELINE, noise_trained("awgn:30"), SAFE, MU, TUNED)
+"""Networks that are compared at noises that none of them has seen."""
+TABLE3 = ("clean", "awgn:25", "awgn:15", "awgn:10", "awgn:5")
+TABLE4 = ("clean", "awgn:10", "awgn:5")
+ONE = PAPER_BACKBONES[:1]
 
+_CORRUPTED = tuple(f"corruption:{name},{severity}" for name in CORRUPTIONS for severity in SEVERITIES)
+_TRAINED5, _TRAINED6 = ({levels[0]: levels for levels in pairs.items()} for pairs in (LEVELS5, LEVELS6))
+_TABLE2 = _noise_entries({"awgn:30": SNR}, AVERAGE_TRAINED, SAFE, MU, TUNED)
+_LAMBDAS = (lambda_network("range"), lambda_network("literal"))
+_FIG6 = {"FD stochastic": SAFE, "deterministic": DETERMINISTIC}
+_FIG7 = {"baseline": BASELINE, "mu": MU, "lambda": _LAMBDAS[0], "SAFE": SAFE}
+# What noise costs the baseline, and how much of that the others win back.
+_RECOVERED = Derived("recovered", "Share of the baseline's loss that is won back:", _recovered)
+_CONTRIBUTIONS = Derived("contributions", "Points that each part adds, seed by seed:", _contributions)
+_MOBILE: dict[str, Any] = {"backbones": ONE, "named": False}
 
-def _cell(row: dict) -> str:
-    # Differences have a sign, shares of a small loss no decimals.
-    kind = {"recovered": ".0f", "contributions": "+.1f"}.get(row["table"], ".1f")
-    ours = format(float(row["ours_percent"]), kind)
-    if row["deviation_percent"] != "":
-        ours += " ± " + format(float(row["deviation_percent"]), kind.lstrip("+"))
-    if row["paper_percent"] == "":
-        return ours
-    return f"{ours} ({float(row['paper_percent']):.1f}, {float(row['difference_percent']):+.1f})"
+PARTS: dict[str, Part] = {
+    part.name: part
+    for part in (
+        FigureSpec("table1", "Table 1", "complexity"),
+        TableSpec("table2", "Table 2", SNR, _TABLE2, number=2, derived=(_RECOVERED,)),
+        TableSpec("table3", "Table 3", TABLE3, _noise_entries({"awgn:25": TABLE3}, *PAPER), "traffic", number=3),
+        TableSpec(
+            "table4",
+            "Table 4",
+            TABLE4,
+            _noise_entries({"awgn:25": TABLE4}, *PAPER),
+            "traffic",
+            ONE,
+            metric="top5",
+            number=4,
+        ),
+        TableSpec("table5", "Table 5", UNSEEN, _noise_entries(_TRAINED5, *PAPER), number=5),
+        TableSpec("table6", "Table 6", TABLE6, _noise_entries(_TRAINED6, *PAPER), "traffic", ONE, number=6),
+        TableSpec("table7", "Table 7", ("fgsm:3", "fgsm:8", "fgsm:16"), _entries(*COMPARED), number=7, attacked=True),
+        FigureSpec("fig5", "Figure 5", "training", {"SAFE-MobileNetV2": SAFE}),
+        FigureSpec("fig6", "Figure 6", "embedding", _FIG6, ("awgn:20", "awgn:18", "awgn:15")),
+        FigureSpec("fig7", "Figure 7", "embedding", _FIG7, ("clean", "awgn:25")),
+        TableSpec("ablations", "Ablations", SNR, _entries(*ABLATIONS, *_LAMBDAS), derived=(_CONTRIBUTIONS,), **_MOBILE),
+        TableSpec("unseen", "Unseen", UNSEEN, _entries(*COMPARED), **_MOBILE),
+        TableSpec(
+            "corruptions",
+            "Corruptions",
+            _CORRUPTED,
+            _entries(*COMPARED),
+            together=True,
+            subject="Common corruptions: mean accuracy",
+            condense=category_rows,
+            **_MOBILE,
+        ),
+        TableSpec(
+            "frontier",
+            "Frontier",
+            FRONTIER,
+            _entries(*SEARCH),
+            evaluation=replace(EVALUATE, split="held-out"),
+            one_seed=True,
+            draw=_draw_frontier,
+            **_MOBILE,
+        ),
+    )
+}
+"""All parts by name, in the order in which ``all`` makes them."""

@@ -6,26 +6,38 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from snn.encoding import encode
+from snn.engines.base import choose_engine
+from snn.engines.norse import as_dense, simulate_drive
 from snn.layer import SpikingConv2d
 from snn.parameters import Encoding, LayerParameters, LIFParameters
 from snn.runtime.progress import progress
 from snn.runtime.random import draw_seeds
-from validation.brian2_neuron import lif_spikes
-from validation.equations import interval
 from validation.exact_neuron import EXACT_DT, EXACT_NEURON, POTENTIAL_UNIT
+from validation.reference.equations import interval
+from validation.reference.neuron import lif_spikes
 from validation.report import FALSE_ALARM, Report
 from validation.significance import binomial_p
 
 
-def single_synapses(drives, thresholds, p: LIFParameters, dt: float, pulse: float, dtype) -> SpikingConv2d:
-    """A layer whose maps are neurons with one synapse each."""
-    maps = len(drives)
+def single_synapses(
+    drives: np.ndarray, thresholds: np.ndarray, p: LIFParameters, dt: float, pulse_width: float, dtype: torch.dtype
+) -> SpikingConv2d:
+    """A layer whose channels are neurons with one synapse each.
+
+    Args:
+        drives: current of each neuron while its synapse is open, (N,).
+        thresholds: in mV, (N,).
+        p: constants of Eq. 1.
+        dt: time step in ms.
+        pulse_width: time for which a presynaptic spike opens the synapse, in ms.
+        dtype: of the layer's values.
+    """
+    channels = len(drives)
     return SpikingConv2d(
-        conductance=torch.ones(maps, 1, 1, 1, dtype=dtype),
+        conductance=torch.ones(channels, 1, 1, 1, dtype=dtype),
         gain=torch.as_tensor(drives, dtype=dtype),
         v_threshold=torch.as_tensor(thresholds, dtype=dtype),
-        geometry=LayerParameters(maps, kernel_size=1, padding=0, pulse_width=pulse, inhibition_time=dt),
+        geometry=LayerParameters(channels, kernel_size=1, padding=0, pulse_width=pulse_width, inhibition_time=dt),
         lif=p,
         dt=dt,
     )
@@ -37,35 +49,35 @@ def constant_current_spikes(
     """Spikes (T, N) of neurons with given currents (T, N) and thresholds (N,), from the learner's own steps."""
     layer = single_synapses(np.ones(len(v_threshold)), v_threshold, p, dt, dt, torch.float64).to(device)
     steps = torch.from_numpy(currents).to(device)[:, None, :, None, None]
-    return layer.simulate_drive(steps, inhibition=False)[:, 0, :, 0, 0].cpu().numpy()
+    return simulate_drive(layer, steps, inhibition=False)[:, 0, :, 0, 0].cpu().numpy()
 
 
 def compare_encoder(presentation: float, dt: float, report: Report, seed: int, device: torch.device) -> None:
-    """Trains of all 256 intensities, as images are encoded: counts, gaps, and the rate of Poisson trains."""
+    """Compare trains of all 256 intensities, encoded as images are: counts, gaps, and the rate of Poisson trains."""
     copies, intensities = 200, torch.arange(256, dtype=torch.uint8, device=device)
     images = intensities.expand(copies, 1, 1, 256)
     seeds = draw_seeds(copies, torch.Generator(device).manual_seed(seed))
     p = Encoding(presentation=presentation, dt=dt)
     rates = [Fraction(p.f_min) + Fraction(level, 255) * Fraction(p.f_max - p.f_min) for level in range(256)]
-    regular = encode(images, p, seeds)[:, :, 0, 0].cpu().numpy()
+    engine = choose_engine("auto", device)
+    regular = as_dense(engine.encode(images, p, seeds))[:, :, 0, 0].cpu().numpy()
     due = np.array([int(rate * Fraction(p.presentation) / 1000) for rate in rates])
     wrong = regular.sum(0) != due
-    for level, rate in enumerate(rates):
+    for intensity, rate in enumerate(rates):
         period = 1000 / (float(rate) * p.dt)
-        for copy, train in enumerate(regular[:, :, level].T):
+        for copy, train in enumerate(regular[:, :, intensity].T):
             # A random shift closes the train to a circle: at its seam one gap is another.
             gaps = np.diff(np.flatnonzero(train))
-            wrong[copy, level] |= (np.abs(gaps - period) >= 1).sum() > 1
+            wrong[copy, intensity] |= (np.abs(gaps - period) >= 1).sum() > 1
     report.add(
         "regular trains of all intensities at random phases: floor(F T) spikes, all gaps but one 1/F to the step",
         f"{wrong.sum()} of {wrong.size} trains differ",
         "0",
         not wrong.any(),
     )
-    poisson = encode(images, replace(p, kind="poisson"), seeds)[:, :, 0, 0].cpu().numpy()
-    draws = p.n_steps * copies
+    trains = as_dense(engine.encode(images, replace(p, kind="poisson"), seeds))[:, :, 0, 0].cpu().numpy()
     probability = np.array([float(rate) for rate in rates]) * p.dt / 1000
-    smallest = binomial_p(poisson.sum((0, 1)), draws, probability).min()
+    smallest = binomial_p(trains.sum((0, 1)), p.n_steps * copies, probability).min()
     level = FALSE_ALARM / len(probability)
     report.add(
         "Poisson trains of all intensities: spikes per step",
@@ -76,7 +88,7 @@ def compare_encoder(presentation: float, dt: float, report: Report, seed: int, d
 
 
 def compare_exact(report: Report, generator: np.random.Generator, device: torch.device) -> None:
-    """Potentials that meet the threshold exactly: norse, Brian2 and exact fractions must all wait for more."""
+    """Compare spikes where potentials meet the threshold exactly: norse, Brian2 and exact fractions must not fire."""
     p, neurons, steps = EXACT_NEURON, 64, 60
     currents = np.repeat(generator.integers(0, 13, (steps // 2, neurons)) * 4.0, 2, axis=0)
     thresholds = generator.choice([-24, -25, -28], neurons) * POTENTIAL_UNIT
@@ -105,9 +117,12 @@ def compare_exact(report: Report, generator: np.random.Generator, device: torch.
 def compare_convergence(
     lif: LIFParameters, quick: bool, report: Report, generator: np.random.Generator, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Error of the inter-spike interval against the closed form as dt shrinks, at many constant currents.
+    """Compare inter-spike intervals with the closed form as dt shrinks, at many constant currents.
 
-    Each error is a sawtooth in dt, because a spike waits for the end of its step; their mean is smooth.
+    Each error is a sawtooth in dt, because a spike waits for the end of its step; the mean error is smooth.
+
+    Returns:
+        Time steps and mean errors in ms, and the order of convergence.
     """
     neurons, p = 200, replace(lif, v_init=lif.v_reset)
     threshold = p.v_leak + generator.uniform(0.4, 1.0, neurons) * (p.v_threshold - p.v_leak)

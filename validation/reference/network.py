@@ -1,22 +1,25 @@
 """Spiking convolutions as Brian2 neurons with explicit synapses: shared conductances, inhibition, learning.
 
-Every connection of the convolution is a synapse of its own that knows its shared conductance by number. Maps at one
-place inhibit each other through lateral synapses: each neuron counts the neurons there that crossed threshold
-(``rivals``), and those of them that are further above theirs (``stronger``).
+Every connection of the convolution is a synapse of its own that knows its shared conductance by number. Neurons at one
+place inhibit each other through lateral synapses: each counts the neurons there that crossed threshold (``rivals``),
+and those of them that are further above theirs (``stronger``).
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from snn.layer import SpikingConv2d, tickets
-from snn.parameters import LayerParameters, STDPParameters
+from snn.engines.norse import tickets
+from snn.layer import SpikingConv2d
+from snn.parameters import LayerParameters
 from snn.runtime.errors import check
 from snn.runtime.random import TIES, image_key
-from validation.brian2_neuron import LIF_EQUATION, LONG_AGO, PULSE, lif_namespace, load_brian2, spike_array
-from validation.brian2_stdp import forget, mini_batch_update, plastic_synapses
-from validation.equations import normalised_rate
+from validation.random_networks import RandomNetwork
+from validation.reference.equations import normalised_rate
+from validation.reference.neuron import LIF_EQUATION, LONG_AGO, PULSE, lif_namespace, load_brian2, spike_array
+from validation.reference.plasticity import Plasticity, forget, mini_batch_update, plastic_synapses
 
 NEURON = (
     LIF_EQUATION
@@ -97,41 +100,29 @@ class ReferenceNetwork:
     """A stack of layers in Brian2; the last one may inhibit and learn, the others are as after learning.
 
     Args:
-        layers: values, geometry and neurons are read from them.
-        shape: of an input image, (C, H, W).
-        batch: images presented together.
-        inhibition: cross-depth inhibition in the last layer.
-        stdp: the last layer learns by this rule; None: it does not learn.
-        rate_limits: f_min and f_max of Eq. 5 in Hz, for rules that use them.
-        repeats: independent repetitions of the rule's draws on the same spikes, for :meth:`learned`.
-        slots: at least :func:`most_waiting` for pairing ``two-sided``, else 1.
+        network: values, geometry and neurons are read from its layers.
+        plasticity: how the last layer learns; None: it does not. With pairing ``two-sided`` it needs the slots that
+            :func:`most_waiting` gives.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[SpikingConv2d],
-        shape: tuple[int, int, int],
-        batch: int,
-        *,
-        inhibition: bool,
-        stdp: STDPParameters | None = None,
-        rate_limits: tuple[float, float] = (0.0, 1.0),
-        repeats: int = 1,
-        slots: int = 1,
-    ) -> None:
+    def __init__(self, network: RandomNetwork, plasticity: Plasticity | None = None) -> None:
+        layers, shape, batch = network.layers, network.shape, network.batch
         self._b2 = b2 = load_brian2()
-        self.batch, self.repeats, self.stdp, self.rate_limits = batch, repeats, stdp, rate_limits
+        self.batch, self.plasticity = batch, plasticity
         self._dt, self._geometry = layers[0].dt, layers[-1].geometry
         self.contested_steps = self.ties = self.touches = 0
-        """Steps in which several maps crossed at one place; places and steps with a tie; times that v = v_threshold."""
-        step = {"dt": self._dt * b2.ms}
-        self._input = b2.SpikeGeneratorGroup(batch * int(np.prod(shape)), [], [] * b2.ms, when="input", **step)
+        """Steps in which several neurons crossed at one place; places and steps with a tie; times v = v_threshold."""
+        self._step = {"dt": self._dt * b2.ms}
+        self._input = b2.SpikeGeneratorGroup(batch * int(np.prod(shape)), [], [] * b2.ms, when="input", **self._step)
         self._network = b2.Network(self._input)
         # Eq. 5 needs the rates of the whole presentation beforehand; a hidden layer's come from a run of their own.
-        ahead = stdp is not None and stdp.rule == "fd" and len(layers) > 1
-        self._ahead = ReferenceNetwork(layers[:-1], shape, batch, inhibition=False) if ahead else None
+        ahead = plasticity is not None and plasticity.uses_rate and len(layers) > 1
+        self._ahead = ReferenceNetwork(replace(network, kind="free", layers=layers[:-1])) if ahead else None
         self._schedule = ["input"]
-        self._groups, self._monitors, self._conduction, self._shapes = [], [], [], []
+        self._groups: list[tuple[Any, float]] = []
+        self._conductions: list[Any] = []
+        self._monitors: list[Any] = []
+        self._shapes: list[tuple[int, int, int]] = []
         source = self._input
         for number, layer in enumerate(layers):
             last = number == len(layers) - 1
@@ -143,29 +134,22 @@ class ReferenceNetwork:
             i = (pre + image * int(np.prod(shape))).ravel()
             j = (post + image * int(np.prod(layer_shape))).ravel()
             conductance = layer.conductance.cpu().double().numpy()
-            conduction = b2.Synapses(
-                source,
-                group,
-                CONDUCTION,
-                on_pre="arrival = t",
-                namespace={"pulse_width": layer.geometry.pulse_width * b2.ms},
-                **step,
-            )
-            conduction.connect(i=i, j=j)
-            conduction.pre.when = slot["arrivals"]
-            conduction.summed_updaters["drive_post"].when = slot["currents"]
+            conduction = self._add_conduction(source, group, i, j, layer.geometry.pulse_width, slot)
             conduction.G = np.tile(conductance.ravel()[weight], batch)
-            self._network.add(conduction)
-            self._conduction.append(conduction)
-            if last and inhibition:
+            inhibition = last and network.inhibition
+            if inhibition:
                 self._add_inhibition(group, layer_shape, slot)
-            self._add_observer(group, layer_shape, slot, last and inhibition)
-            if last and stdp is not None:
-                self._add_plasticity(source, group, i, j, weight, conductance, slots, slot)
+            self._add_observer(group, layer_shape, slot, inhibition)
+            if last and plasticity is not None:
+                self._add_plasticity(plasticity, source, group, i, j, slot)
+                repeats = np.arange(plasticity.repeats)[:, None]
+                shared = np.tile(weight, batch) + repeats * conductance.size
+                self._plastic.weight = np.repeat(shared.ravel(), plasticity.slots)
+                self.conductance = np.repeat(conductance[None], plasticity.repeats, axis=0)
             source, shape = group, layer_shape
         self._network.schedule = [*self._schedule, "learning", "start", "groups", "thresholds", "synapses", "end"]
 
-    def _add_neurons(self, layer: SpikingConv2d, shape: tuple[int, int, int], slot: dict[str, str]):
+    def _add_neurons(self, layer: SpikingConv2d, shape: tuple[int, int, int], slot: dict[str, str]) -> Any:
         b2 = self._b2
         namespace = lif_namespace(layer.lif) | {"inhibition_time": layer.geometry.inhibition_time * b2.ms}
         fires = "v > v_threshold and stronger < 0.5"
@@ -176,8 +160,8 @@ class ReferenceNetwork:
             reset="v = v_reset",
             events={"loses": f"rivals > 0.5 and not ({fires})"},
             method="euler",
-            dt=self._dt * b2.ms,
             namespace=namespace,
+            **self._step,
         )
         group.run_on_event("loses", "v = v_reset; ignore_until = t + inhibition_time", when=slot["resets"])
         group.state_updater.when = slot["potentials"]
@@ -193,21 +177,37 @@ class ReferenceNetwork:
         self._shapes.append(shape)
         return group
 
-    def _add_inhibition(self, group, shape: tuple[int, int, int], slot: dict[str, str]) -> None:
-        maps, height, width = shape
-        image, one, other, place = np.indices((self.batch, maps, maps, height * width)).reshape(4, -1)
-        lateral = self._b2.Synapses(group, group, INHIBITION, dt=self._dt * self._b2.ms)
-        base = image * maps
+    def _add_conduction(
+        self, source: Any, group: Any, i: np.ndarray, j: np.ndarray, pulse_width: float, slot: dict[str, str]
+    ) -> Any:
+        conduction = self._b2.Synapses(
+            source,
+            group,
+            CONDUCTION,
+            on_pre="arrival = t",
+            namespace={"pulse_width": pulse_width * self._b2.ms},
+            **self._step,
+        )
+        conduction.connect(i=i, j=j)
+        conduction.pre.when = slot["arrivals"]
+        conduction.summed_updaters["drive_post"].when = slot["currents"]
+        self._network.add(conduction)
+        self._conductions.append(conduction)
+        return conduction
+
+    def _add_inhibition(self, group: Any, shape: tuple[int, int, int], slot: dict[str, str]) -> None:
+        channels, height, width = shape
+        image, one, other, place = np.indices((self.batch, channels, channels, height * width)).reshape(4, -1)
+        lateral = self._b2.Synapses(group, group, INHIBITION, **self._step)
+        base = image * channels
         lateral.connect(i=(base + one) * height * width + place, j=(base + other) * height * width + place)
         for updater in lateral.summed_updaters.values():
             updater.when = slot["rivals"]
         self._network.add(lateral)
 
-    def _add_observer(self, group, shape: tuple[int, int, int], slot: dict[str, str], inhibition: bool) -> None:
-        """Counts what happens, and draws the tickets that decide between equal maps, as the learner does."""
-        size = (self.batch, *shape)
-
-        b2 = self._b2
+    def _add_observer(self, group: Any, shape: tuple[int, int, int], slot: dict[str, str], inhibition: bool) -> None:
+        """Count contests, ties and touches; draw the tickets that decide between equal channels as the learner does."""
+        size, b2 = (self.batch, *shape), self._b2
 
         def observe() -> None:
             v, threshold = group.v_[:].reshape(size), group.v_threshold_[:].reshape(size)
@@ -221,32 +221,31 @@ class ReferenceNetwork:
             count = int(tied.sum())
             self.ties += count
             if count:
-                places = tuple(torch.from_numpy(index) for index in np.nonzero(tied))
+                assert self._seeds is not None, "channels of equal potential need the seeds of the images"
+                b, y, x = (torch.from_numpy(index) for index in np.nonzero(tied))
                 step = round(float((self._network.t - self._start) / b2.ms) / self._dt)
-                drawn = tickets(image_key(self._seeds, TIES), step, *places, size)
+                drawn = tickets(image_key(self._seeds, TIES), step, b, y, x, size)
                 sheet = np.zeros((size[0], *shape[1:], shape[0]))
                 sheet[tied] = drawn.numpy()
                 group.ticket_ = sheet.transpose(0, 3, 1, 2).ravel()
 
-        self._network.add(self._b2.NetworkOperation(observe, dt=self._dt * self._b2.ms, when=slot["tickets"]))
+        self._network.add(b2.NetworkOperation(observe, when=slot["tickets"], **self._step))
 
-    def _add_plasticity(self, source, group, i, j, weight, conductance, slots: int, slot: dict[str, str]) -> None:
-        i, j = np.tile(i, self.repeats), np.tile(j, self.repeats)
-        self._plastic = plastic_synapses(source, group, i, j, self.stdp, self._dt, slots)
+    def _add_plasticity(
+        self, plasticity: Plasticity, source: Any, group: Any, i: np.ndarray, j: np.ndarray, slot: dict[str, str]
+    ) -> None:
+        i, j = np.tile(i, plasticity.repeats), np.tile(j, plasticity.repeats)
+        self._plastic = plastic_synapses(source, group, i, j, plasticity, self._dt)
         self._plastic.pre.when = slot["arrivals"]
         self._plastic.post.when = "learning"
         self._network.add(self._plastic)
-        own = np.tile(weight, self.batch) + np.arange(self.repeats)[:, None] * conductance.size
-        self._plastic.weight = np.repeat(own.ravel(), slots)
-        self._slots = slots
-        self.conductance = np.repeat(conductance[None], self.repeats, axis=0)
 
     def present(self, pre_spikes: np.ndarray, seeds: torch.Tensor | None = None) -> list[np.ndarray]:
         """Present a batch, from v_init; the rule draws, conductances stay.
 
         Args:
             pre_spikes: bool (T, B, C, H, W).
-            seeds: of the images, as given to the learner, for draws between maps with equal potential.
+            seeds: of the images, as given to the learner, for draws between channels with equal potential.
 
         Returns:
             Spikes of every layer, bool (T, B, C_out, H_out, W_out).
@@ -261,41 +260,43 @@ class ReferenceNetwork:
             group.v = v_init * b2.mV
             group.ignore_until = LONG_AGO * b2.second
             group.ticket = 0
-        for conduction in self._conduction:
+        for conduction in self._conductions:
             conduction.arrival = LONG_AGO * b2.second
-        if self.stdp is not None:
+        if self.plasticity:
             forget(self._plastic)
             self._plastic.G = self.conductance.ravel()[np.asarray(self._plastic.weight)]
-            if self.stdp.rule == "fd":
+            if self.plasticity.uses_rate:
                 source = self._ahead.present(pre_spikes)[-1].reshape(steps, -1) if self._ahead else pre
-                fn = normalised_rate(source.sum(0) * (1000 / (steps * self._dt)), self.rate_limits)
+                fn = normalised_rate(source.sum(0) * (1000 / (steps * self._dt)), self.plasticity.rate_limits)
                 self._plastic.fn = fn[np.asarray(self._plastic.i)]
         self._network.run(steps * self._dt * b2.ms, namespace={})
         spikes = [
             spike_array(monitor, steps, self._dt, start).reshape(steps, -1, *shape)
             for monitor, shape in zip(self._monitors, self._shapes, strict=True)
         ]
-        if self.stdp is not None and self.stdp.pairing == "two-sided":
-            waiting = most_waiting([pre_spikes, *spikes][-2], spikes[-1], self._geometry)
+        if self.plasticity and self.plasticity.rule.pairing == "two-sided":
+            waiting, slots = most_waiting([pre_spikes, *spikes][-2], spikes[-1], self._geometry), self.plasticity.slots
             check(
-                waiting <= self._slots,
-                f"{waiting} postsynaptic spikes wait at a Brian2 synapse: expected at most {self._slots}; give another "
+                waiting <= slots,
+                f"{waiting} postsynaptic spikes wait at a Brian2 synapse: expected at most {slots}; give another "
                 "`seed`",
             )
         return spikes
 
     def learned(self) -> np.ndarray:
         """Conductances (repeats, C_out, C_in, kH, kW) that the mini-batch rule makes of what was presented last."""
+        assert self.plasticity
         weight, shape = np.asarray(self._plastic.weight), self.conductance.shape
         trials, change = (
             np.bincount(weight, np.asarray(values), self.conductance.size).reshape(shape)
             for values in (self._plastic.trials, self._plastic.change)
         )
-        return mini_batch_update(self.conductance, trials, change, self.stdp)
+        return mini_batch_update(self.conductance, trials, change, self.plasticity.rule)
 
     def learn(self) -> np.ndarray:
         """Go on with :meth:`learned` conductances, and return them; one repeat only."""
+        assert self.plasticity
         self.conductance = self.learned()
-        weight = np.asarray(self._plastic.weight)[:: self._slots]
-        self._conduction[-1].G = self.conductance.ravel()[weight]
+        weight = np.asarray(self._plastic.weight)[:: self.plasticity.slots]
+        self._conductions[-1].G = self.conductance.ravel()[weight]
         return self.conductance

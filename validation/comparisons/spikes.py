@@ -5,23 +5,23 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from snn.layer import feed_forward
+from snn.engines.base import Engine, choose_engine
+from snn.engines.norse import as_dense
+from snn.registries import ENGINES
 from snn.runtime.progress import progress
 from snn.runtime.random import draw_seeds
-from validation.brian2_network import ReferenceNetwork
-from validation.random_networks import PRESENTATION, Kind, RandomNetwork, draw_network
+from validation.random_networks import MOST_DRAWS, PRESENTATION, Kind, RandomNetwork, draw_network
+from validation.reference.network import ReferenceNetwork
 from validation.report import Report
 
 KINDS: tuple[Kind, ...] = ("inhibited", "exact", "free", "inhibited", "tied", "stacked")
 
-LIVELY_SPIKES = 2.0
-"""Fewest spikes per neuron of every layer in a network that counts."""
-LIVELY_CONTESTS = 0.1
+ACTIVE_SPIKES = 2.0
+"""Fewest spikes per neuron, in every layer of an active network."""
+ACTIVE_CONTESTS = 0.1
 """Smallest share of steps in which inhibition keeps a neuron that crossed threshold from firing, at any place."""
-LIVELY_EVENTS = 5
+ACTIVE_EVENTS = 5
 """Fewest ties, or potentials that meet their threshold, in a network made to show them."""
-MOST_DRAWS = 50
-"""Most networks that are drawn to find a lively one."""
 
 
 class Trial(NamedTuple):
@@ -34,11 +34,11 @@ class Trial(NamedTuple):
     differing: int
     """Spikes that only one side has, over all layers."""
     engines: int
-    """Spikes in which the learner's engine and norse's step differ, in float64 and float32 together."""
+    """Spikes in which another engine differs from the learner's, in float64 and float32 together."""
     spikes: int
     """Spikes of Brian2, over all layers."""
     per_neuron: float
-    """Of the layer with the fewest, in Brian2."""
+    """Spikes per neuron of Brian2, in the layer with the fewest."""
     contested: float
     """Share of steps in which inhibition kept a neuron that crossed threshold from firing, at any place."""
     ties: int
@@ -49,47 +49,39 @@ class Trial(NamedTuple):
     """Spikes that the learner in float32 has more or less than Brian2."""
 
     @property
-    def lively(self) -> bool:
-        """It counts: both sides could differ."""
-        contests = not self.network.inhibition or self.contested >= LIVELY_CONTESTS
-        special = {"tied": self.ties, "exact": self.touches}.get(self.network.kind, LIVELY_EVENTS)
-        return self.per_neuron >= LIVELY_SPIKES and contests and special >= LIVELY_EVENTS
+    def active(self) -> bool:
+        """Whether the network counts: enough happens in it for the two sides to differ."""
+        contests = not self.network.inhibition or self.contested >= ACTIVE_CONTESTS
+        special = {"tied": self.ties, "exact": self.touches}.get(self.network.kind, ACTIVE_EVENTS)
+        return self.per_neuron >= ACTIVE_SPIKES and contests and special >= ACTIVE_EVENTS
 
 
-def learner_spikes(network: RandomNetwork, pre: torch.Tensor, seeds: torch.Tensor) -> list[np.ndarray]:
-    """Spikes of all layers as the learner simulates them: learned layers freely, the last as configured."""
-    found, spikes = [], pre
-    for layer in network.layers[:-1]:
-        spikes = feed_forward([layer], spikes)
-        found.append(spikes)
-    found.append(network.layers[-1].simulate(spikes, inhibition=network.inhibition, seeds=seeds))
-    return [spikes.cpu().numpy() for spikes in found]
-
-
-def norse_spikes(network: RandomNetwork, pre: torch.Tensor, seeds: torch.Tensor) -> list[np.ndarray]:
-    """The same by norse's step, for all neurons at once."""
-    found, spikes = [], pre
-    for number, layer in enumerate(network.layers):
-        inhibition = network.inhibition and number == len(network.layers) - 1
-        spikes = layer.simulate_dense(spikes, inhibition=inhibition, seeds=seeds)
-        found.append(spikes)
-    return [spikes.cpu().numpy() for spikes in found]
+def engine_spikes(engine: Engine, network: RandomNetwork, pre: torch.Tensor, seeds: torch.Tensor) -> list[np.ndarray]:
+    """Spikes of all layers, bool (T, B, C, H, W) each: learned layers without inhibition, the last as configured."""
+    layers, spikes, of_layers = network.layers, pre, []
+    for layer in layers:
+        spikes = as_dense(
+            engine.simulate(layer, spikes, inhibition=network.inhibition and layer is layers[-1], seeds=seeds)
+        )
+        of_layers.append(spikes.cpu().numpy())
+    return of_layers
 
 
 def compare_spikes(network: RandomNetwork, device: torch.device, seed: int) -> Trial:
     """Present a batch to all sides."""
     network = network.to(device)
     pre = network.draw_spikes(torch.Generator(device).manual_seed(seed))
-    # All sides draw alike between equal maps, so that what follows can be compared.
+    # All sides draw alike between equal channels, so that what follows can be compared.
     seeds = draw_seeds(network.batch, torch.Generator(device).manual_seed(seed + 1))
-    learner = learner_spikes(network, pre, seeds)
-    norse = norse_spikes(network, pre, seeds)
-    single_network = network.to(torch.float32)
-    single = learner_spikes(single_network, pre, seeds)
-    single_norse = norse_spikes(single_network, pre, seeds)
-    reference = ReferenceNetwork(network.layers, network.shape, network.batch, inhibition=network.inhibition)
+    engine, single_network = choose_engine("auto", device), network.to(torch.float32)
+    learner, single = (engine_spikes(engine, typed, pre, seeds) for typed in (network, single_network))
+    engines = 0
+    for other in (ENGINES[name]() for name in ENGINES):
+        if other.preference(device.type) and type(other) is not type(engine):
+            engines += _differing(learner, engine_spikes(other, network, pre, seeds))
+            engines += _differing(single, engine_spikes(other, single_network, pre, seeds))
+    reference = ReferenceNetwork(network)
     brian2 = reference.present(pre.cpu().numpy(), seeds)
-    engines = sum(_differing(*pair) for pair in ((learner, norse), (single, single_norse)))
     return Trial(
         network=network,
         learner=learner[-1],
@@ -110,28 +102,28 @@ def _differing(one: list[np.ndarray], other: list[np.ndarray]) -> int:
     return sum(int((a != b).sum()) for a, b in zip(one, other, strict=True))
 
 
-def draw_lively(kind: Kind, random: np.random.Generator, device: torch.device) -> list[Trial]:
-    """Trials of networks of ``kind``, up to the first lively one or :data:`MOST_DRAWS`."""
+def draw_active(kind: Kind, random: np.random.Generator, device: torch.device) -> list[Trial]:
+    """Trials of networks of ``kind``, up to the first active one or :data:`MOST_DRAWS`."""
     trials: list[Trial] = []
-    while len(trials) < MOST_DRAWS and not (trials and trials[-1].lively):
+    while len(trials) < MOST_DRAWS and not (trials and trials[-1].active):
         trials.append(compare_spikes(draw_network(kind, random), device, int(random.integers(2**31))))
     return trials
 
 
 def compare_networks(networks: int, report: Report, random: np.random.Generator, device: torch.device) -> list[Trial]:
-    """Draw networks until ``networks`` lively ones have been compared; those that are not lively must agree too."""
+    """Draw networks until ``networks`` active ones have been compared; those that are not active must agree, too."""
     trials: list[Trial] = []
     kinds = [KINDS[number % len(KINDS)] for number in range(networks)]
     for kind in progress(kinds, "spikes", "network"):
-        trials += draw_lively(kind, random, device)
-        if not trials[-1].lively:
+        trials += draw_active(kind, random, device)
+        if not trials[-1].active:
             # More draws would not help.
             break
-    lively = [trial for trial in trials if trial.lively]
-    rejected = [trial for trial in trials if not trial.lively]
+    active = [trial for trial in trials if trial.active]
+    rejected = [trial for trial in trials if not trial.active]
     for what, chosen, least in (
-        ("lively networks", lively, networks),
-        ("networks that were drawn but rejected as not lively", rejected, 0),
+        ("active networks", active, networks),
+        ("networks that were drawn but rejected as not active", rejected, 0),
     ):
         wrong, differing = sum(trial.differing > 0 for trial in chosen), sum(trial.differing for trial in chosen)
         report.add(
@@ -142,19 +134,19 @@ def compare_networks(networks: int, report: Report, random: np.random.Generator,
         )
     engines = sum(trial.engines for trial in trials)
     report.add(
-        "the learner's engine and norse's step, float64 and float32, spikes that differ in all networks",
+        "the learner's engine and the others that simulate here, float64 and float32, spikes that differ",
         f"{engines}",
         "0",
         engines == 0,
     )
-    for what, kind, counts in (
-        ("ties decided by a draw", "tied", [trial.ties for trial in lively]),
-        ("potentials that met their threshold exactly", "exact", [trial.touches for trial in lively]),
+    for what, least, count in (
+        ("ties decided by a draw", kinds.count("tied"), sum(trial.ties for trial in active)),
+        ("potentials that met their threshold exactly", kinds.count("exact"), sum(trial.touches for trial in active)),
     ):
-        least = LIVELY_EVENTS * kinds.count(kind)
-        report.add(f"of them, {what}", str(sum(counts)), f"at least {least}", sum(counts) >= least)
+        least *= ACTIVE_EVENTS
+        report.add(f"of them, {what}", str(count), f"at least {least}", count >= least)
     # Where potentials are made to be equal, one that is not in float32 has another winner.
-    generic = [trial for trial in lively if trial.network.kind not in ("tied", "exact")]
+    generic = [trial for trial in active if trial.network.kind not in ("tied", "exact")]
     spikes, other = sum(trial.spikes for trial in generic), sum(trial.float32 for trial in generic)
     report.add(
         "networks that are not made to tie or to meet thresholds, the learner in float32",
@@ -162,11 +154,11 @@ def compare_networks(networks: int, report: Report, random: np.random.Generator,
         "at most 1 % of the spikes",
         other <= 0.01 * spikes,
     )
-    inhibited = [trial for trial in lively if trial.network.inhibition]
-    mean_spikes = np.mean([trial.per_neuron for trial in lively]) if lively else 0.0
+    inhibited = [trial for trial in active if trial.network.inhibition]
+    mean_spikes = np.mean([trial.per_neuron for trial in active]) if active else 0.0
     contested = np.mean([trial.contested for trial in inhibited]) if inhibited else 0.0
     print(
-        f"  {len(lively)} networks with {sum(t.learner[0].size for t in lively)} neurons, {mean_spikes:.1f} spikes "
+        f"  {len(active)} networks with {sum(t.learner[0].size for t in active)} neurons, {mean_spikes:.1f} spikes "
         f"each on average; inhibition decided in {contested:.0%} of the steps"
     )
     return trials

@@ -12,14 +12,14 @@ LIF_EQUATION = "dv/dt = time_scale*(a + b*v + c*I) : volt"
 """Eq. 1; the model that uses it defines the current I, dimensionless as in the paper."""
 
 PULSE = "int(t < arrival + pulse_width - dt/2)"
-"""1 while the box pulse of the last presynaptic spike, at arrival, is open (half a step keeps rounding out)."""
+"""1 while the box pulse of the presynaptic spike at ``arrival`` is open; half a step keeps rounding out."""
 
 LONG_AGO = -1e6
-"""In seconds: time of the last spike of a neuron that has not fired yet."""
+"""Time of the last spike of a neuron that has not fired yet, in seconds."""
 
 
 def load_brian2() -> ModuleType:
-    """Brian2 on its NumPy target; :class:`UserError` where it is not installed."""
+    """Brian2 on its NumPy target; a :class:`UserError` where it is not installed."""
     try:
         import brian2
     except ImportError as error:
@@ -55,24 +55,30 @@ def lif_spikes(currents: np.ndarray, v_threshold: np.ndarray, p: LIFParameters, 
     """
     b2 = load_brian2()
     steps, neurons = currents.shape
+    namespace = {"current": b2.TimedArray(currents, dt=dt * b2.ms)}
+    group = _neurons(neurons, "I = current(t, i) : 1", v_threshold, p, dt, namespace)
+    monitor = b2.SpikeMonitor(group)
+    b2.Network(group, monitor).run(steps * dt * b2.ms, namespace={})
+    return spike_array(monitor, steps, dt)
+
+
+def _neurons(
+    neurons: int, current: str, v_threshold: np.ndarray, p: LIFParameters, dt: float, namespace: dict[str, Any]
+) -> Any:
+    """Brian2 group of neurons at v_init, each with its threshold in mV; ``current``: the equation of I."""
+    b2 = load_brian2()
     group = b2.NeuronGroup(
         neurons,
-        LIF_EQUATION
-        + """
-        I = current(t, i) : 1
-        v_threshold : volt (constant)
-        """,
+        f"{LIF_EQUATION}\n{current}\nv_threshold : volt (constant)",
         threshold="v > v_threshold",
         reset="v = v_reset",
         method="euler",
         dt=dt * b2.ms,
-        namespace=lif_namespace(p) | {"current": b2.TimedArray(currents, dt=dt * b2.ms)},
+        namespace=lif_namespace(p) | namespace,
     )
     group.v = p.v_init * b2.mV
     group.v_threshold = v_threshold * b2.mV
-    monitor = b2.SpikeMonitor(group)
-    b2.Network(group, monitor).run(steps * dt * b2.ms, namespace={})
-    return spike_array(monitor, steps, dt)
+    return group
 
 
 def train_response_spikes(
@@ -109,21 +115,7 @@ def train_response_spikes(
         **step,
     )
     trains.rate = rates * b2.Hz
-    neurons = b2.NeuronGroup(
-        len(drives) * len(rates),
-        LIF_EQUATION
-        + """
-        I : 1
-        v_threshold : volt (constant)
-        """,
-        threshold="v > v_threshold",
-        reset="v = v_reset",
-        method="euler",
-        namespace=lif_namespace(p),
-        **step,
-    )
-    neurons.v = p.v_init * b2.mV
-    neurons.v_threshold = np.repeat(v_threshold, len(rates)) * b2.mV
+    neurons = _neurons(len(drives) * len(rates), "I : 1", np.repeat(v_threshold, len(rates)), p, dt, {})
     synapses = b2.Synapses(
         trains,
         neurons,

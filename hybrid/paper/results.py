@@ -1,0 +1,210 @@
+"""Results of runs as rows (CSV) and as Markdown; the same functions write the tables and check those of a document."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybrid.conditions.corruptions import Corruption
+from hybrid.paper.numbers import paper_value
+from hybrid.paper.runs import Run
+
+Row = dict[str, Any]
+"""One row of a CSV file: of numbers as computed, or of text as read."""
+
+CATEGORIES = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+}
+"""Categories of the common corruptions (Hendrycks and Dietterich, 2019)."""
+
+
+LEAST_LOSS = 2.0
+"""Shares of a loss are given only where the baseline loses so many points."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: a network, whatever the condition."""
+
+    name: str
+    """Name in the paper's table (paper_tables.csv), if it has this line."""
+    entry: str
+    """Name without the backbone."""
+    backbone: str
+    factor: str = ""
+    """The factor that the search examines with it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table."""
+
+    line: Line
+    condition: str
+    runs: tuple[Run, ...]
+    """Evaluations, one for each training seed."""
+    models: tuple[Run, ...]
+    """The model of each evaluation whose accuracy is meant."""
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table_rows(name: str, number: int, metric: str, cells: Iterable[Cell], folder: Path) -> list[Row]:
+    """One row for each cell: our mean and deviation over seeds, the paper's number, the difference.
+
+    Args:
+        name: of the table.
+        number: of the paper's table to compare with; 0: none.
+        metric: top1 or top5.
+        cells: of the table.
+        folder: of all runs.
+    """
+    # A file holds many cells, and is read once.
+    read = cache(read_rows)
+
+    def measured(cell: Cell, run: Run, model: Run) -> dict[str, str]:
+        """Its row in the file of the evaluation, with both paths of the network."""
+        key = (model.name, cell.condition, metric, "both")
+        rows = read(run.file(folder))
+        return next(row for row in rows if (row["model"], row["condition"], row["metric"], row["paths"]) == key)
+
+    rows = []
+    for cell in cells:
+        results = [measured(cell, run, model) for run, model in zip(cell.runs, cell.models, strict=True)]
+        values = [float(row["value_percent"]) for row in results]
+        paper = paper_value(number, cell.line.name, cell.condition, metric)
+        rows.append(
+            {
+                "table": name,
+                "model": cell.line.name,
+                "factor": cell.line.factor,
+                "condition": cell.condition,
+                "metric": metric,
+                **_mean(values),
+                "values_percent": " ".join(f"{value:.3f}" for value in values),
+                "standard_error_percent": results[0]["standard_error_percent"],
+                "seeds": len(values),
+                "images": results[0]["images"],
+                "paper_percent": "" if paper is None else paper,
+                "difference_percent": "" if paper is None else round(float(np.mean(values)) - paper, 3),
+                "model_digests": " ".join(row["model_digest"] for row in results),
+            }
+        )
+    return rows
+
+
+def _mean(values: Sequence[float]) -> Row:
+    deviation = round(float(np.std(values, ddof=1)), 3) if len(values) > 1 else ""
+    return {"ours_percent": round(float(np.mean(values)), 3), "deviation_percent": deviation}
+
+
+def _by_seed(rows: Sequence[Row]) -> dict[tuple[str, str], np.ndarray]:
+    """Values of each model under each condition, one for each seed."""
+    return {(r["model"], r["condition"]): np.array(list(map(float, r["values_percent"].split()))) for r in rows}
+
+
+def _derived(table: str, model: str, condition: str, seeds: np.ndarray) -> Row:
+    """A row computed from others, for which the paper has no number."""
+    row = {"table": table, "model": model, "factor": "", "condition": condition}
+    return row | _mean(seeds.tolist()) | {"paper_percent": "", "difference_percent": ""}
+
+
+def recovered_rows(rows: Sequence[Row], baseline: str) -> list[Row]:
+    """Share of the baseline's loss under noise that each network recovers: 100 (ours - its) / (its clean - its).
+
+    Args:
+        rows: of :func:`table_rows`, with a clean condition.
+        baseline: model to compare with, seed by seed.
+
+    Returns:
+        Rows of the networks under the conditions that cost the baseline :data:`LEAST_LOSS` points or more on average.
+    """
+    values = _by_seed(rows)
+    clean, shares = values[baseline, "clean"], []
+    for (model, condition), ours in values.items():
+        loss = clean - values[baseline, condition]
+        if model != baseline and loss.mean() >= LEAST_LOSS:
+            # A ratio of means: in a mean of ratios, a seed whose baseline loses little would dominate.
+            gain = ours - values[baseline, condition]
+            share = gain.mean() / loss.mean()
+            # Contribution of each seed to the ratio's deviation, to first order.
+            each = (gain - share * loss) / loss.mean()
+            row = _derived("recovered", model, condition, 100 * (share + each))
+            shares.append(row | {"baseline_loss_points": round(float(loss.mean()), 3)})
+    return shares
+
+
+def difference_rows(rows: Sequence[Row], pairs: Iterable[tuple[str, str, str]], conditions: Iterable[str]) -> list[Row]:
+    """Differences between pairs of networks in points, seed by seed: what a part contributes.
+
+    Args:
+        rows: of :func:`table_rows`.
+        pairs: name of the difference, model, model that is subtracted.
+        conditions: to compare under.
+    """
+    values = _by_seed(rows)
+    return [
+        _derived("contributions", name, condition, values[model, condition] - values[other, condition])
+        | {"compared": f"{model} less {other}"}
+        for name, model, other in pairs
+        for condition in conditions
+    ]
+
+
+def category_rows(rows: Sequence[Row]) -> list[Row]:
+    """Means over all common corruptions and over each category, seed by seed."""
+    wanted = {"mean": tuple(name for names in CATEGORIES.values() for name in names), **CATEGORIES}
+    values = _by_seed(rows)
+    means = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for category, names in wanted.items():
+            members = [v for (m, c), v in values.items() if m == model and Corruption.parse(c).corruption in names]
+            means.append(_derived("corruptions", model, category, np.mean(members, axis=0)))
+    return means
+
+
+def table_lines(rows: Sequence[Row]) -> list[str]:
+    """Markdown with a row per network and a column per condition: ours ± deviation (the paper's, difference).
+
+    ``rows`` are those of one of the functions above, or what :func:`read_rows` finds in the file written of them.
+    """
+    if rows[0]["table"] == "corruptions":
+        rows = category_rows(rows)
+    conditions = list(dict.fromkeys(row["condition"] for row in rows))
+    by_place = {(row["model"], row["condition"]): row for row in rows}
+    factors = {row["model"]: row["factor"] for row in rows}
+    with_factor = any(factors.values())
+    unit = " (%)" if rows[0]["table"] == "recovered" else ""
+    first = "contribution" if rows[0]["table"] == "contributions" else "network"
+    names = [first, *(["tried for"] if with_factor else []), *(f"`{c}`{unit}" for c in conditions)]
+    lines = [_line(names), "|---" * (2 if with_factor else 1) + "|---:" * len(conditions) + "|"]
+    for model, factor in factors.items():
+        cells = [_cell(by_place[model, c]) if (model, c) in by_place else "" for c in conditions]
+        lines.append(_line([model, *([factor] if with_factor else []), *cells]))
+    return lines
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(row: Row) -> str:
+    # Differences have a sign, shares of a small loss no decimals.
+    kind = {"recovered": ".0f", "contributions": "+.1f"}.get(row["table"], ".1f")
+    ours = format(float(row["ours_percent"]), kind)
+    if row["deviation_percent"] != "":
+        ours += " ± " + format(float(row["deviation_percent"]), kind.lstrip("+"))
+    if row["paper_percent"] == "":
+        return ours
+    return f"{ours} ({float(row['paper_percent']):.1f}, {float(row['difference_percent']):+.1f})"

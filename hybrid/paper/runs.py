@@ -1,0 +1,209 @@
+"""Runs: one command each, described by its typed configuration and by the runs whose files it reads."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache, cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import tyro
+
+from bridge.convert import ConvertConfig
+from bridge.storage import SCHEMA as conversion_schema
+from hybrid.evaluate import EvaluateConfig
+from hybrid.paper.networks import CONVERT, EVALUATE, LEARN, SWAP, TRAIN
+from hybrid.storage import SCHEMA as training_schema
+from hybrid.swap import SwapConfig
+from hybrid.train import TrainConfig
+from hybrid.train import with_preset as training_defaults
+from hybrid.training import Checkpointing, Hardware
+from snn.data import IMAGE_SUFFIXES
+from snn.data_source import DataSource
+from snn.learn import LearnConfig
+from snn.learn import with_preset as learning_defaults
+from snn.runtime.cli import RunOptions
+from snn.runtime.device import DeviceName
+from snn.storage import SCHEMA as learning_schema
+
+Config = LearnConfig | ConvertConfig | TrainConfig | SwapConfig | EvaluateConfig
+TEMPLATES: dict[type, Config] = {type(config): config for config in (LEARN, CONVERT, TRAIN, SWAP, EVALUATE)}
+"""The defaults of each command."""
+SCHEMAS: dict[type, str] = {
+    LearnConfig: learning_schema.name,
+    ConvertConfig: conversion_schema.name,
+    TrainConfig: training_schema.name,
+    SwapConfig: training_schema.name,
+    EvaluateConfig: "results/1",
+}
+"""Version of what each command writes."""
+NOT_DECIDING: dict[type, tuple[str, ...]] = {
+    # A preset is where flags start from; what it sets is in `learning` and `recipe`. All engines, and several
+    # processes, learn the same conductances.
+    LearnConfig: ("out", "preset", "engine", "resume", "checkpoint_interval", "devices", "num_nodes"),
+    ConvertConfig: ("snn", "out", "root"),
+    TrainConfig: ("out", "frontend", "preset"),
+    Checkpointing: ("folder", "resume", "checkpoint_interval"),
+    Hardware: ("device",),
+    SwapConfig: ("model", "frontend", "out", "root"),
+    EvaluateConfig: ("models", "out", "attack_model", "cifar10_c", "root", "batch_size"),
+    DataSource: ("root", "download"),
+    RunOptions: ("device", "figures", "json", "plugin"),
+}
+"""Fields that say where files lie or how a result is computed, but do not decide which result it is."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are made."""
+
+    folder: Path
+    """Folder of all runs."""
+    device: DeviceName = "auto"
+    """Device of each run."""
+    root: Path | None = None
+    """Folder that holds CIFAR-10, if not the commands' default."""
+    plugin: tuple[str, ...] = ()
+    """What runs import first."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command and the file that it writes."""
+
+    label: str
+    """Readable start of the file's name."""
+    config: Config
+    """What the command does, with its preset applied. :meth:`configuration` adds the files."""
+    inputs: tuple[tuple[str, "Run"], ...] = ()
+    """Runs whose files it reads, each with the field of ``config`` that names the file."""
+
+    @property
+    def module(self) -> str:
+        """The command, as in ``python -m``."""
+        return type(self.config).__module__
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of all that decides the result, and part of the file's name.
+
+        It covers every field of the configuration but those of :data:`NOT_DECIDING`, the schema of the file written,
+        and the identities of the inputs. For ``folder:PATH`` it also covers names and sizes of the image files, so
+        that runs on a changed folder are made anew. A run whose file exists need not be made again, and a run that
+        differs in anything has another file.
+        """
+        content = (
+            SCHEMAS[type(self.config)],
+            self.module,
+            _deciding(self.config),
+            [(name, run.identity) for name, run in self.inputs],
+        )
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """Name of its file, without the suffix."""
+        return f"{self.label}-{self.identity}"
+
+    def file(self, folder: Path) -> Path:
+        """The file that it writes."""
+        return folder / f"{self.name}{'.csv' if isinstance(self.config, EvaluateConfig) else '.h5'}"
+
+    def configuration(self, place: Place, out: Path | None = None) -> Config:
+        """The command's complete configuration; ``out``: the file to write, if not :meth:`file`."""
+        files: dict[str, Any] = {}
+        for name, run in self.inputs:
+            several = isinstance(getattr(self.config, name), tuple)
+            files[name] = (*files.get(name, ()), run.file(place.folder)) if several else run.file(place.folder)
+        options = replace(self.config.options, device=place.device, figures=False, plugin=place.plugin)
+        changes = {"out": out or self.file(place.folder), "options": options, **files}
+        if isinstance(self.config, LearnConfig | TrainConfig):
+            changes["data_source"] = self.config.data_source.override(root=place.root)
+        if isinstance(self.config, LearnConfig):
+            changes["resume"] = True
+        elif isinstance(self.config, TrainConfig):
+            changes["checkpointing"] = replace(self.config.checkpointing, resume=True)
+        elif place.root is not None:
+            changes["root"] = place.root
+        return replace(self.config, **changes)
+
+    def command(self, place: Place, out: Path | None = None) -> list[str]:
+        """Arguments of ``python`` that make the run."""
+        return ["-m", self.module, *arguments(self.configuration(place, out), default(self.config))]
+
+
+def _deciding(value: Any) -> object:
+    """All fields that decide a result, in a form that JSON can hold."""
+    if _is_record(value):
+        skipped = NOT_DECIDING.get(type(value), ())
+        content = {f.name: _deciding(getattr(value, f.name)) for f in fields(value) if f.name not in skipped}
+        data = getattr(value, "data", None)
+        return content | ({"files": image_files(data)} if isinstance(data, str) else {})
+    if isinstance(value, tuple):
+        return [_deciding(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _is_record(value: object) -> bool:
+    """Whether ``value`` is a dataclass that has no text form of its own."""
+    return is_dataclass(value) and not isinstance(value, type) and type(value).__str__ is object.__str__
+
+
+@cache
+def image_files(data: str) -> str:
+    """Digest of names and sizes of the images of ``folder:PATH``; "" for data sets that never change."""
+    kind, _, path = data.partition(":")
+    if kind != "folder":
+        return ""
+    images = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    sizes = [(str(file.relative_to(path)), file.stat().st_size) for file in images]
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+
+
+def default(config: Config) -> Config:
+    """The command's defaults, once it knows the preset of ``config``: what flags are applied to."""
+    if isinstance(config, LearnConfig):
+        return replace(learning_defaults(replace(LEARN, preset=config.preset)), preset=LEARN.preset)
+    if isinstance(config, TrainConfig):
+        return replace(training_defaults(replace(TRAIN, preset=config.preset)), preset=TRAIN.preset)
+    return TEMPLATES[type(config)]
+
+
+def arguments(config: object, default: object, prefix: str = "") -> list[str]:
+    """Command-line arguments for all fields that differ from ``default``, positional arguments first.
+
+    Parsed with these defaults, they give ``config`` again.
+    """
+    positional: list[str] = []
+    flags: list[str] = []
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value, usual = getattr(config, name), getattr(default, name)
+        extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        if _is_record(value):
+            flat = any(getattr(extra, "name", None) == "" for extra in extras)
+            flags += arguments(value, usual, prefix if flat else f"{prefix}{name}.")
+        elif tyro.conf.Positional in extras:
+            positional += _words(value)
+        elif value != usual and isinstance(value, bool):
+            flags.append("--" + prefix + ("" if value else "no-") + name.replace("_", "-"))
+        elif value != usual:
+            flag = "--" + (prefix + name).replace("_", "-")
+            repeated = tyro.conf.UseAppendAction in extras
+            flags += [word for item in value for word in (flag, item)] if repeated else [flag, *_words(value)]
+    return positional + flags
+
+
+def _words(value: object) -> list[str]:
+    return [word for item in value for word in _words(item)] if isinstance(value, tuple) else [str(value)]
+
+
+def in_order(runs: Iterable[Run]) -> list[Run]:
+    """These runs and all that they depend on, each once, inputs first."""
+
+    def needed(run: Run) -> Iterator[Run]:
+        yield from chain.from_iterable(needed(source) for _, source in run.inputs)
+        yield run
+
+    return list({run.identity: run for wanted in runs for run in needed(wanted)}.values())

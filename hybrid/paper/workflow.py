@@ -1,0 +1,179 @@
+"""Makes runs with Snakemake: one rule per run, on this machine or wherever its executors send jobs.
+
+Snakemake decides what to make by the files that exist. A run writes into ``progress/`` until it is complete, so that
+an interrupted one continues from its checkpoint. At the end it moves its file to its place, where all files are whole.
+"""
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hybrid.paper.runs import Place, Run, in_order
+from snn.learn import LearnConfig
+from snn.runtime.errors import UserError, check
+from snn.runtime.outputs import write_json
+from snn.storage import load_network
+
+MEMORY_MB = 8000
+"""Memory that a run asks for, in MB (ours: room for 50,000 images of 32 pixels; ``-- --set-resources`` changes it)."""
+PATIENCE = 30.0
+"""Seconds after an interruption until jobs that have not ended are killed."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How Snakemake makes runs."""
+
+    jobs: int = 1
+    """Runs made at the same time."""
+    threads: int | None = None
+    """Threads of each run; None: an equal share of this machine's cores."""
+    executor: str = "local"
+    """Where Snakemake makes runs: local, or the name of an installed executor plugin, for example slurm."""
+    profile: str | None = None
+    """Snakemake profile: a folder with its options, for example those of a cluster."""
+
+    def __post_init__(self) -> None:
+        check(self.jobs >= 1, f"`jobs` {self.jobs}: give 1 or more")
+        check(self.threads is None or self.threads >= 1, f"`threads` {self.threads}: give 1 or more")
+
+    @property
+    def local(self) -> bool:
+        """Whether runs are made on this machine."""
+        return self.executor == "local" and self.profile is None
+
+    @property
+    def share(self) -> int:
+        """Threads of each run."""
+        # PyTorch knows of OMP_NUM_THREADS and of processors that this process may not use.
+        return self.threads or max(1, torch.get_num_threads() // self.jobs)
+
+    @property
+    def arguments(self) -> list[str]:
+        """Options of Snakemake."""
+        where = ["--profile", self.profile] if self.profile else ["--executor", self.executor]
+        return [*where, *(["--cores", f"{self.jobs * self.share}"] if self.local else ["--jobs", f"{self.jobs}"])]
+
+
+def make(runs: Iterable[Run], place: Place, engine: Engine, options: Iterable[str] = ()) -> None:
+    """Make each run that is not there yet, after those whose files it reads.
+
+    Args:
+        runs: wanted.
+        place: where they are made.
+        engine: how Snakemake makes them.
+        options: further ones of Snakemake.
+
+    Raises:
+        UserError: a run failed; Snakemake is not installed; another process makes runs in the same folder.
+    """
+    wanted = list(runs)
+    with _locked(place.folder):
+        _set_aside(in_order(wanted), place.folder)
+        missing = [run for run in wanted if not run.file(place.folder).exists()]
+        if not missing:
+            return
+        check(
+            importlib.util.find_spec("snakemake") is not None,
+            "runs are made by Snakemake, which is not installed: pip install 'safe-dnn[reproduce]'",
+        )
+        for name in ("logs", "progress"):
+            (place.folder / name).mkdir(exist_ok=True)
+        needed = [run for run in in_order(missing) if not run.file(place.folder).exists()]
+        for run in needed:
+            _log(run, place.folder).unlink(missing_ok=True)
+        jobs = place.folder / "jobs.json"
+        write_json(jobs, {"jobs": _jobs(missing, place, engine)})
+        status = _run_snakemake(jobs.resolve(), [*engine.arguments, *options])
+    for run in needed:
+        log = _log(run, place.folder)
+        # A run that Snakemake did not start has no log.
+        failed = log.exists() and not run.file(place.folder).exists()
+        check(not failed, f"{run.name} failed, see {log}; mend that and start again. {_last_line(log)}")
+    check(status == 0, f"Snakemake ended with status {status}; its messages above say why")
+
+
+def _log(run: Run, folder: Path) -> Path:
+    return folder / "logs" / f"{run.name}.txt"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((f"It says: {line.strip()}" for line in reversed(lines) if line.strip()), "It says nothing.")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder. The system releases it even if this process is killed."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process makes runs in {folder}: wait for it, or give another `runs`") from error
+        yield
+
+
+def _set_aside(runs: Iterable[Run], folder: Path) -> None:
+    """Move unfinished learning, which a command started by hand may leave, to where a run continues it."""
+    for run in runs:
+        file = run.file(folder)
+        if isinstance(run.config, LearnConfig) and file.exists() and not load_network(file).network.complete:
+            (folder / "progress").mkdir(exist_ok=True)
+            file.replace(folder / "progress" / file.name)
+
+
+def _run_snakemake(jobs: Path, options: list[str]) -> int:
+    """Run Snakemake and return its exit status. An interrupt ends it and all jobs."""
+    words = [
+        *("snakemake", "--snakefile", str(Path(__file__).with_name("Snakefile")), "--directory", str(jobs.parent)),
+        *("--config", f"jobs={jobs}", "--nolock", "--ignore-incomplete", "--drop-metadata"),
+        *("--rerun-triggers", "mtime", "--scheduler", "greedy", "--quiet", "host", "reason"),
+        *options,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hybrid.paper.job", "-", "-", "-", *words], start_new_session=True
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        for signal_number in (signal.SIGINT, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal_number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+        raise
+
+
+def _jobs(runs: list[Run], place: Place, engine: Engine) -> list[dict[str, object]]:
+    """Description of each run for the Snakefile. Paths are relative to the folder of all runs."""
+    wanted, here = {run.identity for run in runs}, Path.cwd()
+    jobs = []
+    for run in in_order(runs):
+        file, log = run.file(place.folder), _log(run, place.folder)
+        progress = place.folder / "progress" / file.name
+        words = ["-m", "hybrid.paper.job", str(log), str(progress), str(file), *run.command(place, progress)[1:]]
+        jobs.append(
+            {
+                "name": run.name.replace("-", "_"),
+                "message": f"{run.module}: {file.name}",
+                "inputs": [source.file(Path()).name for _, source in run.inputs],
+                "output": file.name,
+                "wanted": run.identity in wanted,
+                "log": f"logs/{log.name}",
+                "threads": engine.share,
+                "resources": {"gpu": int(place.device != "cpu"), "mem_mb": MEMORY_MB},
+                # The process itself, and no shell, is Snakemake's child, and sees when that is killed.
+                "command": f"cd {shlex.quote(str(here))} && exec {shlex.join([sys.executable, *words])}",
+            }
+        )
+    return jobs

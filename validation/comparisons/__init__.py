@@ -1,0 +1,1 @@
+"""What the three commands compare, one subject a file: settings, records of results, and the comparisons."""
