@@ -132,5 +132,5 @@ class Writer:
         cells = (
             [r["model"], f"`{r['condition']}`", f"{r['silhouette']:.3f}", f"{r['accuracy_percent']:.1f}"] for r in rows
         )
-        text = [f"Embedding of test images of {data.source.data}, {self.provenance}.", ""]
+        text = [f"Embedding of test images of {data.data_source.data}, {self.provenance}.", ""]
         return rows, text + markdown(["model", "condition", "silhouette", "top1 (%)"], cells)
