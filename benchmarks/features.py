@@ -1,6 +1,6 @@
 """What layers learn: a linear probe on pooled responses, against the same values shuffled within each map.
 
-    python benchmarks/features.py --data folder:cifar10 --seeds 0 1 2 --out features.csv
+    python -m benchmarks.features --data folder:cifar10 --seeds 0 1 2 --out features.csv
 
 Every rule learns with every seed on training images of its own. A layer's response is its spike counts as it passes
 them on (inhibition off, threshold set to its output rate), averaged over a grid of 4 x 4 cells; a ridge classifier is
@@ -9,17 +9,11 @@ same is asked of the converted layers (``bridge.convert``), which answer in one 
 of each map are shuffled, and gain and threshold set again to the same rate, as for the learned layer.
 """
 
-import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
-
-if __name__ == "__main__" and __spec__ is None:
-    # Started as a file: start over as a module, so that imports find the rest of the checkout.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    runpy.run_module("benchmarks.features", run_name="__main__", alter_sys=True)
 
 import numpy as np
 import torch
@@ -40,9 +34,9 @@ from snn.layer import SpikingConv2d
 from snn.learner import learn
 from snn.learning import Learning
 from snn.network import LearnedLayer, SpikingNetwork
-from snn.runtime.cli import run_command
+from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.errors import check
-from snn.runtime.outputs import check_outputs, write_csv
+from snn.runtime.outputs import Outputs, write_csv
 from snn.runtime.progress import progress
 from snn.runtime.random import draw_seeds, stream
 from snn.spikes import SpikeEvents, spike_counts
@@ -77,7 +71,7 @@ class FeaturesConfig:
     """Spike counts of a simulation, or the rates of the converted layers."""
     maps: tuple[int, ...] = (32,)
     """Maps of the layers."""
-    source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
+    data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
 
     def __post_init__(self) -> None:
         for name in ("learn_images", "probe_train", "probe_test"):
@@ -97,11 +91,8 @@ class Probe(NamedTuple):
 
 def noisy(images: Tensor) -> list[Tensor]:
     """uint8 images under each condition, rounded to 8 bits again."""
-    found = []
-    for text in CONDITIONS:
-        changed = Noise.parse(text).apply(images / 255, stream("noise", text))
-        found.append((changed * 255).round().to(torch.uint8))
-    return found
+    changed = (Noise.parse(text).apply(images / 255, stream("noise", text)) for text in CONDITIONS)
+    return [(values * 255).round().to(torch.uint8) for values in changed]
 
 
 def pooled(layers: list[SpikingConv2d], images: Tensor, p: Learning, purpose: str) -> np.ndarray:
@@ -125,11 +116,8 @@ def accuracy(respond: Callable[[Tensor, str], np.ndarray], probe: Probe) -> list
     features = respond(probe.train, "train")
     scale = StandardScaler().fit(features)
     classifier = RidgeClassifierCV(alphas=PENALTIES).fit(scale.transform(features), probe.train_labels)
-    found = []
-    for images in probe.tests:
-        features = scale.transform(respond(images, "test"))
-        found.append(100 * classifier.score(features, probe.test_labels))
-    return found
+    tests = (scale.transform(respond(images, "test")) for images in probe.tests)
+    return [100 * classifier.score(features, probe.test_labels) for features in tests]
 
 
 def shuffled(learned: LearnedLayer, pre: SpikeEvents, p: Learning, seed: int) -> SpikingConv2d:
@@ -216,39 +204,32 @@ def _spread(values: np.ndarray) -> str:
 
 def run(config: FeaturesConfig) -> None:
     """The command: learn, probe, print, write."""
-    check_outputs(config.out)
-    data = load_images(config.source, "train", 0)
-    needed = config.learn_images + config.probe_train + config.probe_test
-    found = len(data.images)
-    check(needed <= found, f"{needed} training images are needed, {config.source.data} has {found}: ask for fewer")
-    order = torch.randperm(len(data.images), generator=stream("split"))
-    train, test, rest = order.split(
-        [config.probe_train, config.probe_test, len(order) - config.probe_train - config.probe_test]
+    outputs = Outputs(config.out, options=RunOptions())
+    data = load_images(config.data_source, "train", 0)
+    parts = [config.probe_train, config.probe_test, config.learn_images]
+    needed, images = sum(parts), len(data.images)
+    check(
+        needed <= images, f"{needed} training images are needed, {config.data_source.data} has {images}: ask for fewer"
     )
-    labels = data.labels.numpy()
+    order, labels = torch.randperm(images, generator=stream("split")), data.labels.numpy()
+    train, test, learned, _ = order.split([*parts, images - needed])
     probe = Probe(data.images[train], labels[train], noisy(data.images[test]), labels[test])
-    images = data.images[rest[: config.learn_images]]
     rows = []
     runs = [(rule, seed) for seed in config.seeds for rule in config.rules]
     for rule, seed in progress(runs, "learning and probing", "run"):
         settings = Learning(maps=config.maps)
         settings = replace(settings, stdp=replace(settings.stdp, rule=rule))
-        rows += probe_network(learn(images, settings, seed=seed), images, probe, seed, config.response)
+        network = learn(data.images[learned], settings, seed=seed)
+        rows += probe_network(network, data.images[learned], probe, seed, config.response)
     print(table(rows))
     print(
-        f"{config.source.data}, {config.response} responses: "
+        f"{config.data_source.data}, {config.response} responses: "
         f"{config.learn_images} images learned, {config.probe_train} fit the probe, "
         f"{config.probe_test} test it; seeds {', '.join(map(str, config.seeds))}; mean ± standard deviation"
     )
     write_csv(config.out, rows)
-    if config.out is not None:
-        print(f"wrote {config.out}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m benchmarks.features``."""
-    return run_command(FeaturesConfig, run, argv)
+    outputs.finish({})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(FeaturesConfig, run, None))

@@ -1,6 +1,6 @@
 """Speed of the converted front end beside the simulations that it replaces and an ordinary convolutional front end.
 
-    python benchmarks/frontend.py --data folder:cifar10
+    python -m benchmarks.frontend --data folder:cifar10
 
 The same images go through
 
@@ -13,18 +13,12 @@ The first two take turns, and so do the simulations, so that other load on the m
 shows medians and ranges.
 """
 
-import runpy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
-
-if __name__ == "__main__" and __spec__ is None:
-    # Started as a file: start over as a module, so that imports find the rest of the checkout.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    runpy.run_module("benchmarks.frontend", run_name="__main__", alter_sys=True)
 
 import numpy as np
 import torch
@@ -40,9 +34,9 @@ from snn.encoding import encode
 from snn.engines.base import choose_engine
 from snn.layer import SpikingConv2d
 from snn.neuron import norse_parameters
-from snn.runtime.cli import run_command
+from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.errors import check
-from snn.runtime.outputs import check_outputs, write_csv
+from snn.runtime.outputs import Outputs, write_csv
 from snn.runtime.random import draw_seeds
 from snn.spikes import spike_counts
 from snn.storage import load_network
@@ -139,7 +133,7 @@ def measure(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict
 @torch.inference_mode()
 def run(config: FrontEndConfig) -> None:
     """The command: measure, print, write."""
-    check_outputs(config.out)
+    outputs = Outputs(config.out, options=RunOptions())
     network, _, _ = load_network(config.snn)
     fitted, images = choose_images(config, network.input_shape)
     frontends = {
@@ -178,8 +172,7 @@ def run(config: FrontEndConfig) -> None:
     print(f"\nnorse's loop and the simulator give the same spike count in {agree:.3%} of the last layer's neurons")
     print(f"{torch.get_num_threads()} threads, batch {config.batch_size}, {config.data_source.data}")
     write_csv(config.out, rows)
-    if config.out is not None:
-        print(f"wrote {config.out}")
+    outputs.finish({})
 
 
 def choose_images(config: FrontEndConfig, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -216,10 +209,5 @@ def speed_rows(times: dict[str, list[float]], batch_size: int) -> list[dict]:
     return rows
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m benchmarks.frontend``."""
-    return run_command(FrontEndConfig, run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(FrontEndConfig, run, None))

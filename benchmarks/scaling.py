@@ -1,13 +1,12 @@
 """How time and memory of learning grow with images, presentation time and positions: each by a factor of 16.
 
-    python benchmarks/scaling.py --out scaling.csv
+    python -m benchmarks.scaling --out scaling.csv
 
 Each measurement is a process of its own: one layer of 32 maps learns on random images of three channels, with
 mini-batches of 16. Memory is the process's peak less what it held before learning (programs, libraries and the images).
 """
 
 import json
-import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,19 +14,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-if __name__ == "__main__" and __spec__ is None:
-    # Started as a file: start over as a module, so that imports find the rest of the checkout.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    runpy.run_module("benchmarks.scaling", run_name="__main__", alter_sys=True)
-
 import torch
 
 from snn.learner import learn
 from snn.learning import Learning
 from snn.monitor import peak_memory
 from snn.parameters import Encoding
-from snn.runtime.cli import run_command
-from snn.runtime.outputs import check_outputs, write_csv
+from snn.runtime.cli import RunOptions, run_command
+from snn.runtime.outputs import Outputs, write_csv
 from snn.runtime.progress import progress
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +67,7 @@ def measure(case: Case) -> dict[str, float]:
 
 def run(config: ScalingConfig) -> None:
     """The command: measure, print, write."""
-    check_outputs(config.out)
+    outputs = Outputs(config.out, options=RunOptions())
     rows = []
     for case in progress(CASES, "measuring", "case"):
         command = [sys.executable, "-m", "benchmarks.scaling", "--case", json.dumps(case)]
@@ -91,18 +85,12 @@ def run(config: ScalingConfig) -> None:
             f"| {1e3 * per_image:.2f} | {1e9 * per_image / steps / positions:.1f} | {row['memory_mib']:.0f} |"
         )
     write_csv(config.out, rows)
-    if config.out is not None:
-        print(f"wrote {config.out}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m benchmarks.scaling``; ``--case`` is what the measuring processes are given."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["--case"]:
-        print(json.dumps(measure(Case(*json.loads(arguments[1])))))
-        return 0
-    return run_command(ScalingConfig, run, argv)
+    outputs.finish({})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # --case is what the measuring processes are given.
+    if sys.argv[1:2] == ["--case"]:
+        print(json.dumps(measure(Case(*json.loads(sys.argv[2])))))
+    else:
+        sys.exit(run_command(ScalingConfig, run, None))

@@ -1,6 +1,6 @@
 """STDP learning speed on the CPU: this project against SpikingJelly, BindsNET and norse.
 
-    python benchmarks/stdp.py --workloads B C --batches 1 16 64 --tracks rule full --out stdp.csv
+    python -m benchmarks.stdp --workloads B C --batches 1 16 64 --tracks rule full --out stdp.csv
 
 Track ``rule`` gives every library the same pre- and postsynaptic spikes and times the STDP rule over all steps;
 track ``full`` times a complete learning step: neurons simulated on the same input, plus the rule. Peers have no
@@ -16,7 +16,6 @@ weights of a batch are held by this project until its end, and moved after every
 
 import json
 import os
-import runpy
 import statistics
 import subprocess
 import sys
@@ -24,11 +23,6 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-
-if __name__ == "__main__" and __spec__ is None:
-    # Started as a file: start over as a module, so that imports find the rest of the checkout.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    runpy.run_module("benchmarks.stdp", run_name="__main__", alter_sys=True)
 
 import numpy as np
 import torch
@@ -88,7 +82,7 @@ class BenchmarkConfig:
     """rule: STDP on given spikes; full: neurons and STDP."""
     peers: tuple[Peer, ...] = ("spikingjelly", "bindsnet", "norse")
     """Libraries beside this project."""
-    peer_python: tuple[str, ...] = field(default=())
+    peer_python: tuple[str, ...] = ()
     """NAME=PATH of a peer's interpreter; default benchmarks/.envs/NAME/bin/python."""
     repeats: int = 5
     """Timed repeats after a warm-up."""
@@ -132,10 +126,6 @@ class Result:
     track: str
     figures: dict = field(default_factory=dict)
     problem: str = ""
-
-    def images_per_second(self) -> list[float]:
-        """Of each repeat."""
-        return [self.batch / seconds for seconds in self.figures["seconds"]]
 
     @property
     def median(self) -> float:
@@ -241,7 +231,7 @@ def table(results: list[Result]) -> str:
         if r.problem:
             lines.append(f"{start} | | | | | | {r.problem.replace('|', '/')} |")
             continue
-        f, speeds = r.figures, r.images_per_second()
+        f, speeds = r.figures, [r.batch / seconds for seconds in r.figures["seconds"]]
         lines.append(
             f"{start} {r.median:.3g} ({min(speeds):.3g} to {max(speeds):.3g}) | {r.median * STEPS:.3g} "
             f"| {f['peak_mib']:.0f} ({f['setup_mib']:.0f}) | {f['post_spikes_per_image']:.0f} "
@@ -313,10 +303,5 @@ def run(config: BenchmarkConfig) -> None:
         print(f"wrote {config.out}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line of ``python -m benchmarks.stdp``."""
-    return run_command(BenchmarkConfig, run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(BenchmarkConfig, run, None))

@@ -1,24 +1,18 @@
 """Images per second of supervised training: SAFE beside its baseline, for the paper's three backbones at 32x32.
 
-    python benchmarks/training.py                         # a few steps of each on random images
-    python benchmarks/training.py --epoch-images 50000    # and whole passes through hybrid.train's own loop
+    python -m benchmarks.training                         # a few steps of each on random images
+    python -m benchmarks.training --epoch-images 50000    # and whole passes through hybrid.train's own loop
 
 A step is that of ``hybrid.train``: shift and flip of uint8 images on the device, forward, backward, SGD; on CUDA in
 bfloat16. The two networks of a pair take turns, so that other load on the machine slows both alike. The ratio is of
 their medians.
 """
 
-import runpy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
-
-if __name__ == "__main__" and __spec__ is None:
-    # Started as a file: start over as a module, so that imports find the rest of the checkout.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    runpy.run_module("benchmarks.training", run_name="__main__", alter_sys=True)
 
 import numpy as np
 import torch

@@ -150,7 +150,11 @@ def fit_frontend(
     converted, fitted = [], []
     for learned, count in progress(list(zip(network.layers, counts, strict=True)), "fitting", "layer"):
         layer = convert_weights(learned.layer, p.presentation, top, unit).to(images.device)
-        drive = _normalise(layer, spikes)
+        with torch.no_grad():
+            drive = layer.drive(spikes)
+            variance, mean = torch.var_mean(drive, dim=(0, 2, 3), correction=0)
+            layer.norm.pass_through(mean, variance)
+            drive = layer.norm(drive)
         neurons = _sample(drive, count, random)
         fit = fit_response(neurons, learned.layer, p, random)
         if steps is not None:
@@ -173,11 +177,7 @@ def fit_frontend(
 def convert_weights(layer: SpikingConv2d, presentation: float, top: float, unit: float = 1.0) -> ConvertedLayer:
     """The frozen convolution whose output is the layer's mean current; its SAU is fitted later.
 
-    Args:
-        layer: learned.
-        presentation: T, in ms.
-        top: largest input, in units.
-        unit: presynaptic spikes in a presentation that an input of 1 stands for.
+    ``presentation`` is T in ms, ``top`` the largest input. An input of 1 stands for ``unit`` presynaptic spikes.
     """
     per_conductance = layer.gain * (unit * layer.geometry.pulse_width / presentation)
     weight = layer.conductance * per_conductance.reshape(-1, 1, 1, 1)
@@ -185,15 +185,6 @@ def convert_weights(layer: SpikingConv2d, presentation: float, top: float, unit:
     largest = 1.01 * top * weight.abs().sum((1, 2, 3), keepdim=True)
     weight = round_for_exact_sums(weight, largest)
     return ConvertedLayer(weight, stride=layer.geometry.stride, padding=layer.geometry.padding)
-
-
-@torch.no_grad()
-def _normalise(layer: ConvertedLayer, spikes: Tensor) -> Tensor:
-    """Set the layer's normalisation statistics to those of its drive; return the normalised drive."""
-    drive = layer.drive(spikes)
-    variance, mean = torch.var_mean(drive, dim=(0, 2, 3), correction=0)
-    layer.norm.pass_through(mean, variance)
-    return layer.norm(drive)
 
 
 def _sample(drive: Tensor, counts: Tensor, random: np.random.Generator) -> Neurons:

@@ -48,11 +48,8 @@ def measure_fidelity(
 ) -> list[Fidelity]:
     """Compare the front end with a simulation, layer by layer.
 
-    Args:
-        frontend: converted, on any device.
-        images: uint8 (N, C, H, W), on any device.
-        counts: simulated spikes of each layer on these images, int16 (N, C_out, H, W), on the CPU.
-        batch_size: images converted together.
+    Images are uint8 (N, C, H, W), on any device. ``counts`` are the simulated spikes of each layer on these images,
+    int16 (N, C_out, H, W), on the CPU. ``batch_size`` images are converted together.
     """
     tops = [
         max(int(count.max()), int(layer.activation.heights.max()))

@@ -21,26 +21,19 @@ def draw_responses(conversion: Conversion, path: Path) -> None:
     hertz = 1000 / conversion.frontend.spec.encoding.presentation
     figure = Figure(figsize=(4.2 * len(conversion.layers), 3.8), layout="constrained")
     panels = figure.subplots(1, len(conversion.layers), squeeze=False)[0]
-    for number, (panel, fitted, converted) in enumerate(
-        zip(panels, conversion.layers, conversion.frontend.layers, strict=True), 1
-    ):
-        response = fitted.response
+    layers = zip(panels, conversion.layers, conversion.frontend.layers, strict=True)
+    for number, (panel, (spiking, response, _), converted) in enumerate(layers, 1):
         right = float(np.quantile(response.drive, 0.9995) * 1.05)
         figure.colorbar(_draw_density(panel, response, right, hertz), ax=panel, label="neurons (%)", pad=0.02)
         single = response.single_drive <= right
-        panel.plot(
-            response.single_drive[single],
-            response.single_count[single] * hertz,
-            color="C0",
-            linewidth=1.2,
-            linestyle="--",
-            label="one neuron, constant current",
-        )
+        rate = response.single_count[single] * hertz
+        label = "one neuron, constant current"
+        panel.plot(response.single_drive[single], rate, color="C0", linewidth=1.2, linestyle="--", label=label)
         _draw_steps(panel, converted, right, hertz)
         panel.set_xlim(0, right)
         panel.set_ylim(-hertz / 2, (response.count.max() + 2) * hertz)
         panel.set_xlabel("drive: mean current")
-        panel.set_title(f"layer {number}, threshold {fitted.spiking.v_threshold[0].item():.1f} mV", fontsize=10)
+        panel.set_title(f"layer {number}, threshold {spiking.v_threshold[0].item():.1f} mV", fontsize=10)
         panel.legend(frameon=False, fontsize=8, loc="upper left")
     panels[0].set_ylabel("rate (Hz)")
     save_figure(figure, path)

@@ -40,10 +40,6 @@ class Neurons:
         """A selection of the neurons."""
         return Neurons(self.drive[selection], self.count[selection], self.channel[selection])
 
-    def of_channel(self, channel: int) -> "Neurons":
-        """The neurons of one channel."""
-        return self.take(self.channel == channel)
-
 
 @dataclass(frozen=True)
 class StepFit:
@@ -82,19 +78,10 @@ class Fit:
 
 
 def fit_response(neurons: Neurons, layer: SpikingConv2d, encoding: Encoding, random: np.random.Generator) -> Fit:
-    """Fit a layer's step function to its neurons.
+    """Fit a layer's step function to its neurons; :class:`UserError` if all of them fire alike.
 
-    Half of the neurons fit the candidates, and the other half chooses between them. The chosen one is then fitted to
-    all neurons.
-
-    Args:
-        neurons: of the layer.
-        layer: whose closed form is a candidate.
-        encoding: presentation time and its quiet part.
-        random: splits the neurons.
-
-    Raises:
-        UserError: if all neurons fire at the same rate.
+    Half of the neurons, drawn by ``random``, fit the candidates, and the other half chooses between them. The chosen
+    one is then fitted to all neurons.
     """
     half = random.permutation(len(neurons)) < len(neurons) // 2
     fitted, held_out = neurons.take(half), neurons.take(~half)
@@ -109,7 +96,10 @@ def fit_response(neurons: Neurons, layer: SpikingConv2d, encoding: Encoding, ran
         "closed form": closed_form(layer, encoding, top=int(neurons.count.max())),
     }
     residuals = {name: steps.residual(held_out) for name, steps in candidates.items()}
-    kind = _choose(residuals)
+    own = residuals["change points of channels"] < (1 - WORTHWHILE) * residuals["change points"]
+    kind = "change points of channels" if own else "change points"
+    if residuals["closed form"] <= residuals[kind]:
+        kind = "closed form"
     steps = candidates[kind]
     if kind != "closed form":
         # The levels that passed the test stay; their edges are fitted to all neurons.
@@ -119,12 +109,6 @@ def fit_response(neurons: Neurons, layer: SpikingConv2d, encoding: Encoding, ran
             refitted = per_channel(neurons, None, refitted, len(levels), levels)
         steps = refitted
     return Fit(steps, kind, residuals, steps.residual(neurons))
-
-
-def _choose(residuals: dict[str, float]) -> str:
-    own = residuals["change points of channels"] < (1 - WORTHWHILE) * residuals["change points"]
-    kind = "change points of channels" if own else "change points"
-    return "closed form" if residuals["closed form"] <= residuals[kind] else kind
 
 
 def change_points(fitted: Neurons, held_out: Neurons | None = None, *, levels: int | None = None) -> StepFit | None:
@@ -181,9 +165,9 @@ def per_channel(
     """:func:`change_points` of each channel; a channel without a step receives ``shared``."""
     rows = []
     for channel in range(channels):
-        tests = None if held_out is None else held_out.of_channel(channel)
-        limit = None if levels is None else levels[channel]
-        rows.append(change_points(fitted.of_channel(channel), tests, levels=limit) or shared)
+        own = fitted.take(fitted.channel == channel)
+        tests = held_out and held_out.take(held_out.channel == channel)
+        rows.append(change_points(own, tests, levels=levels[channel] if levels else None) or shared)
     return _stack(rows)
 
 

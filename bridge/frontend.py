@@ -163,12 +163,8 @@ def empty_activation(edges_shape: tuple[int, ...]) -> SpecialActivationUnit:
 class ConvertedLayer(nn.Module):
     """Frozen convolution, batch normalisation and SAU: whole numbers to spikes in a presentation, (B, C, H, W).
 
-    Conversion and loading also set ``deviations`` (see :func:`deviations`).
-
-    Args:
-        weight: current per spike in a presentation (in the first layer: per step of its input), (C_out, C_in, k, k).
-        stride, padding: of the convolution, in pixels. Padding is silence.
-        edges_shape: of the SAU, whose values are fitted or loaded later.
+    Weights (C_out, C_in, k, k) are currents per spike in a presentation (in the first layer: per step of its input).
+    Padding is silence. Conversion and loading set the values of the SAU and ``deviations`` (:func:`deviations`).
     """
 
     weight: Tensor

@@ -14,10 +14,6 @@ def pixel_margin(images: Tensor, p: Encoding) -> Tensor:
 
     This is the paper's ``delta / (T (f_max - f_min))``. Delta is the distance of F T, in spikes, to the nearest edge
     that an intensity in [0, 1] can reach. The margin is 1 where there is no such edge.
-
-    Args:
-        images: intensities in [0, 1].
-        p: rates and presentation time of the encoder.
     """
     seconds = p.presentation / 1000
     spikes = input_spikes(images, p) + FLOOR_MARGIN
@@ -38,9 +34,7 @@ def drive_margin(drive: Tensor, activation: SpecialActivationUnit) -> Tensor:
 def summed_change(layer: ConvertedLayer, change: Tensor) -> Tensor:
     """Upper bound of the change of normalised drives, sum_j |w_j change_j|, (B, C_out, H', W').
 
-    Args:
-        layer: whose drives.
-        change: of the layer's input, (B, C_in, H, W).
+    ``change`` is that of the layer's input, (B, C_in, H, W).
     """
     largest = conv2d(change.abs(), layer.weight.abs(), stride=layer.stride, padding=layer.padding)
     slope = layer.norm.weight / (layer.norm.running_var + layer.norm.eps).sqrt()

@@ -20,16 +20,10 @@ from snn.spikes import spike_counts
 def simulate_counts(
     network: SpikingNetwork, images: Tensor, generator: torch.Generator, batch_size: int = 16
 ) -> list[Tensor]:
-    """Spikes in a presentation of every neuron: of the encoder, then of every layer.
+    """Spikes in a presentation of every neuron: int16 (N, C, H, W) of the encoder, then of each layer, on the CPU.
 
-    Args:
-        network: learned layers.
-        images: uint8 (N, C, H, W), on the network's device.
-        generator: draws the seed of each image.
-        batch_size: images simulated together.
-
-    Returns:
-        int16 (N, C, H, W) of the encoder and (N, C_out, H, W) of each layer, on the CPU.
+    Images, uint8 (N, C, H, W), lie on the network's device. ``generator`` draws their seeds; ``batch_size`` of them are
+    simulated together.
     """
     engine = choose_engine("auto", images.device)
     parts: list[list[Tensor]] = [[] for _ in range(len(network.layers) + 1)]
@@ -42,13 +36,9 @@ def simulate_counts(
 
 
 def neuron_response(layer: SpikingConv2d, currents: Tensor, encoding: Encoding) -> Tensor:
-    """Spikes in a presentation, int64 (N,), of one neuron at constant currents.
+    """Spikes in a presentation, int64 (N,), of one neuron at constant currents, whose means over it are ``currents``.
 
-    Args:
-        layer: whose neuron; the threshold is that of the first channel.
-        currents: means over the presentation, (N,). A current flows while input spikes come, not in the quiet time at
-            the end.
-        encoding: presentation time.
+    A current flows while input spikes come, not in the quiet time at the end. The threshold is the first channel's.
     """
     neuron = layer.with_values(gain=torch.ones_like(layer.gain[:1]), v_threshold=layer.v_threshold[:1])
     drive = (currents * (encoding.n_steps / encoding.active_steps)).reshape(1, 1, 1, -1)

@@ -79,13 +79,9 @@ def save(
     fidelity: Mapping[bool, Sequence[Fidelity]] | None = None,
     command: str = "bridge.save",
 ) -> str:
-    """Write ``frontend.h5``; return its digest.
+    """Write ``frontend.h5``, with the command that made it for the record; return its digest.
 
-    Args:
-        conversion: the front end and the record of its conversion.
-        path: of the file.
-        fidelity: of each layer, with the input rounded to whole spikes (True) and without (False), for the record.
-        command: that made the file, for the record.
+    ``fidelity`` of each layer, with the input rounded to whole spikes (True) and without (False), is recorded too.
     """
     tree = {
         "input": input_tree(conversion.data_source, conversion.frontend.spec.input_shape),

@@ -164,7 +164,7 @@ def embed_models(
 
 
 def _check_images(data: Images) -> None:
-    name, count = data.source.data, len(data.labels)
+    name, count = data.data_source.data, len(data.labels)
     check(count >= 3, f"{name}: {count} test images, t-SNE needs 3 or more; raise `limit_test` or add images")
     present = data.labels.unique().tolist()
     check(

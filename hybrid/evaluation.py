@@ -259,6 +259,6 @@ def check_same_data(models: Mapping[str, TrainedModel], data: Images) -> None:
         check(
             model.spec.input_shape == data.shape and model.spec.classes == data.classes,
             f"model {name} was trained on {len(model.spec.classes)} classes and images of shape "
-            f"{model.spec.input_shape}, {data.source.data} has {len(data.classes)} classes and shape {data.shape}; "
-            "evaluate together only models of one data set",
+            f"{model.spec.input_shape}, {data.data_source.data} has {len(data.classes)} classes and shape "
+            f"{data.shape}; evaluate together only models of one data set",
         )

@@ -94,10 +94,8 @@ def draw_table(rows: Sequence[dict], panel_and_line: Mapping[str, tuple[str, str
     """Draw our accuracies (full lines) and the paper's (dashed), with a panel for each backbone.
 
     Args:
-        rows: as :func:`hybrid.paper.results.table_rows` makes them.
+        rows: of :func:`hybrid.paper.results.table_rows`.
         panel_and_line: for each model of the rows, its backbone, which has a panel, and the name of its line there.
-        title: of the figure.
-        path: PNG to write.
     """
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
     panels: dict[str, dict[str, list[dict]]] = {}
@@ -133,7 +131,7 @@ def draw_table(rows: Sequence[dict], panel_and_line: Mapping[str, tuple[str, str
 def draw_frontier(rows: Sequence[dict], path: Path) -> None:
     """Draw clean accuracy against accuracy at 15 dB for all networks of the search.
 
-    A line joins those that no other network surpasses in both. Rows are those of
+    A line joins those that no other network surpasses in both. The rows are those of
     :func:`hybrid.paper.results.table_rows`.
     """
     factors = {row["model"]: row["factor"] for row in rows}

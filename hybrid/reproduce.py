@@ -22,7 +22,7 @@ from hybrid.paper.workflow import Engine, make
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
-from snn.runtime.errors import UserError, check
+from snn.runtime.errors import check
 from snn.runtime.outputs import check_outputs, write_json
 
 PartName = Literal[*PARTS, "all"]  # type: ignore[valid-type]
@@ -136,10 +136,7 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     if config.engine.local:
         choose_device(config.options.device)
     for folder in (config.out, config.runs):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make folder {folder}: {error.strerror}; choose another") from error
+        folder.mkdir(parents=True, exist_ok=True)
         check_outputs(folder / "log.txt")
     check_outputs(config.options.json)
     make(runs, place, config.engine, snakemake)

@@ -127,7 +127,7 @@ def train(
     module = Classifier(
         model,
         recipe,
-        resolve_augmentation(recipe.augmentation, data.source.data),
+        resolve_augmentation(recipe.augmentation, data.data_source.data),
         seed,
         training=(data.images[kept], data.labels[kept]),
         held_out=(data.images[held_out], data.labels[held_out]),
@@ -137,7 +137,7 @@ def train(
     return TrainedModel(
         spec=spec,
         network=model.cpu().to(memory_format=torch.contiguous_format).eval(),
-        data_source=data.source,
+        data_source=data.data_source,
         seed=seed,
         history={name: np.array(values) for name, values in module.history.items()},
         recipe=recipe.as_tree(),

@@ -6,8 +6,6 @@ above rest so that no input means no spike, and the gain is set again so that th
 rate. Inhibition is off in all these measurements.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -27,11 +25,7 @@ LOWEST_ABOVE_REST = 1.0
 def sample_drive(engine: Engine, layer: SpikingConv2d, pre: Spikes, generator: torch.Generator) -> Tensor:
     """Drive before the gain of all channels at up to :data:`PLACES` random places: (T, P, C_out).
 
-    Args:
-        engine: that simulates.
-        layer: whose drive.
-        pre: bool (T, B, C_in, H, W), or events.
-        generator: on the CPU; chooses the places.
+    ``pre`` holds presynaptic spikes. ``generator``, on the CPU, chooses the places.
     """
     places = batch_size(pre) * layer.convolution(spike_shape(pre)).places_out
     chosen = torch.randperm(places, generator=generator, device=generator.device)[:PLACES]
@@ -47,57 +41,42 @@ def calibrate_gain(engine: Engine, layer: SpikingConv2d, drive: Tensor, target: 
     """Scale ``gain`` (all channels alike) so that :func:`mean_count` is ``target`` spikes."""
     # A channel whose conductances are all 0 receives nothing, whatever its gain.
     peak = (drive.amax((0, 1)) * layer.gain).amax().item()
-    check(
-        peak > 0,
-        "no presynaptic spike arrives, so no gain makes this layer fire; raise the rates of its input",
-    )
+    check(peak > 0, "no presynaptic spike arrives, so no gain makes this layer fire; raise the rates of its input")
 
     def scaled(factor: float) -> SpikingConv2d:
         return layer.with_values(gain=layer.gain * factor)
 
+    def too_weak(factor: float) -> bool:
+        return mean_count(engine, scaled(factor), drive) < target
+
     # At this factor the strongest drive of all just reaches the threshold: nothing fires yet.
     rheobase = (layer.v_threshold.amin().item() - layer.lif.v_leak) / layer.lif.millivolts_per_current
     silent = rheobase / peak
-    high = 2 * silent
-    while mean_count(engine, scaled(high), drive) < target:
+    low, high = 0.0, 2 * silent
+    while too_weak(high):
         high *= 2
         check(high < silent * 2**20, f"no gain gives {target} spikes a presentation; lower the target")
-    return scaled(_bisect(lambda factor: mean_count(engine, scaled(factor), drive), 0.0, high, target))
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if too_weak(middle) else (low, middle)
+    return scaled(high)
 
 
 def finalise(engine: Engine, layer: SpikingConv2d, drive: Tensor, target: float, lowering: float) -> SpikingConv2d:
     """A learned layer as it drives the next one: threshold lowered, gain set so that it fires ``target`` spikes.
 
-    Args:
-        engine: that simulates.
-        layer: learned.
-        drive: from :func:`sample_drive`.
-        target: spikes per neuron and presentation.
-        lowering: of the neuron's own threshold, in mV, for all channels alike; it stays :data:`LOWEST_ABOVE_REST` above
-            rest.
+    ``target`` is the mean per neuron and presentation, on ``drive`` from :func:`sample_drive`. All channels get the
+    neuron's threshold less ``lowering`` (mV), but at least :data:`LOWEST_ABOVE_REST` above rest.
     """
     threshold = max(layer.lif.v_threshold - lowering, layer.lif.v_leak + LOWEST_ABOVE_REST)
     lowered = layer.with_values(v_threshold=torch.full_like(layer.v_threshold, threshold))
     return calibrate_gain(engine, lowered, drive, target)
 
 
-def _bisect(count: Callable[[float], float], low: float, high: float, target: float) -> float:
-    """Smallest argument found at which ``count`` reaches ``target``."""
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        if count(middle) < target:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
 def rate_range(counts: Tensor, presentation: float) -> tuple[float, float]:
     """1st and 99th percentile of the neurons' rates in Hz: f_min and f_max of Eq. 5 for a hidden layer.
 
-    Args:
-        counts: spikes of each neuron of a calibration set, integers of any shape.
-        presentation: T in ms.
+    ``counts`` holds each neuron's spikes in a presentation (ms), integers of any shape.
     """
     rates = counts.flatten().float() * (1000 / presentation)
     low, high = (rates.kthvalue(1 + round(q * (len(rates) - 1))).values.item() for q in (0.01, 0.99))

@@ -12,15 +12,10 @@ from snn.storage import load_network
 
 
 def load_unfinished(path: Path, fresh: SpikingNetwork, resume: bool) -> SpikingNetwork | None:
-    """The network in ``path`` to go on from, or None to start.
+    """The network in ``path`` to go on from, or None to start; ``fresh`` is the network before its first update.
 
-    Args:
-        path: file that the learning writes.
-        fresh: network before its first update: settings, seed and images must be those of the file.
-        resume: go on; else unfinished learning must not be replaced.
-
-    Raises:
-        UserError: unfinished learning without ``resume``, or with it another learning or a damaged file.
+    Raises :class:`UserError` for unfinished learning without ``resume``, which must not be replaced, and with it for
+    other settings, seed or images than those of ``fresh``, or a damaged file.
     """
     if not path.exists():
         return None

@@ -30,7 +30,7 @@ class Images(NamedTuple):
     labels: Tensor
     """int64 (N,), indices into ``classes``."""
     classes: tuple[str, ...]
-    source: DataSource = UNNAMED
+    data_source: DataSource = UNNAMED
     """Where they came from; the files of all stages record it."""
 
     @property
@@ -45,7 +45,7 @@ def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit:
 
     Args:
         source: which images, or only the name of the data set: "digits", "cifar10" or "folder:PATH".
-        split: "train" or "test".
+        split: of the data set.
         seed: draws the class-balanced part when a limit is set.
         limit: at most so many images, in place of the source's limit on this split.
 
@@ -58,14 +58,9 @@ def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit:
     limit = source.limit(split)
     check(limit is None or limit >= 1, f"`limit_{split}` {limit}: at least one image is needed; give 1 or more")
     size = source.image_size
-    check(
-        size is None or size >= 4,
-        f"`image_size` {size}: images need a side of at least 4 pixels; give 4 or more",
-    )
-    kind, _, path = source.data.partition(":")
-    if kind == "folder":
-        return _load_folder(source, Path(path), split, seed)
-    check(source.data in SHAPES, f"`data` {source.data}: unknown data set; give digits, cifar10 or folder:PATH")
+    check(size is None or size >= 4, f"`image_size` {size}: images need a side of at least 4 pixels; give 4 or more")
+    if folder := _folder(source):
+        return _load_folder(source, folder, split, seed)
     arrays, labels, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
     chosen = balanced_subset(labels, limit, seed)
     images = np.stack([_to_array(Image.fromarray(arrays[i]), size) for i in chosen])
@@ -74,16 +69,23 @@ def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit:
 
 def image_shape(source: DataSource, split: Split) -> tuple[int, int, int]:
     """(C, H, W) of the images of one split, of which at most one is read; errors as of :func:`load_images`."""
+    size, folder = source.image_size, _folder(source)
+    if folder is None:
+        channels, height, width = SHAPES[source.data]
+        return channels, size or height, size or width
+    files = next(filter(None, (_image_files(folder / split / name) for name in _folder_classes(folder))), [])
+    check(bool(files), f"{folder / split} holds no images; expected files under {split}/CLASS")
+    channels, height, width = _read_image(files[0], size).shape
+    return channels, height, width
+
+
+def _folder(source: DataSource) -> Path | None:
+    """PATH of a data set folder:PATH, None for one of :data:`SHAPES`."""
     kind, _, path = source.data.partition(":")
     if kind == "folder":
-        folders = (Path(path) / split / name for name in _folder_classes(Path(path)))
-        files = next(filter(None, map(_image_files, folders)), [])
-        check(bool(files), f"{Path(path) / split} holds no images; expected files under {split}/CLASS")
-        channels, height, width = _read_image(files[0], source.image_size).shape
-        return channels, height, width
+        return Path(path)
     check(source.data in SHAPES, f"`data` {source.data}: unknown data set; give digits, cifar10 or folder:PATH")
-    channels, height, width = SHAPES[source.data]
-    return channels, source.image_size or height, source.image_size or width
+    return None
 
 
 def balanced_subset(labels: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
@@ -128,28 +130,23 @@ def _cifar10(source: DataSource, split: Split) -> tuple[np.ndarray, np.ndarray, 
 
 def _folder_classes(folder: Path) -> list[str]:
     """Names of the classes of a folder of images."""
-    check(
-        folder.is_dir(),
-        f"`data` folder:{folder}: there is no such folder; give one that holds train/ and test/",
-    )
-    classes = {}
-    for part in ("train", "test"):
+    check(folder.is_dir(), f"`data` folder:{folder}: there is no such folder; give one that holds train/ and test/")
+    names = []
+    for part in (folder / "train", folder / "test"):
         check(
-            (folder / part).is_dir(),
-            f"`data` folder:{folder}: it has no folder {part!r}; expected train/CLASS and test/CLASS",
+            part.is_dir(),
+            f"`data` folder:{folder}: it has no folder {part.name!r}; expected train/CLASS and test/CLASS",
         )
-        classes[part] = sorted(p.name for p in (folder / part).iterdir() if p.is_dir() and not p.name.startswith("."))
-    check(
-        len(classes["train"]) >= 2,
-        f"{folder / 'train'} holds {len(classes['train'])} class folders; at least 2 are needed",
-    )
-    stray = sorted(set(classes["test"]) - set(classes["train"]))
+        names.append(sorted(p.name for p in part.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    train, test = names
+    check(len(train) >= 2, f"{folder / 'train'} holds {len(train)} class folders; at least 2 are needed")
+    stray = sorted(set(test) - set(train))
     check(
         not stray,
         f"class {', '.join(stray)} is in {folder / 'test'} but not in {folder / 'train'}; "
         "add training images for it or remove it",
     )
-    return classes["train"]
+    return train
 
 
 def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> Images:

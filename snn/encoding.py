@@ -17,15 +17,9 @@ from snn.runtime.random import ENCODE, image_key
 
 
 def encode(images: Tensor, p: Encoding, seeds: Tensor) -> Tensor:
-    """Spike trains of uint8 images.
+    """Spike trains of uint8 images (B, C, H, W): bool (T, B, C, H, W), at most one spike a step.
 
-    Args:
-        images: uint8 (B, C, H, W).
-        p: encoder, rates and time grid.
-        seeds: of the images (:func:`snn.runtime.random.draw_seeds`), for phases or Poisson spikes.
-
-    Returns:
-        bool (T, B, C, H, W), at most one spike a step.
+    ``seeds`` of the images (:func:`snn.runtime.random.draw_seeds`) give phases or Poisson spikes.
     """
     check_images(images)
     return ENCODERS[p.kind]().dense(images, p, seeds)
@@ -52,14 +46,8 @@ def neuron_keys(images: Tensor, seeds: Tensor) -> tuple[tuple[Tensor, Tensor], T
 def regular_trains(rates: Tensor, p: Encoding) -> Tensor:
     """The paper's regular trains: the n-th spike lies in the step in which F t reaches n, so T holds floor(F T) spikes.
 
-    With a quiet time, t runs from 0 to T in the time before it.
-
-    Args:
-        rates: F in Hz, float64, any shape.
-        p: time grid.
-
-    Returns:
-        bool (T, *rates.shape).
+    With a quiet time, t runs from 0 to T in the time before it. Rates F are in Hz, float64, of any shape; the result is
+    bool (T, *rates.shape).
     """
     step = torch.arange(p.n_steps + 1, dtype=torch.float64, device=rates.device).reshape(-1, *[1] * rates.dim())
     seconds = step.clamp(max=p.active_steps) * (p.presentation / 1000 / p.active_steps)

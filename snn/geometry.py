@@ -26,11 +26,6 @@ class ConvGeometry(NamedTuple):
         return cls(height, width, channels, p.kernel_size, p.stride, p.padding, height_out, width_out, p.maps)
 
     @property
-    def inputs(self) -> int:
-        """Presynaptic neurons."""
-        return self.height * self.width * self.channels_in
-
-    @property
     def places_out(self) -> int:
         """Places (x, y) of the output, each with a neuron of every channel."""
         return self.height_out * self.width_out

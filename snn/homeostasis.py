@@ -12,13 +12,9 @@ LARGEST_LTD_FACTOR = 20.0
 
 
 def balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeostasis) -> SpikingConv2d:
-    """The layer after one update, with its gains and thresholds moved by homeostasis.
+    """A layer with new conductances, its gains and thresholds moved by homeostasis.
 
-    Args:
-        layer: with its new conductances.
-        start: the layer before its first update.
-        wins: spikes of each channel in the update, (C_out,).
-        p: settings.
+    ``start`` is the layer before its first update, ``wins`` the spikes of each channel in this one, (C_out,).
     """
     if p.synaptic_scaling:
         usual = start.conductance.sum((1, 2, 3)).mean()

@@ -56,11 +56,8 @@ class SpikingConv2d:
 
     def to(self, device: torch.device | str) -> "SpikingConv2d":
         """A copy on ``device``."""
-        return self.with_values(
-            conductance=self.conductance.to(device),
-            gain=self.gain.to(device),
-            v_threshold=self.v_threshold.to(device),
-        )
+        names = ("conductance", "gain", "v_threshold")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def with_values(self, **values: Any) -> "SpikingConv2d":
         """A copy with the tensors ``conductance``, ``gain`` or ``v_threshold`` replaced."""

@@ -58,7 +58,7 @@ def run(config: LearnConfig) -> None:
     from snn.monitor import layer_figures, peak_memory
     from snn.network import SpikingNetwork
     from snn.runtime.processes import start_processes
-    from snn.storage import images_digest, save_network
+    from snn.storage import images_digest, save
 
     seed = config.options.seed
     outputs = Outputs(config.out, options=config.options, figures=[beside(config.out, "_kernels.png")])
@@ -79,7 +79,7 @@ def run(config: LearnConfig) -> None:
     command, began = command_line("snn.learn", config), perf_counter()
 
     def write(network: SpikingNetwork) -> str:
-        return save_network(config.out, network, config.data_source, command)
+        return save(network, config.out, config.data_source, command=command)
 
     network = learn(
         images,

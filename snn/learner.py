@@ -82,14 +82,7 @@ def learn(
 
 
 class LayerLearner:
-    """Learns one layer by mini-batch updates.
-
-    Args:
-        images: uint8 (N, C, H, W).
-        number: of the layer, counted from 0.
-        network: layers below it, settings and seed.
-        device, engine, processes: as for :func:`learn`.
-    """
+    """Learns layer ``number`` (from 0) above those of ``network`` by mini-batch updates; see :func:`learn`."""
 
     def __init__(
         self,
@@ -156,8 +149,8 @@ class LayerLearner:
         per_pass = -(-len(self.images) // p.batch_size)
         epoch, index = divmod(done, per_pass)
         if epoch not in self.orders:
-            generator = self._stream("order", epoch)
-            self.orders = {epoch: torch.randperm(len(self.images), generator=generator)}
+            # Drawn once a pass: of a million images it takes longer than an update.
+            self.orders = {epoch: torch.randperm(len(self.images), generator=self._stream("order", epoch))}
         chosen = self.orders[epoch][index * p.batch_size : (index + 1) * p.batch_size]
         seeds = self._seeds(len(chosen), "presentation", done)
         share = slice(self.processes.rank, None, self.processes.size)
@@ -225,10 +218,7 @@ def present(
     p: STDPParameters,
     seeds: Tensor,
 ) -> tuple[EventCounts, Spikes]:
-    """What the rule draws while a mini-batch is presented with inhibition, and the postsynaptic spikes.
-
-    Arguments as :func:`learn_batch`.
-    """
+    """What the rule draws while a mini-batch is presented with inhibition, and the spikes; see :func:`learn_batch`."""
     post = engine.simulate(layer, pre, inhibition=True, seeds=seeds)
     rates = normalised_rates(pre, len(pre) * layer.dt, rate_limits)
     return count_events(engine, layer, pre, post, rates, p, seeds), post
@@ -246,11 +236,9 @@ def learn_batch(
     """One update: a mini-batch is presented, with inhibition, and the rule applied.
 
     Args:
-        engine: that simulates and draws.
         layer: as it is before the update.
         pre: bool (T, B, C_in, H, W), or events.
         rate_limits: f_min and f_max of Eq. 5, in Hz.
-        p: the rule.
         seeds: of the images, for draws between channels with equal potential and the trials of Eq. 5.
         ltd_factor: multiplies dG_d (:func:`snn.plasticity.update`).
 

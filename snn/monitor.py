@@ -33,46 +33,42 @@ class Monitor:
         self._bar.update()
         if len(history.images) % PATIENCE == 0:
             self._bar.set_postfix_str(self._describe(), False)
-            self._warn(history)
+            self._warn()
 
     def close(self) -> None:
         """The layer has learned: one line of figures stays."""
         self._bar.close()
         if self._shown and len(self._history.images) > self._done:
-            self._warn(self._history)
+            self._warn()
             print(f"{self._name}: {self._describe()}", flush=True)
 
     def _describe(self) -> str:
-        return describe(self._history, perf_counter() - self._began, self._done, self._p)
+        """Speed since this process began, and activity over the last updates."""
+        images, wins, mean_change = self._history
+        recent = wins[-PATIENCE:]
+        shown = (images[-1] - (images[-PATIENCE - 1] if len(images) > PATIENCE else 0)).item()
+        seen = (images[-1] - (images[self._done - 1] if self._done else 0)).item()
+        speed = seen / (perf_counter() - self._began)
+        return (
+            f"{speed:.0f} images/s, {speed * self._p.encoding.n_steps:.0f} steps/s, "
+            f"{recent.sum().item() / shown:.0f} spikes/image, {(recent.sum(0) > 0).sum().item()} maps active, "
+            f"mean |dG| {mean_change[-PATIENCE:].mean():.2g}, peak memory {peak_memory():.1f} GiB"
+        )
 
-    def _warn(self, history: LayerHistory) -> None:
+    def _warn(self) -> None:
+        recent = self._history.wins[-PATIENCE:]
         if self._warned or not self._shown:
             return
-        recent = history.wins[-PATIENCE:]
-        wins, change = recent.sum().item(), history.mean_change[-PATIENCE:].sum().item()
-        message = ""
-        if wins == 0:
+        if not recent.any():
             message = "fires no spike; raise `start_count`, or lower `v_threshold` or `threshold_range`"
-        elif change == 0:
+        elif not self._history.mean_change[-PATIENCE:].any():
             message = (
                 "fires, but its conductances do not change; raise `alpha_p` and `alpha_d`, or `gamma_p` and `gamma_d`"
             )
-        if message:
-            self._warned = True
-            warn(f"{self._name} {message} (seen over {len(recent)} updates)")
-
-
-def describe(history: LayerHistory, seconds: float, before: int, p: Learning) -> str:
-    """One line: speed since update ``before``, and activity over the last updates."""
-    images = history.images
-    seen = (images[-1] - (images[before - 1] if before else 0)).item()
-    recent = history.wins[-PATIENCE:]
-    shown = (images[-1] - (images[-PATIENCE - 1] if len(images) > PATIENCE else 0)).item()
-    return (
-        f"{seen / seconds:.0f} images/s, {seen / seconds * p.encoding.n_steps:.0f} steps/s, "
-        f"{recent.sum().item() / shown:.0f} spikes/image, {(recent.sum(0) > 0).sum().item()} maps active, "
-        f"mean |dG| {history.mean_change[-PATIENCE:].mean():.2g}, peak memory {peak_memory():.1f} GiB"
-    )
+        else:
+            return
+        self._warned = True
+        warn(f"{self._name} {message} (seen over {len(recent)} updates)")
 
 
 def peak_memory() -> float:

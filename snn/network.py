@@ -136,8 +136,4 @@ class SpikingNetwork:
 
     def simulate(self, engine: Engine, spikes: Spikes) -> list[Spikes]:
         """Spikes of every layer, inhibition off, for encoded images bool (T, B, C, H, W), or events."""
-        outputs = []
-        for learned in self.layers:
-            spikes = engine.simulate(learned.layer, spikes, inhibition=False)
-            outputs.append(spikes)
-        return outputs
+        return [spikes := engine.simulate(learned.layer, spikes, inhibition=False) for learned in self.layers]

@@ -15,11 +15,7 @@ from torch import Tensor
 with warnings.catch_warnings():
     # norse 1.1 scripts some functions at import; torch 2.13 and later call that deprecated.
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
-    from norse.torch.functional.lif_box import (
-        LIFBoxFeedForwardState,
-        LIFBoxParameters,
-        lif_box_feed_forward_step,
-    )
+    from norse.torch.functional.lif_box import LIFBoxFeedForwardState, LIFBoxParameters, lif_box_feed_forward_step
 from snn.parameters import LIFParameters
 
 
@@ -41,16 +37,9 @@ def norse_parameters(p: LIFParameters, v_threshold: Tensor) -> LIFBoxParameters:
 
 
 def integrate(depolarisation: Tensor, v: Tensor, p: LIFBoxParameters, dt: float) -> tuple[Tensor, Tensor]:
-    """One norse step without reset.
+    """One norse step of ``dt`` ms without reset: whether v > v_threshold after it (bool), and v after it, in mV.
 
-    Args:
-        depolarisation: ``I c/(-b)`` in mV, the shape of ``v``.
-        v: membrane potentials, in mV.
-        p: from :func:`norse_parameters`.
-        dt: step in ms.
-
-    Returns:
-        crossed (bool): v > v_threshold after the step; and v after the step, in mV.
+    ``depolarisation`` is ``I c/(-b)`` in mV, in the shape of ``v``.
     """
     crossed, state = lif_box_feed_forward_step(depolarisation, LIFBoxFeedForwardState(v=v), p, dt)
     return crossed.bool(), state.v

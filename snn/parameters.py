@@ -34,8 +34,7 @@ class Encoding:
     def __post_init__(self) -> None:
         ENCODERS.check(self.kind)
         check(
-            0 <= self.f_min < self.f_max,
-            f"encoding rates {self.f_min} to {self.f_max} Hz: expected 0 <= f_min < f_max",
+            0 <= self.f_min < self.f_max, f"encoding rates {self.f_min} to {self.f_max} Hz: expected 0 <= f_min < f_max"
         )
         check(
             self.dt > 0 and math.isfinite(self.presentation) and whole_steps(self.presentation, self.dt) >= 1,
@@ -88,10 +87,7 @@ class LIFParameters:
 
     def __post_init__(self) -> None:
         check(self.b < 0, f"LIF b = {self.b}: the leak must be negative")
-        check(
-            self.membrane_time_scale > 0,
-            f"LIF membrane_time_scale = {self.membrane_time_scale}: must be positive",
-        )
+        check(self.membrane_time_scale > 0, f"LIF membrane_time_scale = {self.membrane_time_scale}: must be positive")
         check(
             self.v_reset < self.v_leak < self.v_threshold,
             f"LIF potentials: expected v_reset {self.v_reset} < rest {self.v_leak:.2f} < v_threshold "
@@ -142,10 +138,7 @@ class LayerParameters:
     def __post_init__(self) -> None:
         for name in ("maps", "kernel_size", "stride"):
             check(getattr(self, name) >= 1, f"layer {name} = {getattr(self, name)}: must be 1 or more")
-        check(
-            0 <= self.padding < self.kernel_size,
-            f"layer padding {self.padding}: expected 0 to kernel_size - 1",
-        )
+        check(0 <= self.padding < self.kernel_size, f"layer padding {self.padding}: expected 0 to kernel_size - 1")
 
     def steps(self, dt: float) -> tuple[int, int]:
         """(pulse, inhibition) in steps of ``dt`` ms."""

@@ -17,6 +17,7 @@ from snn.engines.base import Engine, EventCounts
 from snn.layer import SpikingConv2d
 from snn.parameters import STDPParameters
 from snn.registries import RULES
+from snn.rules.base import Rule
 from snn.spikes import Spikes, spike_shape
 
 
@@ -40,15 +41,11 @@ def count_events(
 ) -> EventCounts:
     """Draw every synapse's change at every postsynaptic spike of a presentation, by the rule of ``p``.
 
-    Args:
-        engine: that draws.
-        layer: whose convolution and time step.
-        pre, post: its pre- and postsynaptic spikes.
-        rates: of the presynaptic neurons.
-        p: rule with its constants.
-        seeds: of the images, for the Bernoulli trials of Eq. 5.
+    ``pre`` and ``post`` are the layer's spikes, ``rates`` those of its presynaptic neurons. The Bernoulli trials of
+    Eq. 5 are drawn from the ``seeds`` of the images.
     """
-    tables = RULES[p.rule](p).chances(len(pre), layer.dt, rates.fn)
+    rule: Rule = RULES[p.rule](p)
+    tables = rule.chances(len(pre), layer.dt, rates.fn)
     return engine.count_events(pre, post, rates.level, tables, layer.convolution(spike_shape(pre)), seeds)
 
 
@@ -59,7 +56,8 @@ def saturated_share(
 
     Arguments as for :func:`count_events`.
     """
-    tables = RULES[p.rule](p).saturated_chances(len(pre), layer.dt, rates.fn)
+    rule: Rule = RULES[p.rule](p)
+    tables = rule.saturated_chances(len(pre), layer.dt, rates.fn)
     seeds = torch.zeros(len(rates.level), dtype=torch.int64, device=rates.level.device)
     counts = engine.count_events(pre, post, rates.level, tables, layer.convolution(spike_shape(pre)), seeds)
     events = counts.events.sum().clamp(min=1)

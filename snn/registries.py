@@ -4,26 +4,12 @@ Each of them is one file of the package named here, or a user's own module given
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from snn.runtime.registry import Registry
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-class ChanceTables(Protocol):
-    """A learning rule with its constants; :class:`snn.rules.base.Rule` is the class to derive from."""
-
-    def chances(self, steps: int, dt: float, fn: "Tensor") -> "list[Tensor]":
-        """Chances of LTP and LTD for all time differences and rates."""
-
-    def saturated_chances(self, steps: int, dt: float, fn: "Tensor") -> "list[Tensor]":
-        """1 and -1 where the chance of LTP or LTD is at its peak, else 0."""
-
-
-RULES: Registry[Callable[..., ChanceTables]] = Registry("rule", "snn.rules")
-"""Learning rules: classes made of :class:`snn.parameters.STDPParameters`."""
+RULES: Registry[Callable[..., Any]] = Registry("rule", "snn.rules")
+"""Learning rules: subclasses of :class:`snn.rules.base.Rule`, made of :class:`snn.parameters.STDPParameters`."""
 ENCODERS: Registry[Callable[[], Any]] = Registry("encoder", "snn.encoders")
 """Encoders: subclasses of :class:`snn.encoders.base.Encoder`."""
 ENGINES: Registry[Callable[[], Any]] = Registry("engine", "snn.engines")

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from snn.data_source import LOCATION, UNNAMED, DataSource, input_tree, read_input
 from snn.layer import SpikingConv2d
-from snn.learning import Homeostasis, Learning
+from snn.learning import Learning
 from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
-from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
+from snn.parameters import LayerParameters, LIFParameters
 from snn.runtime.h5 import Schema, read_file, write_file
 from snn.runtime.pretrained import resolve
 from snn.runtime.tree import Tree, from_tree
@@ -29,16 +29,12 @@ def images_digest(images: Tensor) -> str:
     return digest.hexdigest()
 
 
-def save_network(path: str | Path, network: SpikingNetwork, data_source: DataSource, command: str) -> str:
-    """Write ``snn.h5`` for a network learned on images of ``data_source``; return its digest."""
-    layers, history = {}, {}
-    for number, learned in enumerate(network.layers, 1):
-        layers[f"conv{number}"] = _learned_tree(learned)
-        history[f"conv{number}"] = {name: value.numpy() for name, value in learned.history._asdict().items()} | {
-            "images_unit": "images",
-            "wins_unit": "spikes",
-            "mean_change_unit": "conductance",
-        }
+def save(
+    network: SpikingNetwork, path: str | Path, data_source: DataSource = UNNAMED, *, command: str = "snn.save"
+) -> str:
+    """Write ``snn.h5``, with the source of its training images and the command for the record; return its digest."""
+    units = {"images_unit": "images", "wins_unit": "spikes", "mean_change_unit": "conductance"}
+    layers = {f"conv{number}": learned for number, learned in enumerate(network.layers, 1)}
     progress = {}
     if network.unfinished:
         progress = _unfinished_tree(network.unfinished) | {"layer": len(network.layers) + 1}
@@ -46,8 +42,8 @@ def save_network(path: str | Path, network: SpikingNetwork, data_source: DataSou
         "input": input_tree(data_source, network.input_shape),
         "learning": asdict(network.learning),
         "unit": {"potentials": "mV", "times": "ms", "rates": "Hz"},
-        "layers": layers,
-        "history": history,
+        "layers": {name: _learned_tree(learned) for name, learned in layers.items()},
+        "history": {name: _history_tree(learned.history) | units for name, learned in layers.items()},
         "progress": progress,
         "images_digest": network.images_digest,
     }
@@ -77,8 +73,12 @@ def _unfinished_tree(state: UnfinishedLayer) -> Tree:
         "rate_low": state.rate_limits[0],
         "rate_high": state.rate_limits[1],
         "rate_unit": "Hz",
-        "history": {name: value.numpy() for name, value in state.history._asdict().items()},
+        "history": _history_tree(state.history),
     }
+
+
+def _history_tree(history: LayerHistory) -> Tree:
+    return {name: values.numpy() for name, values in history._asdict().items()}
 
 
 def layer_tree(layer: SpikingConv2d) -> Tree:
@@ -93,11 +93,6 @@ def layer_tree(layer: SpikingConv2d) -> Tree:
         "geometry": asdict(layer.geometry) | {"pulse_width_unit": "ms", "inhibition_time_unit": "ms"},
         "lif": asdict(layer.lif) | {"v_unit": "mV", "time_unit": "ms"},
     }
-
-
-def save(network: SpikingNetwork, path: str | Path, data_source: DataSource = UNNAMED) -> str:
-    """Write a network to ``snn.h5``; return the file's digest. ``data_source``: images it was learned on."""
-    return save_network(path, network, data_source, "snn.save")
 
 
 class NetworkFile(NamedTuple):
@@ -124,39 +119,32 @@ def load(path: str | Path) -> SpikingNetwork:
 
 
 def _network_from_tree(tree: Tree) -> NetworkFile:
-    learning = from_tree(
-        Learning,
-        tree["learning"],
-        encoding=from_tree(Encoding, tree["learning"]["encoding"]),
-        lif=from_tree(LIFParameters, tree["learning"]["lif"]),
-        stdp=from_tree(STDPParameters, tree["learning"]["stdp"]),
-        homeostasis=from_tree(Homeostasis, tree["learning"]["homeostasis"]),
-    )
+    learning = from_tree(Learning, tree["learning"])
     dt = learning.encoding.dt
     layers = []
-    for name in sorted(tree["layers"], key=lambda name: int(name.removeprefix("conv"))):
-        part = tree["layers"][name]
+    for number in range(1, len(tree["layers"]) + 1):
+        stored = tree["layers"][f"conv{number}"]
         layers.append(
             LearnedLayer(
-                layer=layer_from_tree(part, dt),
-                initial_conductance=torch.from_numpy(part["initial_conductance"]),
-                learning_gain=part["learning_gain"],
-                rate_limits=(part["rate_low"], part["rate_high"]),
-                mean_rate=part["mean_rate"],
-                saturated=(part["saturated_ltp"], part["saturated_ltd"]),
-                history=_history_from_tree(tree["history"][name]),
+                layer=layer_from_tree(stored, dt),
+                initial_conductance=torch.from_numpy(stored["initial_conductance"]),
+                learning_gain=stored["learning_gain"],
+                rate_limits=(stored["rate_low"], stored["rate_high"]),
+                mean_rate=stored["mean_rate"],
+                saturated=(stored["saturated_ltp"], stored["saturated_ltd"]),
+                history=_history_from_tree(tree["history"][f"conv{number}"]),
             )
         )
-    unfinished, progress = None, tree["progress"]
-    if progress:
+    unfinished = None
+    if stored := tree["progress"]:
         unfinished = UnfinishedLayer(
-            layer=layer_from_tree(progress["now"], dt),
-            start=layer_from_tree(progress["start"], dt),
-            ltd_factor=torch.from_numpy(progress["ltd_factor"]),
-            rate_limits=(progress["rate_low"], progress["rate_high"]),
-            history=_history_from_tree(progress["history"]),
-            window=torch.from_numpy(progress["window"]),
-            drift=progress["drift"],
+            layer=layer_from_tree(stored["now"], dt),
+            start=layer_from_tree(stored["start"], dt),
+            ltd_factor=torch.from_numpy(stored["ltd_factor"]),
+            rate_limits=(stored["rate_low"], stored["rate_high"]),
+            history=_history_from_tree(stored["history"]),
+            window=torch.from_numpy(stored["window"]),
+            drift=stored["drift"],
         )
     data_source, shape = read_input(tree["input"])
     network = SpikingNetwork(shape, learning, tuple(layers), tree["seed"], unfinished, tree["images_digest"])

@@ -30,7 +30,7 @@ from snn.engines.norse import convolve, hold
 from snn.layer import SpikingConv2d
 from snn.parameters import Encoding, LayerParameters, LIFParameters
 from snn.runtime.errors import UserError
-from snn.storage import load_network, save_network
+from snn.storage import load_network, save
 
 
 def test_normalisation_starts_as_identity_keeps_its_statistics_and_trains_its_affine_part():
@@ -291,7 +291,7 @@ def test_conversion_refuses_unfinished_networks_and_other_images(pipeline, tmp_p
     network, data, _ = load_network(pipeline.snn)
     images = load_images(data, "train", seed=0).images[:20]
     part = tmp_path / "part.h5"
-    save_network(part, replace(network, layers=network.layers[:1]), data, "interrupted")
+    save(replace(network, layers=network.layers[:1]), part, data, command="interrupted")
     with pytest.raises(UserError, match=r"part\.h5 holds 1 of the 2 layers.*interrupted.*`layers` 1 or less"):
         convert(part, images)
     assert convert(part, images, layers=1).frontend.spec.channels == (6,)

@@ -31,7 +31,7 @@ from snn.data_source import DataSource
 from snn.learn import main as learn
 from snn.runtime.cli import run_command
 from snn.runtime.errors import UserError
-from snn.storage import load_network, save_network
+from snn.storage import load_network, save
 from validation.freq_response import main as freq_response
 from validation.network import main as network
 from validation.stdp_window import main as stdp_window
@@ -85,7 +85,7 @@ def test_learning_is_alive_and_recorded(pipeline):
 def test_snn_file_round_trip(pipeline, tmp_path):
     network, source, file_digest = load_network(pipeline.snn)
     again = tmp_path / "again.h5"
-    assert save_network(again, network, source, "copy") == file_digest
+    assert save(network, again, source, command="copy") == file_digest
     assert arrays(again) == arrays(pipeline.snn)
     loaded, loaded_source, _ = load_network(again)
     assert loaded.learning == network.learning
@@ -319,7 +319,7 @@ def test_wrong_frontends_and_files_are_refused(refused, pipeline, tmp_path):
 def test_interrupted_learning_is_converted_only_as_far_as_it_is_told(refused, pipeline, tmp_path, capsys):
     network, source, _ = load_network(pipeline.snn)
     part, out = tmp_path / "part.h5", tmp_path / "frontend.h5"
-    save_network(part, replace(network, layers=network.layers[:1]), source, "interrupted")
+    save(replace(network, layers=network.layers[:1]), part, source, command="interrupted")
     flags = [part, "--out", out, "--images", "20", "--test-images", "10"]
     refused(convert, *flags, words=["part.h5 holds 1 of the 2 layers", "interrupted", "--resume", "--layers 1"])
     refused(convert, *flags, "--layers", "2", words=["--layers 2", "1 of the 2", "--resume"])
@@ -327,9 +327,9 @@ def test_interrupted_learning_is_converted_only_as_far_as_it_is_told(refused, pi
         convert, pipeline.snn, *flags[1:], "--layers", "3", words=["--layers 3", "2 of the 2", "--layers 2 or less"]
     )
     refused(convert, pipeline.snn, *flags[1:], "--layers", "0", words=["--layers 0"])
-    save_network(part, replace(network, layers=()), source, "interrupted")
+    save(replace(network, layers=()), part, source, command="interrupted")
     refused(convert, *flags, words=["part.h5 holds 0 of the 2 layers", "--resume"])
-    save_network(part, replace(network, layers=network.layers[:1]), source, "interrupted")
+    save(replace(network, layers=network.layers[:1]), part, source, command="interrupted")
     for file in (part, pipeline.snn):
         assert convert([str(file), *map(str, flags[1:]), "--layers", "1"]) == 0
         frontend, _, _ = load_frontend(out)

@@ -387,7 +387,7 @@ def compare_plugins(folder, reference, *rules):
     (folder / "my_rule.py").write_text(RULE)
     (folder / "my_reference.py").write_text(reference)
     command = [sys.executable, "-m", "validation.stdp_window", "--quick", "--draws", "1000", "--json", "figures.json"]
-    command += ["--plugin", "my_rule.py", "my_reference.py", "--rules", *rules]
+    command += ["--plugin", "my_rule.py", "--plugin", "my_reference.py", "--rules", *rules]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode in (0, 1), result.stderr
     rows = json.loads((folder / "figures.json").read_text())["comparisons"]

@@ -92,11 +92,8 @@ def draw_response(
 def draw_window(config: WindowConfig, results: dict[tuple[str, str], RuleResult], level: float, path: Path) -> None:
     """P(LTP) and P(LTD) against dt for weak, middle and strong input with both pairings, and dG against G.
 
-    Args:
-        config: the grid.
-        results: by rule and pairing; the first rule is drawn, and the plain stochastic one beside it.
-        level: of the binomial bands.
-        path: PNG to write.
+    Drawn are the first rule of the results (by rule and pairing), and the plain stochastic one beside it. ``level`` is
+    that of the binomial bands.
     """
     lags = config.lags() * config.encoding.dt
     rates = config.spike_numbers() * (1000 / config.encoding.presentation)

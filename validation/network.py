@@ -26,7 +26,6 @@ from validation.report import FALSE_ALARM, Report
 
 SCHEMA = Schema("network/1", "python -m validation.network")
 
-
 QUICK = {"networks": 12, "deterministic": 4, "batches": 3, "stochastic": 1, "repeats": 50}
 """Largest values of these fields with ``--quick``."""
 QUICK_FLAGS = ", ".join(f"--{name} {most}" for name, most in QUICK.items())
@@ -49,15 +48,15 @@ class NetworkConfig:
     stochastic: int = 6
     """Networks that learn by rules with chance."""
     repeats: int = 100
-    """Repetitions of one mini-batch of a rule with chance in a block; blocks are drawn until the test tells a change of
-    gamma by 5 %."""
+    """Repetitions of one mini-batch of a rule with chance in a block; blocks are drawn until the test notices a P_p or
+    P_d that is 5 % smaller."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
         for name in ("networks", "deterministic", "stochastic"):
             check(getattr(self, name) >= 0, f"`{name}` {getattr(self, name)}: must not be negative")
         check(self.batches >= 1, f"`batches` {self.batches}: must be 1 or more")
-        check(self.repeats >= 20, f"`repeats` {self.repeats}: give 20 or more, or a change of gamma would not show")
+        check(self.repeats >= 20, f"`repeats` {self.repeats}: give 20 or more, or a weaker rule would not show")
         check(
             self.deterministic == 0 or self.deterministic >= FEWEST_WITHOUT_CHANCE,
             f"`deterministic` {self.deterministic}: give 0, or at least {FEWEST_WITHOUT_CHANCE}, one for each rule and "

@@ -11,7 +11,8 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,8 +56,7 @@ class Workload:
 
     def first(self, images: int) -> "Workload":
         """The first ``images`` of the batch."""
-        shared = (self.weight, self.gain, self.padding, self.dt, self.rate_limits)
-        return Workload(self.pre[:, :images], self.post[:, :images], *shared)
+        return replace(self, pre=self.pre[:, :images], post=self.post[:, :images])
 
     @property
     def learning_rate(self) -> float:
@@ -187,14 +187,12 @@ def measure(adapter: type[Adapter], workload: Workload, track: str, repeats: int
         subject.rule()
     else:
         subject.full(watch)
+    learn = subject.rule if track == "rule" else partial(subject.full, None)
     seconds = []
     for _ in range(repeats):
         subject.reset()
         began = time.perf_counter()
-        if track == "rule":
-            subject.rule()
-        else:
-            subject.full(None)
+        learn()
         seconds.append(time.perf_counter() - began)
     images = workload.pre.shape[1]
     return {

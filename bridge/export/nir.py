@@ -116,14 +116,9 @@ class Threshold(nn.Module):
 
 
 def run_in_norse(path: str | Path, spikes: Tensor) -> Tensor:
-    """Run a file of :func:`write_nir` in norse, in float64, time step by time step.
+    """Spikes of the last layer, bool (T, B, C_out, H_out, W_out), when norse runs a file of :func:`write_nir`.
 
-    Args:
-        path: of the file.
-        spikes: of the encoder, bool (T, B, C, H, W).
-
-    Returns:
-        Spikes of the last layer, bool (T, B, C_out, H_out, W_out).
+    ``spikes`` are the encoder's, bool (T, B, C, H, W). Norse runs in float64, time step by time step.
     """
     graph = nir.read(path)
     dt = float(graph.metadata["dt"])

@@ -222,7 +222,7 @@ class PublishedCorruption(Corruption):
                 f"`noise` {self} needs `cifar10_c` FOLDER, the published files; corruption:NAME,SEVERITY is computed "
                 "without them"
             )
-        data, limit = context.data, context.data.source.limit_test
+        data, limit = context.data, context.data.data_source.limit_test
         published = load_corrupted(context.cifar10_c, self.corruption, self.severity, limit, context.seed)
         check(
             data.shape == published.shape and data.classes == published.classes,

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 from hybrid.backbones import PAPER_BACKBONES
 from hybrid.conditions import Condition
 from hybrid.evaluate import EvaluateConfig
 from hybrid.paper.networks import CONVERT, EVALUATE, LEARN, NOWHERE, SAFE, TRAIN, Network
 from hybrid.paper.runs import Run
-from hybrid.recipe import RECIPES, Recipe, choose_recipe
+from hybrid.recipe import RECIPES, choose_recipe
 from snn.data_source import DataSource
 from snn.learning import PRESETS, Learning, PresetName
 from snn.runtime.cli import RunOptions
@@ -108,12 +109,6 @@ class Experiments:
         """The data with the limits of the scale."""
         return self.source.override(limit_train=self.scale.limit_train, limit_test=self.scale.limit_test)
 
-    @property
-    def recipe(self) -> tuple[str, Recipe]:
-        """Name of the recipe that goes with the data, and the recipe at this scale."""
-        name, _ = choose_recipe("auto", self.source.data, self.source.image_size or 0)
-        return name, replace(RECIPES[name], **self.scale.changes)  # type: ignore[arg-type]
-
     def learning(self, network: Network) -> Learning:
         """Settings of a network's spiking layers, for images of this size."""
         preset, settings, scale = PRESETS[self.preset], network.learning, self.scale
@@ -150,14 +145,15 @@ class Experiments:
 
     def train(self, network: Network, backbone: str = "mobilenet_v2", seed: int = 0) -> Run:
         """The run that trains it, a lambda as the mu that it is made of."""
-        name, recipe = self.recipe
-        variant, backbone_made = network.architecture.variant, self.scale.stand_ins.get(backbone, backbone)
+        name, _ = choose_recipe("auto", self.source.data, self.source.image_size or 0)
+        changes: dict[str, Any] = {**self.scale.changes, "train_noise": network.train_noise}
+        variant, stand_in = network.architecture.variant, self.scale.stand_ins.get(backbone, backbone)
         config = replace(
             TRAIN,
             data_source=self.images,
-            architecture=replace(network.architecture, backbone=backbone_made, width=self.scale.width),
+            architecture=replace(network.architecture, backbone=stand_in, width=self.scale.width),
             preset=name,  # type: ignore[arg-type]
-            recipe=replace(recipe, train_noise=network.train_noise),
+            recipe=replace(RECIPES[name], **changes),
             options=RunOptions(seed),
         )
         inputs = () if variant == "baseline" else (("frontend", self.convert(network)),)

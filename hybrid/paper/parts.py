@@ -7,9 +7,9 @@ from hybrid.complexity import complexity_rows, draw_complexity
 from hybrid.conditions import Noise
 from hybrid.embedding import draw_embedding, embed_models, panel_rows
 from hybrid.evaluation import load_test_images
-from hybrid.figures import draw_training
+from hybrid.figures import draw_frontier, draw_table, draw_training
 from hybrid.paper.experiments import Experiments
-from hybrid.paper.results import Row, table_lines, table_rows
+from hybrid.paper.results import Row, markdown, shown_rows, table_lines, table_rows
 from hybrid.paper.runs import Place, Run
 from hybrid.paper.tables import FigureSpec, Part, TableSpec
 from hybrid.storage import TrainedModel, history_rows, load_model
@@ -22,23 +22,17 @@ EMBEDDED = 1000
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes parts into a folder.
-
-    Args:
-        out: folder of Markdown, CSV and pictures.
-        place: folder of the runs.
-        cifar, traffic: experiments for the parts on CIFAR-10 and on traffic images.
-        made: how the numbers were made, for captions.
-        stand_in: added to the name of the data where other images stand in for traffic images.
-        pictures: whether to draw.
-    """
+    """Writes parts into the folder ``out``, from the runs in ``place``."""
 
     out: Path
     place: Place
     cifar: Experiments
     traffic: Experiments
-    made: str
+    """Experiments of Tables 3, 4 and 6; ``cifar`` has all others."""
+    provenance: str
+    """How the numbers were made, for captions."""
     stand_in: str = ""
+    """Added to the name of the data where other images stand in for traffic images."""
     pictures: bool = True
     rows: dict[str, list[Row]] = field(default_factory=dict)
     """Rows of each part that was written."""
@@ -53,19 +47,21 @@ class Writer:
 
     def write(self, part: Part) -> list[Path]:
         """Write one part; return its files."""
-        files = [self.out / f"{part.name}{suffix}" for suffix in (".md", ".csv", ".png")[: 3 if self.pictures else 2]]
+        files = [self.out / f"{part.name}{suffix}" for suffix in (".md", ".csv", ".png")]
         picture = files[2] if self.pictures else None
         if isinstance(part, TableSpec):
             rows, text = self._table(part, picture)
         elif part.kind == "complexity":
             rows, text = self._complexity(picture)
+        elif part.kind == "training":
+            rows, text = self._training(part, picture)
         else:
-            rows, text = self._training(part, picture) if part.kind == "training" else self._embedding(part, picture)
+            rows, text = self._embedding(part, picture)
         self.rows[part.name] = rows
         write_csv(files[1], rows)
         document = "\n".join([f"# {part.title}", "", *text]) + "\n"
-        write_text(files[0], document)
-        return files
+        write_atomically(files[0], lambda temporary: temporary.write_text(document))
+        return files if picture else files[:2]
 
     def _table(self, part: TableSpec, picture: Path | None) -> tuple[list[Row], list[str]]:
         plan = self.plan(part)
@@ -77,7 +73,7 @@ class Writer:
         compared = any(row["paper_percent"] != "" for row in rows)
         caption = (
             f"{part.metric} accuracy in %, {data}{note}, {rows[0]['images']} "
-            f"{'held-out training' if part.evaluation.split == 'held-out' else 'test'} images; {self.made}. Ours"
+            f"{'held-out training' if part.evaluation.split == 'held-out' else 'test'} images; {self.provenance}. Ours"
             + (f" ± standard deviation over {seeds} training seeds" if seeds > 1 else " (one training seed)")
             + ("; in brackets the paper's number and the difference." if compared else ".")
         )
@@ -86,11 +82,13 @@ class Writer:
             if further := derived.rows(rows, lines):
                 write_csv(self.out / f"{derived.name}.csv", further)
                 text += ["", derived.caption, "", *table_lines(further)]
-        if picture:
+        if picture and part.search:
+            draw_frontier(rows, picture)
+        elif picture:
             # Where a folder of images lies is of no interest in a picture.
             shown = Path(data).name if data.startswith("folder:") else data + note
-            subject = part.subject or f"{part.title}: {part.metric} accuracy"
-            part.draw(part.condense(rows), lines, f"{subject} on {shown}", picture)
+            title = f"{part.subject or f'{part.title}: {part.metric} accuracy'} on {shown}"
+            draw_table(shown_rows(rows), {line.name: (line.backbone, line.entry) for line in lines}, title, picture)
         return rows, text
 
     def _complexity(self, picture: Path | None) -> tuple[list[Row], list[str]]:
@@ -98,9 +96,8 @@ class Writer:
         if picture:
             draw_complexity(rows, picture)
         cells = ([f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)
-        first, *others = ("| " + " | ".join(words) + " |" for words in (list(rows[0]), *cells))
-        text = ["Parameters (M) and multiply-accumulates (G), ours and the paper's.", "", first]
-        return rows, [*text, "|---" * len(rows[0]) + "|", *others]
+        text = ["Parameters (M) and multiply-accumulates (G), ours and the paper's.", ""]
+        return rows, text + markdown(list(rows[0]), cells)
 
     def _models(self, part: FigureSpec) -> dict[str, TrainedModel]:
         files = (run.file(self.place.folder) for run in self.runs(part))
@@ -113,16 +110,15 @@ class Writer:
         if picture:
             draw_training(model, subject, picture)
         last = rows[-1]
-        text = [
-            f"{subject}, {self.made}; held-out training images in place of the paper's test images, which "
-            "are looked at once, for the tables.",
-            "",
-            "| after the last epoch | training | held out |",
-            "|---|---|---|",
-            f"| loss (nat) | {last['train_loss']:.3f} | {last['val_loss']:.3f} |",
-            f"| accuracy (%) | {100 * last['train_accuracy']:.1f} | {100 * last['val_accuracy']:.1f} |",
+        caption = (
+            f"{subject}, {self.provenance}; held-out training images in place of the paper's test images, which "
+            "are looked at once, for the tables."
+        )
+        cells = [
+            ["loss (nat)", f"{last['train_loss']:.3f}", f"{last['val_loss']:.3f}"],
+            ["accuracy (%)", f"{100 * last['train_accuracy']:.1f}", f"{100 * last['val_accuracy']:.1f}"],
         ]
-        return rows, text
+        return rows, [caption, "", *markdown(["after the last epoch", "training", "held out"], cells)]
 
     def _embedding(self, part: FigureSpec, picture: Path | None) -> tuple[list[Row], list[str]]:
         models = self._models(part)
@@ -133,18 +129,8 @@ class Writer:
         rows = panel_rows(panels)
         if picture:
             draw_embedding(panels, data.classes, picture)
-        text = [f"Embedding of test images of {data.source.data}, {self.made}.", ""]
-        text += ["| model | condition | silhouette | top1 (%) |", "|---|---|---|---|"]
-        text += [
-            f"| {r['model']} | `{r['condition']}` | {r['silhouette']:.3f} | {r['accuracy_percent']:.1f} |" for r in rows
-        ]
-        return rows, text
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text)
-
-    write_atomically(path, write)
+        cells = (
+            [r["model"], f"`{r['condition']}`", f"{r['silhouette']:.3f}", f"{r['accuracy_percent']:.1f}"] for r in rows
+        )
+        text = [f"Embedding of test images of {data.data_source.data}, {self.provenance}.", ""]
+        return rows, text + markdown(["model", "condition", "silhouette", "top1 (%)"], cells)

@@ -24,7 +24,6 @@ CATEGORIES = {
 }
 """Categories of the common corruptions (Hendrycks and Dietterich, 2019)."""
 
-
 LEAST_LOSS = 2.0
 """Shares of a loss are given only where the baseline loses so many points."""
 
@@ -61,14 +60,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def table_rows(name: str, number: int, metric: str, cells: Iterable[Cell], folder: Path) -> list[Row]:
-    """One row for each cell: our mean and deviation over seeds, the paper's number, the difference.
+    """One row for each cell of table ``name``: our mean and deviation over seeds, the paper's number, the difference.
 
-    Args:
-        name: of the table.
-        number: of the paper's table to compare with; 0: none.
-        metric: top1 or top5.
-        cells: of the table.
-        folder: of all runs.
+    ``number`` is that of the paper's table to compare with (0: none); ``folder`` holds all runs.
     """
     # A file holds many cells, and is read once.
     read = cache(read_rows)
@@ -148,10 +142,7 @@ def recovered_rows(rows: Sequence[Row], baseline: str) -> list[Row]:
 def difference_rows(rows: Sequence[Row], pairs: Iterable[tuple[str, str, str]], conditions: Iterable[str]) -> list[Row]:
     """Differences between pairs of networks in points, seed by seed: what a part contributes.
 
-    Args:
-        rows: of :func:`table_rows`.
-        pairs: name of the difference, model, model that is subtracted.
-        conditions: to compare under.
+    Each pair is the name of the difference, a model, and the model that is subtracted.
     """
     values = _by_seed(rows)
     return [
@@ -174,29 +165,35 @@ def category_rows(rows: Sequence[Row]) -> list[Row]:
     return means
 
 
+def shown_rows(rows: Sequence[Row]) -> Sequence[Row]:
+    """What is printed and drawn of a table: all its rows, but means over the common corruptions."""
+    return category_rows(rows) if rows[0]["table"] == "corruptions" else rows
+
+
+def markdown(names: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> list[str]:
+    """Lines of a Markdown table; the last ``numbers`` columns are aligned to the right."""
+    first, *others = ("| " + " | ".join(cells) + " |" for cells in (names, *rows))
+    return [first, "|---" * (len(names) - numbers) + "|---:" * numbers + "|", *others]
+
+
 def table_lines(rows: Sequence[Row]) -> list[str]:
     """Markdown with a row per network and a column per condition: ours ± deviation (the paper's, difference).
 
     ``rows`` are those of one of the functions above, or what :func:`read_rows` finds in the file written of them.
     """
-    if rows[0]["table"] == "corruptions":
-        rows = category_rows(rows)
+    rows = shown_rows(rows)
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
     by_place = {(row["model"], row["condition"]): row for row in rows}
     factors = {row["model"]: row["factor"] for row in rows}
-    with_factor = any(factors.values())
     unit = " (%)" if rows[0]["table"] == "recovered" else ""
     first = "contribution" if rows[0]["table"] == "contributions" else "network"
+    with_factor = any(factors.values())
     names = [first, *(["tried for"] if with_factor else []), *(f"`{c}`{unit}" for c in conditions)]
-    lines = [_line(names), "|---" * (2 if with_factor else 1) + "|---:" * len(conditions) + "|"]
+    lines = []
     for model, factor in factors.items():
         cells = [_cell(by_place[model, c]) if (model, c) in by_place else "" for c in conditions]
-        lines.append(_line([model, *([factor] if with_factor else []), *cells]))
-    return lines
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+        lines.append([model, *([factor] if with_factor else []), *cells])
+    return markdown(names, lines, len(conditions))
 
 
 def _cell(row: Row) -> str:

@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby, product
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, Literal
 
 from hybrid.backbones import PAPER_BACKBONES
 from hybrid.conditions.corruptions import CORRUPTIONS
 from hybrid.evaluate import EvaluateConfig
-from hybrid.figures import draw_frontier, draw_table
 from hybrid.paper.experiments import Experiments
 from hybrid.paper.networks import (
     ABLATIONS,
@@ -31,7 +29,7 @@ from hybrid.paper.networks import (
     lambda_network,
     noise_trained,
 )
-from hybrid.paper.results import Cell, Line, Row, category_rows, difference_rows, recovered_rows
+from hybrid.paper.results import Cell, Line, Row, difference_rows, recovered_rows
 from hybrid.paper.runs import Run
 from hybrid.preprocess import UNCHANGED, Preprocess
 
@@ -87,14 +85,6 @@ def _contributions(rows: Sequence[Row], lines: Sequence[Line]) -> list[Row]:
     return difference_rows(rows, CONTRIBUTIONS, FRONTIER)
 
 
-def _draw_table(rows: Sequence[Row], lines: Sequence[Line], title: str, path: Path) -> None:
-    draw_table(rows, {line.name: (line.backbone, line.entry) for line in lines}, title, path)
-
-
-def _draw_frontier(rows: Sequence[Row], lines: Sequence[Line], title: str, path: Path) -> None:
-    draw_frontier(rows, path)
-
-
 @dataclass(frozen=True)
 class TableSpec:
     """A table of accuracies."""
@@ -116,19 +106,16 @@ class TableSpec:
     """Attacks take the gradient of a baseline of the same backbone and another initialisation."""
     together: bool = False
     """All networks of a seed are measured by one run, on the same noisy images."""
-    one_seed: bool = False
-    """Each network is trained once, and its factor is shown."""
+    search: bool = False
+    """Networks of the search: each is trained once and shown with its factor, clean accuracy against noisy."""
     derived: tuple[Derived, ...] = ()
     subject: str = ""
     """Title of the picture, if not "TITLE: METRIC accuracy"."""
-    condense: Callable[[Sequence[Row]], list[Row]] = list
-    """Maps the table's rows to those that are drawn."""
-    draw: Callable[[Sequence[Row], Sequence[Line], str, Path], None] = _draw_table
 
     def cells(self, plan: Experiments) -> list[Cell]:
         """All numbers, in the order of the paper."""
         scale, cells = plan.scale, []
-        seeds = plan.seeds[:1] if self.one_seed else plan.seeds
+        seeds = plan.seeds[:1] if self.search else plan.seeds
         evaluation = self.evaluation
         if self.together:
             evaluation = replace(evaluation, limit_test=min(scale.corrupted, scale.limit_test or scale.corrupted))
@@ -144,7 +131,7 @@ class TableSpec:
                 f"{entry.name} {backbone}" if self.named else entry.name,
                 entry.name,
                 backbone,
-                entry.network.factor if self.one_seed else "",
+                entry.network.factor if self.search else "",
             )
             conditions = entry.conditions or self.conditions
             measured = zip(*models.values(), strict=True) if self.together else ((model,) for model in trained)
@@ -248,7 +235,6 @@ PARTS: dict[str, Part] = {
             _entries(*COMPARED),
             together=True,
             subject="Common corruptions: mean accuracy",
-            condense=category_rows,
             **_MOBILE,
         ),
         TableSpec(
@@ -257,8 +243,7 @@ PARTS: dict[str, Part] = {
             FRONTIER,
             _entries(*SEARCH),
             evaluation=replace(EVALUATE, split="held-out"),
-            one_seed=True,
-            draw=_draw_frontier,
+            search=True,
             **_MOBILE,
         ),
     )

@@ -68,17 +68,13 @@ class Engine:
 def make(runs: Iterable[Run], place: Place, engine: Engine, options: Iterable[str] = ()) -> None:
     """Make each run that is not there yet, after those whose files it reads.
 
-    Args:
-        runs: wanted.
-        place: where they are made.
-        engine: how Snakemake makes them.
-        options: further ones of Snakemake.
+    ``options`` are further options of Snakemake.
 
     Raises:
         UserError: a run failed; Snakemake is not installed; another process makes runs in the same folder.
     """
     wanted = list(runs)
-    with _locked(place.folder):
+    with _locked(place.folder) as lock:
         _set_aside(in_order(wanted), place.folder)
         missing = [run for run in wanted if not run.file(place.folder).exists()]
         if not missing:
@@ -94,7 +90,7 @@ def make(runs: Iterable[Run], place: Place, engine: Engine, options: Iterable[st
             _log(run, place.folder).unlink(missing_ok=True)
         jobs = place.folder / "jobs.json"
         write_json(jobs, {"jobs": _jobs(missing, place, engine)})
-        status = _run_snakemake(jobs.resolve(), [*engine.arguments, *options])
+        status = _run_snakemake(jobs.resolve(), [*engine.arguments, *options], lock)
     for run in needed:
         log = _log(run, place.folder)
         # A run that Snakemake did not start has no log.
@@ -113,14 +109,14 @@ def _last_line(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder. The system releases it even if this process is killed."""
+def _locked(folder: Path) -> Iterator[int]:
+    """Hold a lock on the folder until this process and those that inherit the descriptor have ended."""
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process makes runs in {folder}: wait for it, or give another `runs`") from error
-        yield
+        yield file.fileno()
 
 
 def _set_aside(runs: Iterable[Run], folder: Path) -> None:
@@ -132,17 +128,16 @@ def _set_aside(runs: Iterable[Run], folder: Path) -> None:
             file.replace(folder / "progress" / file.name)
 
 
-def _run_snakemake(jobs: Path, options: list[str]) -> int:
-    """Run Snakemake and return its exit status. An interrupt ends it and all jobs."""
+def _run_snakemake(jobs: Path, options: list[str], lock: int) -> int:
+    """Run Snakemake, which shares the ``lock``, and return its exit status. An interrupt ends it and all jobs."""
     words = [
         *("snakemake", "--snakefile", str(Path(__file__).with_name("Snakefile")), "--directory", str(jobs.parent)),
         *("--config", f"jobs={jobs}", "--nolock", "--ignore-incomplete", "--drop-metadata"),
         *("--rerun-triggers", "mtime", "--scheduler", "greedy", "--quiet", "host", "reason"),
         *options,
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hybrid.paper.job", "-", "-", "-", *words], start_new_session=True
-    )
+    command = [sys.executable, "-m", "hybrid.paper.job", "-", "-", "-", *words]
+    process = subprocess.Popen(command, start_new_session=True, pass_fds=(lock,))
     try:
         return process.wait()
     except KeyboardInterrupt:

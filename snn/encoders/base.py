@@ -18,15 +18,9 @@ class Encoder:
     """Turns intensities into at most one spike a step; what it draws depends on each image's seed alone."""
 
     def dense(self, images: "Tensor", p: Encoding, seeds: "Tensor") -> "Tensor":
-        """Spikes of a batch, on the device of the images.
+        """Spikes bool (T, B, C, H, W) of uint8 images (B, C, H, W), on their device; none in the quiet time at the end.
 
-        Args:
-            images: uint8 (B, C, H, W).
-            p: rates and time grid.
-            seeds: of the images, int64 (B,) (:func:`snn.runtime.random.draw_seeds`).
-
-        Returns:
-            bool (T, B, C, H, W); no spike in the quiet time at the end.
+        ``seeds`` are those of the images, int64 (B,) (:func:`snn.runtime.random.draw_seeds`).
         """
         raise NotImplementedError
 

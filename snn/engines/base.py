@@ -42,16 +42,13 @@ class Engine(Protocol):
         """Spike trains of uint8 images (B, C, H, W), drawn from the images' seeds (B,)."""
 
     def simulate(self, layer: SpikingConv2d, pre: Spikes, *, inhibition: bool, seeds: Tensor | None = None) -> Spikes:
-        """Spikes of a layer over one presentation, from v_init.
+        """Spikes of a layer over one presentation, from v_init: bool (T, B, C_out, H_out, W_out), or events.
 
         Args:
-            layer: with its values.
+            layer: learned or learning.
             pre: presynaptic spikes, bool (T, B, C_in, H, W) or events.
             inhibition: cross-depth inhibition on (learning) or off (learned layers).
             seeds: of the images, for draws between channels with equal potential; needed with inhibition.
-
-        Returns:
-            bool (T, B, C_out, H_out, W_out), or events.
         """
 
     def count_events(
@@ -63,8 +60,7 @@ class Engine(Protocol):
             pre, post: spikes.
             level: index of each presynaptic neuron's rate in the columns of ``tables``, integers (B, C_in, H, W).
             tables: chances by lag and level (:meth:`snn.rules.base.Rule.chances`).
-            geometry: of the convolution.
-            seeds: of the images.
+            geometry, seeds: of the convolution, and of the images.
         """
 
     def sample_drive(self, layer: SpikingConv2d, pre: Spikes, places: Tensor) -> Tensor:

@@ -34,10 +34,8 @@ class EventEngine:
         return ENCODERS[p.kind]().events(images, p, seeds)
 
     def simulate(self, layer: SpikingConv2d, pre: Spikes, *, inhibition: bool, seeds: Tensor | None = None) -> Spikes:
-        if not isinstance(pre, SpikeEvents):
-            events = SpikeEvents.from_dense(pre)
-            return simulate_events(layer, events, inhibition=inhibition, seeds=seeds).to_dense()
-        return simulate_events(layer, pre, inhibition=inhibition, seeds=seeds)
+        spikes = simulate_events(layer, as_events(pre), inhibition=inhibition, seeds=seeds)
+        return spikes if isinstance(pre, SpikeEvents) else spikes.to_dense()
 
     def count_events(
         self, pre: Spikes, post: Spikes, level: Tensor, tables: list[Tensor], geometry: ConvGeometry, seeds: Tensor

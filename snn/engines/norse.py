@@ -85,13 +85,9 @@ def convolve(layer: SpikingConv2d, pre: Tensor) -> Iterator[Tensor]:
 def simulate_drive(
     layer: SpikingConv2d, drives: Iterable[Tensor], *, inhibition: bool, seeds: Tensor | None = None
 ) -> Tensor:
-    """Spikes bool (T, B, C, H, W) of the neurons of a layer, from their drives before the gain.
+    """Spikes bool (T, B, C, H, W) of a layer's neurons, from their drives before the gain, (B, C, H, W) at each step.
 
-    Args:
-        layer: whose gain, thresholds and neurons.
-        drives: of each step in turn, (B, C, H, W), as :func:`convolve` yields them.
-        inhibition: cross-depth inhibition.
-        seeds: of the images (B,); needed with inhibition.
+    ``seeds`` of the images (B,) are needed with cross-depth inhibition.
     """
     neuron, scale = layer.neurons()
     _, blocked_steps = layer.geometry.steps(layer.dt)
@@ -105,7 +101,8 @@ def simulate_drive(
             assert key is not None, "inhibition draws between channels of equal potential"
             fired, state = inhibited_step(drive * scale, state, neuron, layer.dt, blocked_steps, key, step)
         else:
-            fired, state = free_step(drive * scale, state, neuron, layer.dt)
+            fired, v = integrate(drive * scale, state.v, neuron, layer.dt)
+            state = SheetState(torch.where(fired, neuron.v_reset, v), state.blocked)
         spikes.append(fired)
     return torch.stack(spikes)
 
@@ -127,12 +124,6 @@ def hold(spikes: Tensor, steps: int) -> Tensor:
     return held
 
 
-def free_step(depolarisation: Tensor, state: SheetState, p: LIFBoxParameters, dt: float) -> tuple[Tensor, SheetState]:
-    """One step without inhibition: every neuron that crosses threshold fires. ``depolarisation`` in mV."""
-    crossed, v = integrate(depolarisation, state.v, p, dt)
-    return crossed, SheetState(torch.where(crossed, p.v_reset, v), state.blocked)
-
-
 def inhibited_step(
     depolarisation: Tensor,
     state: SheetState,
@@ -142,16 +133,9 @@ def inhibited_step(
     key: tuple[Tensor, Tensor],
     step: int,
 ) -> tuple[Tensor, SheetState]:
-    """One step with cross-depth inhibition: at most one channel fires at a place.
+    """One step with cross-depth inhibition: at most one channel fires at a place; see :func:`pick_winner`.
 
-    Args:
-        depolarisation: in mV, (B, C, H, W).
-        state: before the step.
-        p: norse's parameters.
-        dt: time step in ms.
-        blocked_steps: for which channels that lost ignore their input.
-        key: of each image (:func:`snn.runtime.random.image_key`).
-        step: of the presentation.
+    ``depolarisation`` is in mV, ``dt`` in ms. Channels that lost ignore their input for ``blocked_steps``.
     """
     crossed, v = integrate(depolarisation.masked_fill(state.blocked > 0, 0.0), state.v, p, dt)
     blocked = (state.blocked - 1).clamp(min=0)
@@ -170,7 +154,7 @@ def pick_winner(crossed: Tensor, margin: Tensor, key: tuple[Tensor, Tensor], ste
     Args:
         crossed: bool (B, C, H, W).
         margin: v - v_threshold in mV, the same shape.
-        key: of each image, two of (B,); draws where several channels share the largest margin.
+        key: of each image (:func:`snn.runtime.random.image_key`); draws between channels that share the largest margin.
         step: of the presentation.
 
     Returns:
@@ -187,13 +171,9 @@ def pick_winner(crossed: Tensor, margin: Tensor, key: tuple[Tensor, Tensor], ste
 
 
 def tickets(key: tuple[Tensor, Tensor], step: int, b: Tensor, y: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Draws that decide between equal channels, int64 (n, C); the highest wins.
+    """Draws that decide between equal channels at ``n`` places (b, y, x), int64 (n, C); the highest wins.
 
-    Args:
-        key: of each image, two of (B,).
-        step: of the presentation.
-        b, y, x: the ``n`` places.
-        shape: of the sheet, (B, C, H, W).
+    ``key`` and ``step`` as for :func:`pick_winner`; ``shape`` of the sheet is (B, C, H, W).
     """
     _, channels, height, width = shape
     place = step * (height * width) + y * width + x
@@ -219,17 +199,9 @@ def steps_until_spike(spikes: Tensor) -> Tensor:
 
 
 def count_pairs(
-    pre: Tensor,
-    post: Tensor,
-    level: Tensor,
-    tables: list[Tensor],
-    geometry: ConvGeometry,
-    seeds: Tensor,
+    pre: Tensor, post: Tensor, level: Tensor, tables: list[Tensor], geometry: ConvGeometry, seeds: Tensor
 ) -> Tensor:
-    """Events, LTP and LTD of every synapse, float64 (3, C_out, C_in, k, k), from bool tensors of any device.
-
-    Arguments as for :meth:`snn.engines.base.Engine.count_events`.
-    """
+    """:meth:`snn.engines.base.Engine.count_events` on bool tensors: float64 (3, C_out, C_in, k, k)."""
     c_out, c_in, kernel, device = geometry.channels_out, geometry.channels_in, geometry.kernel_size, pre.device
     fan_in, steps = c_in * kernel**2, len(pre)
 

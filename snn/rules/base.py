@@ -23,31 +23,23 @@ WINDOW_ROUNDING = 1e-5
 
 
 class Rule:
-    """A learning rule with its constants.
-
-    Args:
-        p: constants of Eq. 2 and 5.
-    """
+    """A learning rule with its constants, those of Eq. 2 and 5."""
 
     def __init__(self, p: STDPParameters) -> None:
         self.p = p
 
     def ltp(self, lag: "Tensor", fn: "Tensor") -> "Tensor":
-        """Probability of LTP.
+        """Probability of LTP, in the shape of both arguments.
 
-        Args:
-            lag: t_post - t_pre in ms, 0 or more; ``inf`` where there was no presynaptic spike.
-            fn: normalised presynaptic rate in [0, 1], in the shape of ``lag``.
+        ``lag`` is t_post - t_pre in ms, 0 or more (``inf``: no presynaptic spike), ``fn`` the normalised presynaptic
+        rate in [0, 1].
         """
         raise NotImplementedError
 
     def ltd(self, lag: "Tensor", fn: "Tensor") -> "Tensor":
-        """Probability of LTD.
+        """Probability of LTD; arguments as for :meth:`ltp`, but with pairing ``two-sided``, ``lag`` is below 0.
 
-        Args:
-            lag: t_post - t_pre in ms: with pairing ``post`` 0 or more (``inf``: there was no presynaptic spike), with
-                pairing ``two-sided`` below 0 (``-inf``: there is none).
-            fn: as for :meth:`ltp`.
+        There, ``-inf`` stands for no presynaptic spike.
         """
         raise NotImplementedError
 

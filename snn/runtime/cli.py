@@ -79,7 +79,7 @@ def run_command(
         return 2
     except (KeyboardInterrupt, SystemError) as error:
         # Compiled code that is interrupted may end in a SystemError caused by the interrupt.
-        if not _interrupted(error):
+        if not any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)):
             raise
         print(f"{program}: interrupted; every file left is whole", file=sys.stderr)
         return INTERRUPTED
@@ -104,26 +104,25 @@ def with_flags(message: str, config_type: type) -> str:
 def _flags(config_type: type, prefix: str = "") -> dict[str, str]:
     """Flag of each field by the field's name; of several fields of one name, that of the first."""
     flags: dict[str, str] = {}
-    nested: list[dict[str, str]] = []
+    nested: dict[str, str] = {}
     for name, hint in get_type_hints(config_type, include_extras=True).items():
         kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         parsed = any(isinstance(extra, PrimitiveConstructorSpec) for extra in extras)
         if isinstance(kind, type) and is_dataclass(kind) and not parsed:
             flat = any(getattr(extra, "name", None) == "" for extra in extras)
-            nested.append(_flags(kind, prefix if flat else f"{prefix}{name}."))
+            nested = _flags(kind, prefix if flat else f"{prefix}{name}.") | nested
         elif tyro.conf.Positional in extras:
             flags[name] = name.upper()
         else:
             flags[name] = "--" + f"{prefix}{name}".replace("_", "-")
-    for inner in nested:
-        flags = inner | flags
-    return flags
+    return nested | flags
 
 
-def _interrupted(error: BaseException | None) -> bool:
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
         error = error.__cause__ or error.__context__
-    return error is not None
 
 
 @contextlib.contextmanager
@@ -168,12 +167,10 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        error: BaseException | None = stop
-        while error is not None:
+        for error in _causes(stop):
             if isinstance(error, UserError):
                 # Raised by a record that checks itself: its own words are the message.
                 raise error from None
-            error = error.__context__
         # The parser frames its message in a box with a rule above a hint.
         lines = [line.strip("│╭╮╰╯─ ") for line in captured.getvalue().splitlines()]
         message = " ".join(line for line in lines if line and not line.startswith("For full helptext"))

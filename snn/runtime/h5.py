@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +23,6 @@ from snn.runtime.outputs import write_atomically
 from snn.runtime.tree import Stored, Tree
 
 Content = TypeVar("Content")
-
 
 PROVENANCE = ("command", "git_commit", "versions", "created", "digest")
 """How a file was made, not what it says: left out of the digest, so that equal results have equal digests."""
@@ -58,14 +57,12 @@ def content_digest(tree: Tree, unhashed: Iterable[str] = ()) -> str:
     return digest.hexdigest()
 
 
-def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
+def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         if isinstance(value, dict):
-            leaves += _leaves(value, f"{prefix}{name}/")
+            yield from _leaves(value, f"{prefix}{name}/")
         else:
-            leaves.append((prefix + name, value))
-    return leaves
+            yield prefix + name, value
 
 
 def write_file(

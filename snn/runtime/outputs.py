@@ -6,12 +6,14 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from snn.runtime.errors import UserError, check
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from snn.runtime.cli import RunOptions
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -44,15 +46,6 @@ def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
             raise UserError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from error
 
 
-class OutputOptions(Protocol):
-    """The flags of :class:`snn.runtime.cli.RunOptions` that say what is written."""
-
-    @property
-    def figures(self) -> bool: ...
-    @property
-    def json(self) -> Path | None: ...
-
-
 class Outputs:
     """The files of one command: checked before its work, named at its end.
 
@@ -67,7 +60,7 @@ class Outputs:
     """
 
     def __init__(
-        self, *files: Path | None, options: OutputOptions, figures: Iterable[Path] = (), inputs: Iterable[Path] = ()
+        self, *files: Path | None, options: "RunOptions", figures: Iterable[Path] = (), inputs: Iterable[Path] = ()
     ) -> None:
         self.figures = tuple(figures) if options.figures else ()
         """Pictures to draw; none with ``--no-figures``."""
@@ -77,9 +70,8 @@ class Outputs:
     def finish(self, printed: dict, note: str = "") -> None:
         """Write the figures that were ``printed`` as JSON, and say what was written where; ``note`` follows."""
         write_json(self._json, printed)
-        written = [*self._files, *self.figures, *([self._json] if self._json else [])]
-        if written:
-            print("wrote " + ", ".join(map(str, written)) + note)
+        if written := [str(path) for path in (*self._files, *self.figures, self._json) if path]:
+            print("wrote " + ", ".join(written) + note)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -21,12 +21,7 @@ Registered = TypeVar("Registered")
 
 
 class Registry(Generic[Entry]):
-    """Entries of one kind by name.
-
-    Args:
-        kind: what an entry is, for messages, for example "rule".
-        package: whose modules register the entries that come with the project.
-    """
+    """Entries of one ``kind`` (for messages) by name; the modules of ``package`` register the project's own."""
 
     def __init__(self, kind: str, package: str) -> None:
         self.kind, self._package = kind, package

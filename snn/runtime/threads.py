@@ -8,8 +8,6 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
 

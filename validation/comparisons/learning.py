@@ -43,7 +43,6 @@ WAITING_SLOTS = 24
 SWITCH = "switch"
 """Rule ``fd`` as :func:`validation.random_networks.switch_rule` makes it."""
 
-
 WITHOUT_CHANCE = ("deterministic", SWITCH)
 WITH_CHANCE = ("fd", "stochastic")
 
@@ -51,9 +50,7 @@ WITH_CHANCE = ("fd", "stochastic")
 def learners(rules: tuple[str, ...], networks: int) -> list[tuple[str, Pairing]]:
     """Rule and pairing of each network: ``rules`` in turn, then the rules of plugins that are alike, once each.
 
-    Args:
-        rules: :data:`WITHOUT_CHANCE` or :data:`WITH_CHANCE`.
-        networks: that learn by ``rules``; 0: none at all.
+    ``rules`` are :data:`WITHOUT_CHANCE` or :data:`WITH_CHANCE`. If no networks are wanted, no rule learns.
     """
     if not networks:
         return []

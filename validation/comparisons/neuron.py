@@ -24,13 +24,7 @@ def single_synapses(
 ) -> SpikingConv2d:
     """A layer whose channels are neurons with one synapse each.
 
-    Args:
-        drives: current of each neuron while its synapse is open, (N,).
-        thresholds: in mV, (N,).
-        p: constants of Eq. 1.
-        dt: time step in ms.
-        pulse_width: time for which a presynaptic spike opens the synapse, in ms.
-        dtype: of the layer's values.
+    Each neuron has its current while the synapse is open, and its threshold in mV, (N,) both. Times are in ms.
     """
     channels = len(drives)
     return SpikingConv2d(

@@ -234,19 +234,15 @@ def list_regions(config: FreqResponseConfig, response: np.ndarray, report: Repor
     print(f"(*: not wider than {step:.2f} Hz, so that the train alone may make it)")
     for d, drive in enumerate(config.drives):
         for v, threshold in enumerate(config.thresholds):
-            regions = flat_regions(config.rates(), response[d, v], config.merge_rate, FLAT_WIDTH)
-            wide = [region.high - region.low > step for region in regions]
-            fewest = min(fewest, sum(wide))
-            shown = "  ".join(
-                f"{r.low:g}-{r.high:g}: {r.height:.1f}{'' if own else '*'}"
-                for r, own in zip(regions, wide, strict=True)
-            )
-            print(f"  drive {drive:g}, threshold {threshold:g} mV: {shown}")
-            records += [
-                {"drive": drive, "v_threshold_mV": threshold}
-                | {"low_Hz": region.low, "high_Hz": region.high, "height_Hz": region.height, "wider_than_train": own}
-                for region, own in zip(regions, wide, strict=True)
-            ]
+            shown, wider = [], 0
+            for low, high, height in flat_regions(config.rates(), response[d, v], config.merge_rate, FLAT_WIDTH):
+                own = high - low > step
+                wider += own
+                shown.append(f"{low:g}-{high:g}: {height:.1f}{'' if own else '*'}")
+                record = {"drive": drive, "v_threshold_mV": threshold, "low_Hz": low, "high_Hz": high}
+                records.append(record | {"height_Hz": height, "wider_than_train": own})
+            fewest = min(fewest, wider)
+            print(f"  drive {drive:g}, threshold {threshold:g} mV: {'  '.join(shown)}")
     if config.reproduces_figure:
         report.add(
             f"interior flat regions below {config.merge_rate:.1f} Hz at {presentation:g} ms that are wider than "

@@ -53,11 +53,7 @@ LAYER_SLOTS = ("arrivals", "currents", "potentials", "tickets", "rivals", "spike
 def connections(
     shape: tuple[int, int, int], p: LayerParameters
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int, int]]:
-    """All synapses of a convolution over one image; those that would fall on padding do not exist.
-
-    Args:
-        shape: (C_in, H, W).
-        p: geometry.
+    """All synapses of a convolution over one image (C_in, H, W); those that would fall on padding do not exist.
 
     Returns:
         Presynaptic neuron, postsynaptic neuron and shared conductance of each synapse, all numbered in C order, and the
@@ -79,10 +75,7 @@ def connections(
 def most_waiting(pre_spikes: np.ndarray, post_spikes: np.ndarray, p: LayerParameters) -> int:
     """Most postsynaptic spikes that wait at one synapse when the next presynaptic one arrives, at least 1.
 
-    Args:
-        pre_spikes: bool (T, B, C_in, H, W).
-        post_spikes: bool (T, B, C_out, H_out, W_out).
-        p: geometry.
+    Spikes are bool (T, B, C, H, W).
     """
     i, j, _, _ = connections(pre_spikes.shape[2:], p)
     steps, batch = pre_spikes.shape[:2]

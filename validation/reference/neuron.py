@@ -42,16 +42,9 @@ def lif_namespace(p: LIFParameters) -> dict[str, Any]:
 
 
 def lif_spikes(currents: np.ndarray, v_threshold: np.ndarray, p: LIFParameters, dt: float) -> np.ndarray:
-    """Spikes of independent neurons with given currents, from v_init.
+    """Spikes, bool (T, N), of independent neurons with given currents, float64 (T, N), from v_init.
 
-    Args:
-        currents: input of each neuron at each step, float64 (T, N).
-        v_threshold: in mV, (N,).
-        p: constants of Eq. 1.
-        dt: step of the Euler integration, in ms.
-
-    Returns:
-        bool (T, N).
+    Thresholds (N,) are in mV, the step dt of the Euler integration in ms.
     """
     b2 = load_brian2()
     steps, neurons = currents.shape
@@ -90,19 +83,10 @@ def train_response_spikes(
     dt: float,
     duration: float,
 ) -> np.ndarray:
-    """Spikes of neurons that a regular train drives through one synapse each, from v_init.
+    """Spikes, bool (T, N, R), of neurons that a regular train drives through one synapse each, from v_init.
 
-    Args:
-        rates: of the trains, in Hz, (R,); every train drives all N neurons.
-        drives: current I while the synapse is open, (N,).
-        v_threshold: in mV, (N,).
-        pulse_width: for which a presynaptic spike opens the synapse, in ms.
-        p: constants of Eq. 1.
-        dt: step of the Euler integration, in ms.
-        duration: T in ms.
-
-    Returns:
-        bool (T, N, R).
+    Every train of the ``rates`` (R,), in Hz, drives all N neurons. Each of these has its current while the synapse is
+    open (``drives``) and its threshold in mV. Times are in ms.
     """
     b2 = load_brian2()
     step = {"dt": dt * b2.ms}

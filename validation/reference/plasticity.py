@@ -108,13 +108,8 @@ class Plasticity:
 def plastic_synapses(pre: Any, post: Any, i: np.ndarray, j: np.ndarray, p: Plasticity, dt: float) -> Any:
     """Brian2 Synapses that count potentiations and depressions and sum changes; they carry no current.
 
-    The caller sets ``G``, ``fn`` and ``weight``, in the order of ``i`` and ``j``, each ``slots`` times.
-
-    Args:
-        pre, post: Brian2 groups.
-        i, j: the neuron of ``pre`` and of ``post`` that each synapse connects.
-        p: the rule; its ``repeats`` are for the caller, too.
-        dt: time step in ms.
+    They connect neurons ``i`` of the Brian2 group ``pre`` with neurons ``j`` of ``post``; dt is in ms. The caller sets
+    ``G``, ``fn`` and ``weight``, in the order of ``i`` and ``j``, each ``slots`` times. ``p.repeats`` is unused.
     """
     b2 = load_brian2()
     two_sided = p.rule.pairing == "two-sided"
@@ -148,10 +143,7 @@ def forget(synapses: Any) -> None:
 def mini_batch_update(conductance: np.ndarray, events: np.ndarray, change: np.ndarray, p: STDPParameters) -> np.ndarray:
     """Eq. 4 for shared conductances: mean change per event times min(events, n_cap), clipped to [g_min, g_max].
 
-    Args:
-        conductance: before the update, any shape.
-        events, change: sums over all synapses that share a conductance, the same shape.
-        p: the rule.
+    ``events`` and ``change`` are sums over all synapses that share a conductance.
     """
     mean = np.divide(change, events, out=np.zeros_like(change), where=events > 0)
     return np.clip(conductance + mean * np.minimum(events, p.n_cap), p.g_min, p.g_max)

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from validation.reference.base import RuleReference, register_reference
+from validation.reference.base import register_reference
+from validation.reference.fd import FrequencyDependentReference
 
 
 @register_reference("stochastic")
-class StochasticReference(RuleReference):
+class StochasticReference(FrequencyDependentReference):
     """Windows of one width for all rates."""
 
     P_p = "in_window*gamma_p*exp(-lag/tau_p)"
@@ -14,7 +15,4 @@ class StochasticReference(RuleReference):
     P_d_two_sided = "gamma_d*exp(-wait/tau_d)"
 
     def probabilities(self, lag: np.ndarray, fn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        p = self.p
-        ltp = p.gamma_p * np.exp(-np.maximum(lag, 0) / p.tau_p)
-        ltd = p.gamma_d * np.exp(np.minimum(lag - self.delay, 0) / p.tau_d)
-        return self.in_window(lag) * ltp, self.can_depress(lag) * ltd
+        return super().probabilities(lag, np.zeros_like(fn))
