@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from bridge.frontend import input_spikes, whole_spikes
-from hybrid.text_flag import TextFlag
 from snn.parameters import Encoding
 from snn.runtime.errors import UserError, check
+from snn.runtime.text_flag import TextFlag
 
 EXPECTED = (
     "none, average:N with a window of 1 to 16 pixels, quantise or spikes, also followed by :F_MIN,F_MAX,T in Hz and "

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hybrid.text_flag import TextFlag
 from snn.data import Images
 from snn.runtime.errors import UserError, check
 from snn.runtime.registry import Registry
+from snn.runtime.text_flag import TextFlag
 
 Kind = TypeVar("Kind", bound="Condition")
 

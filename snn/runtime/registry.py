@@ -10,11 +10,10 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-from tyro.constructors import PrimitiveConstructorSpec
+from typing import Generic, TypeVar
 
 from snn.runtime.errors import UserError, check
+from snn.runtime.text_flag import TextFlag
 
 Entry = TypeVar("Entry")
 Registered = TypeVar("Registered")
@@ -29,9 +28,12 @@ class Registry(Generic[Entry]):
         self._complete = False
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
-        """Decorator that registers a class, function or object under ``name``, which must be free."""
+        """Decorator that registers a class or function under ``name``, which must be free."""
 
         def add(entry: Registered) -> Registered:
+            if not f"{getattr(entry, '__module__', '')}.".startswith(f"{self._package}."):
+                # The project's own come first, and keep their names.
+                self.names()
             taken = self._entries.get(name)
             check(taken is None, f"{self.kind} {name!r} is registered already, as {taken!r}; choose another name")
             self._entries[name] = entry  # type: ignore[assignment]
@@ -73,40 +75,14 @@ class Registry(Generic[Entry]):
         return iter(self.names())
 
     @property
-    def flag(self) -> "NameFlag":
+    def flag(self) -> TextFlag[str]:
         """Annotation of a command's field that holds a name, so that ``--help`` lists those there are."""
-        return NameFlag(self)
 
+        def read(name: str) -> str:
+            self.check(name)
+            return name
 
-class NameFlag(PrimitiveConstructorSpec[str]):
-    """How the command line reads a name of a registry; choices are those registered when it is read."""
-
-    def __init__(self, registry: Registry[Any]) -> None:
-        values = {
-            "registry": registry,
-            "nargs": 1,
-            "instance_from_str": lambda words: words[0],
-            "is_instance": lambda value: isinstance(value, str),
-            "str_from_instance": lambda name: [name],
-            "_action": None,
-        }
-        for name, value in values.items():
-            # The class is frozen.
-            object.__setattr__(self, name, value)
-
-    # An annotation is hashed where it stands, before all names are registered.
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """Names, in order of registration."""
-        return self.registry.names()  # type: ignore[attr-defined]
-
-    @property
-    def metavar(self) -> str:
-        """As in ``{fd,stochastic}``."""
-        return "{" + ",".join(self.choices) + "}"
+        return TextFlag(read, lambda: ",".join(self.names()))
 
 
 def load_plugin(name: str) -> None:

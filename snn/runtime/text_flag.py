@@ -22,7 +22,7 @@ class TextFlag(PrimitiveConstructorSpec, Generic[Value]):
             "forms": forms,
             "nargs": "*" if many else 1,
             "instance_from_str": lambda words: tuple(map(parse, words)) if many else parse(words[0]),
-            "is_instance": lambda value: not isinstance(value, str),
+            "is_instance": lambda value: True,
             "str_from_instance": lambda value: list(map(str, value if many else [value])),
         }
         for name, value in values.items():
