@@ -17,6 +17,7 @@ def rows():
     return {(row["network"], row["image_size_pixels"]): row for row in complexity_rows()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", PAPER_BACKBONES)
 def test_table_1_is_met(rows, backbone):
     baseline, safe = rows[f"baseline {backbone}", 224], rows[f"safe {backbone}", 224]
@@ -64,6 +65,7 @@ def test_the_papers_numbers():
     assert [len(paper_rows(table)) for table in range(9)] == [0, 12, 84, 60, 12, 72, 24, 18, 0]
 
 
+@pytest.mark.slow
 def test_the_command_writes_table_and_figure(tmp_path, capsys):
     assert main(["--out", str(tmp_path / "t.csv")]) == 0
     with open(tmp_path / "t.csv") as file:

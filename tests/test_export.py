@@ -46,6 +46,7 @@ def trained(frontend):
     return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["converted", "quantised", "trained"])
 def test_onnx_gives_the_same_features(pipeline, images, tmp_path, kind):
     frontend, _, _ = load_frontend(pipeline.frontend)

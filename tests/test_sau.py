@@ -197,6 +197,7 @@ def _train_in_parallel(rank: int, folder) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_gradients_are_shared_between_processes(tmp_path):
     torch.multiprocessing.spawn(_train_in_parallel, (tmp_path,), nprocs=2)
     torch.manual_seed(0)

@@ -47,6 +47,7 @@ def uninterrupted(tmp_path_factory):
     return load_model(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
 def test_an_interrupted_training_goes_on_to_the_same_bits(stop, uninterrupted, tmp_path, capsys):
     out, progress = tmp_path / "model.h5", tmp_path / "model_training" / PROGRESS
@@ -110,6 +111,7 @@ def test_another_seed_starts_elsewhere_and_the_same_seed_does_not(uninterrupted,
     assert digests[0] == uninterrupted.digest != digests[1]
 
 
+@pytest.mark.slow
 def test_two_processes_share_every_batch_and_hold_the_same_weights(tmp_path):
     script = tmp_path / "train_both.py"
     script.write_text(
@@ -157,6 +159,7 @@ def trained_by_two(tmp_path_factory):
     return result_of(by_two(folder, "whole")), load_model(folder / "whole.h5")
 
 
+@pytest.mark.slow
 def test_devices_are_a_flag(trained_by_two):
     printed, model = trained_by_two
     assert printed.count("trained baseline") == 1
@@ -166,6 +169,7 @@ def test_devices_are_a_flag(trained_by_two):
     np.testing.assert_allclose(correct, correct.round(), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_to_the_same_bits(trained_by_two, tmp_path):
     process = subprocess.Popen(
         by_two(tmp_path, "cut", "--checkpoint-interval", "0"),

@@ -40,6 +40,8 @@ from validation.reference.network import ReferenceNetwork, connections, most_wai
 from validation.significance import binomial_band, binomial_p, same_distribution_p, same_rate_p, same_spread_p, total_p
 from validation.stdp_window import main as stdp_window
 
+pytestmark = pytest.mark.needs_validation
+
 # Less than --quick alone takes; every comparison is still made.
 COMMANDS = {
     "freq_response": ["--durations", "300", "500"],
@@ -227,12 +229,14 @@ def command_name(value):
     return value if isinstance(value, str) else "-".join([value[0].__module__, *value[1:]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [SPIKES, LEARNING, RESPONSE], ids=command_name)
 @pytest.mark.usefixtures("brian2_once")
 def test_the_parts_agree_when_nothing_is_wrong(command, tmp_path):
     assert run_part(command, tmp_path) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "command"),
     [
@@ -295,6 +299,7 @@ def test_wrong_input_ends_with_one_line(command, wrong, words, capsys):
     assert words in error
 
 
+@pytest.mark.slow
 def test_without_brian2_one_line_says_what_to_install(tmp_path):
     code = (
         "import sys; sys.modules['brian2'] = None\n"
