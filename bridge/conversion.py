@@ -26,6 +26,7 @@ from bridge.frontend import (
 )
 from bridge.responses import neuron_response, simulate_counts
 from bridge.sau import SpecialActivationUnit
+from snn.data import Images
 from snn.data_source import UNNAMED, DataSource
 from snn.layer import SpikingConv2d, round_for_exact_sums
 from snn.network import SpikingNetwork
@@ -70,7 +71,7 @@ class Conversion:
 
 def convert(
     network: SpikingNetwork | str | Path,
-    images: Tensor,
+    images: Tensor | Images,
     *,
     layers: int | None = None,
     quantise_input: bool = False,
@@ -93,6 +94,7 @@ def convert(
         UserError: for an unusable file, unfinished learning, images of another shape, more layers than have learned,
             or a layer whose neurons all fire at the same rate.
     """
+    images = images.images if isinstance(images, Images) else images
     data_source, parent_digest, name = UNNAMED, "", "the network"
     if not isinstance(network, SpikingNetwork):
         name = str(network)

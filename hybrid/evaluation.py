@@ -69,7 +69,7 @@ def correct_in(logits: Tensor, labels: Tensor, among: int) -> int:
 def evaluate(
     models: Model | Sequence[Model] | Mapping[str, Model],
     data: Images,
-    conditions: Iterable[Condition | str] = DEFAULT_CONDITIONS,
+    conditions: str | Iterable[Condition | str] = DEFAULT_CONDITIONS,
     *,
     repeats: int = 1,
     attack_model: Model | None = None,
@@ -106,7 +106,8 @@ def evaluate(
         models = dict(zip(name_models(listed), listed, strict=True))
     subjects = {name: _subject(name, model, data) for name, model in models.items()}
     attacker = _subject("`attack_model`", attack_model, data) if attack_model is not None else None
-    wanted = distinct(conditions)
+    wanted = distinct([conditions] if isinstance(conditions, str) else conditions)
+    check(repeats >= 1, f"`repeats` {repeats}: give 1 or more")
     check(len(subjects) >= 1, "`models`: none given; give at least one")
     check(len(wanted) >= 1, "`conditions`: give at least one, for example clean")
     preprocess = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
@@ -249,7 +250,7 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Imag
             "they held out different images; evaluate them one by one",
         )
     data = load_images(model.data_source.override(root=root), "train", model.seed)
-    rows = torch.from_numpy(Recipe.from_tree(model.recipe).held_out(data.labels, model.seed))
+    rows = torch.from_numpy(Recipe(holdout=model.recipe["holdout"]).held_out(data.labels, model.seed))
     return data._replace(images=data.images[rows], labels=data.labels[rows])
 
 

@@ -15,6 +15,7 @@ from hybrid.network import Network
 from hybrid.preprocess import Preprocess
 from hybrid.variations import Variations
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
+from snn.runtime.errors import UserError
 from snn.runtime.h5 import PARENT, Schema, read_file, write_file
 from snn.runtime.tree import Tree, from_tree
 
@@ -101,7 +102,14 @@ def _model_from_tree(tree: Tree) -> TrainedModel:
     spec = from_tree(ModelSpec, config, architecture=architecture, input_shape=shape, frontend=frontend)
     network = build_model(spec)
     state = {_renamed(key, *reversed(STORED)): torch.from_numpy(value) for key, value in tree["state"].items()}
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        # A plugin's backbone may have changed since.
+        problem = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"its weights do not fit the network that {architecture.backbone} is here ({problem})"
+        ) from error
     return TrainedModel(
         spec=spec,
         network=network.eval(),

@@ -53,6 +53,7 @@ def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit:
         UserError: an unknown or missing data set, a folder without ``train`` or ``test``, a class that occurs only in
             ``test``, and images that cannot be read or differ in size.
     """
+    check(split in ("train", "test"), f"`split` {split!r}: expected 'train' or 'test'")
     source = DataSource(source) if isinstance(source, str) else source
     source = source.override(**{f"limit_{split}": limit})
     limit = source.limit(split)

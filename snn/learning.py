@@ -28,8 +28,8 @@ class Homeostasis:
 
     def __post_init__(self) -> None:
         for name in ("threshold_step", "threshold_range", "ltd_step"):
-            check(getattr(self, name) >= 0, f"homeostasis {name} = {getattr(self, name)}: must not be negative")
-        check(0 <= self.mean_conductance < 1, f"homeostasis mean_conductance {self.mean_conductance}: expected 0 to 1")
+            check(getattr(self, name) >= 0, f"homeostasis `{name}` = {getattr(self, name)}: must not be negative")
+        check(0 <= self.mean_conductance < 1, f"`mean_conductance` {self.mean_conductance}: expected 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,17 @@ class Learning:
             values, layers = getattr(self, name), len(self.maps)
             check(
                 len(values) in (1, layers) and min(values) >= 1,
-                f"{name} = {values}: expected one number of 1 or more for all {layers} layers, or one for each",
+                f"`{name}` = {values}: expected one number of 1 or more for all {layers} layers, or one for each",
             )
         check(
             all(size % 2 == 1 for size in self.kernel_sizes),
-            f"kernel_sizes {self.kernel_sizes}: must be odd, to keep the image size",
+            f"`kernel_sizes` {self.kernel_sizes}: must be odd, to keep the image size",
         )
         for name in ("epochs", "min_updates", "batch_size", "calibration_images"):
-            check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: must be 1 or more")
-        check(self.threshold_lowering >= 0, f"threshold_lowering {self.threshold_lowering} mV: must not be negative")
+            check(getattr(self, name) >= 1, f"`{name}` = {getattr(self, name)}: must be 1 or more")
+        check(self.threshold_lowering >= 0, f"`threshold_lowering` {self.threshold_lowering} mV: must not be negative")
         for name in ("start_count", "output_rate", "convergence_tolerance"):
-            check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}: must be positive")
+            check(getattr(self, name) > 0, f"`{name}` = {getattr(self, name)}: must be positive")
         check(
             0 <= self.initial_low < self.initial_high <= 1,
             f"initial conductances from {self.initial_low} to {self.initial_high}: expected 0 <= low < high <= 1",

@@ -38,16 +38,16 @@ class Encoding:
         )
         check(
             self.dt > 0 and math.isfinite(self.presentation) and whole_steps(self.presentation, self.dt) >= 1,
-            f"presentation {self.presentation} ms with dt {self.dt} ms: expected a whole number of steps, at least one",
+            f"`presentation` {self.presentation} ms with `dt` {self.dt} ms: expected whole steps, at least one",
         )
         check(
             0 <= whole_steps(self.quiet, self.dt) < self.n_steps,
-            f"quiet time {self.quiet} ms: expected a multiple of dt = {self.dt} ms, 0 or more and less than the "
+            f"`quiet` {self.quiet} ms: expected a multiple of `dt` = {self.dt} ms, 0 or more and less than the "
             f"presentation of {self.presentation} ms",
         )
         check(
             self.f_max * self.dt * self.n_steps <= 1000 * self.active_steps,
-            f"f_max {self.f_max} Hz with dt {self.dt} ms and {self.quiet} ms of quiet: more than one spike a step; "
+            f"`f_max` {self.f_max} Hz with `dt` {self.dt} ms and {self.quiet} ms of quiet: more than one spike a step; "
             "lower one of them",
         )
 
@@ -87,7 +87,7 @@ class LIFParameters:
 
     def __post_init__(self) -> None:
         check(self.b < 0, f"LIF b = {self.b}: the leak must be negative")
-        check(self.membrane_time_scale > 0, f"LIF membrane_time_scale = {self.membrane_time_scale}: must be positive")
+        check(self.membrane_time_scale > 0, f"LIF `membrane_time_scale` = {self.membrane_time_scale}: must be positive")
         check(
             self.v_reset < self.v_leak < self.v_threshold,
             f"LIF potentials: expected v_reset {self.v_reset} < rest {self.v_leak:.2f} < v_threshold "
@@ -137,14 +137,14 @@ class LayerParameters:
 
     def __post_init__(self) -> None:
         for name in ("maps", "kernel_size", "stride"):
-            check(getattr(self, name) >= 1, f"layer {name} = {getattr(self, name)}: must be 1 or more")
+            check(getattr(self, name) >= 1, f"layer `{name}` = {getattr(self, name)}: must be 1 or more")
         check(0 <= self.padding < self.kernel_size, f"layer padding {self.padding}: expected 0 to kernel_size - 1")
 
     def steps(self, dt: float) -> tuple[int, int]:
         """(pulse, inhibition) in steps of ``dt`` ms."""
         pulse, inhibition = whole_steps(self.pulse_width, dt), whole_steps(self.inhibition_time, dt)
-        check(pulse >= 1, f"pulse_width {self.pulse_width} ms: expected a positive multiple of dt = {dt} ms")
-        check(inhibition >= 0, f"inhibition_time {self.inhibition_time} ms: expected a multiple of dt = {dt} ms")
+        check(pulse >= 1, f"`pulse_width` {self.pulse_width} ms: expected a positive multiple of `dt` = {dt} ms")
+        check(inhibition >= 0, f"`inhibition_time` {self.inhibition_time} ms: expected a multiple of `dt` = {dt} ms")
         return pulse, inhibition
 
 
@@ -194,18 +194,18 @@ class STDPParameters:
     def __post_init__(self) -> None:
         RULES.check(self.rule)
         for name in ("alpha_p", "alpha_d", "tau_p", "tau_d", "ltp_window"):
-            check(getattr(self, name) > 0, f"STDP {name} = {getattr(self, name)}: must be positive")
-        check(self.ltd_delay is None or self.ltd_delay >= 0, f"STDP ltd_delay = {self.ltd_delay}: must not be negative")
+            check(getattr(self, name) > 0, f"STDP `{name}` = {getattr(self, name)}: must be positive")
+        check(self.ltd_delay is None or self.ltd_delay >= 0, f"`ltd_delay` = {self.ltd_delay}: must not be negative")
         for name in ("gamma_p", "gamma_d"):
-            check(0 <= getattr(self, name) <= 1, f"STDP {name} = {getattr(self, name)}: must lie in [0, 1]")
+            check(0 <= getattr(self, name) <= 1, f"STDP `{name}` = {getattr(self, name)}: must lie in [0, 1]")
         for name in ("phi_p", "phi_d"):
-            check(getattr(self, name) >= 0, f"STDP {name} = {getattr(self, name)}: must not be negative")
-        check(self.g_min < self.g_max, f"STDP g_min {self.g_min}, g_max {self.g_max}: expected g_min < g_max")
-        check(self.n_cap >= 1, f"STDP n_cap = {self.n_cap}: must be 1 or more")
+            check(getattr(self, name) >= 0, f"STDP `{name}` = {getattr(self, name)}: must not be negative")
+        check(self.g_min < self.g_max, f"STDP `g_min` {self.g_min}, g_max {self.g_max}: expected g_min < g_max")
+        check(self.n_cap >= 1, f"STDP `n_cap` = {self.n_cap}: must be 1 or more")
 
     def with_ltd_delay(self, f_min: float) -> "STDPParameters":
         """A copy with T_d set to one period of ``f_min`` (Hz), unless it was given or the pairing has none."""
         if self.ltd_delay is not None or self.pairing == "two-sided":
             return self
-        check(f_min > 0, f"f_min = {f_min} Hz has no period to take for `ltd_delay`; give one in ms")
+        check(f_min > 0, f"`f_min` = {f_min} Hz has no period to take for `ltd_delay`; give one in ms")
         return replace(self, ltd_delay=1000 / f_min)

@@ -10,6 +10,7 @@ import pytest
 from snn.registries import ENCODERS, ENGINES, RULES
 from snn.runtime.errors import UserError
 from snn.runtime.registry import Registry, load_plugin
+from snn.storage import load_network
 
 PLUGIN = '''
 import torch
@@ -99,10 +100,24 @@ def test_help_lists_what_plugins_add_and_errors_name_it(plugin):
         assert name in result.stderr
 
 
+def test_a_file_made_with_a_plugin_names_what_is_missing_without_it(plugin):
+    assert learn(plugin, "--plugin", "mine.py", "--stdp.rule", "half").returncode == 0
+    with pytest.raises(UserError, match=r"snn.h5 was made with a plugin that is missing here: rule 'half': unknown"):
+        load_network(plugin / "snn.h5")
+
+
 def test_plugins_that_cannot_be_loaded_are_refused_by_name(tmp_path):
-    result = learn(tmp_path, "--plugin", "nowhere.py")
-    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
-    assert "--plugin nowhere.py" in result.stderr
+    (tmp_path / "broken.py").write_text("import math\n\nmath.sqrt(-1)\n")
+    (tmp_path / "wrong.py").write_text("def half(:\n")
+    for name, words in (
+        ("nowhere.py", "no such file"),
+        ("broken.py", "line 3: ValueError"),
+        ("wrong.py", "SyntaxError"),
+    ):
+        result = learn(tmp_path, "--plugin", name)
+        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+        assert f"--plugin {name}" in result.stderr
+        assert words in result.stderr
     with pytest.raises(UserError, match="give a Python file, or a module"):
         load_plugin("no_such_module_anywhere")
 

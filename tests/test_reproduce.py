@@ -37,6 +37,7 @@ from hybrid.reproduce import ReproduceConfig, experiments, main
 from hybrid.storage import load_model
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, run_command
+from snn.runtime.registry import PLUGINS
 from snn.storage import load_network
 
 TINY = ["--scale", "small", "--data", "digits", "--limit-train", "90", "--limit-test", "40", "--epochs", "1",
@@ -168,6 +169,22 @@ def test_identity_follows_schemas_inputs_and_image_files(digits, image_folder, m
     (image_folder / "train" / "one" / "00.png").rename(image_folder / "train" / "one" / "12.png")
     runs.image_files.cache_clear()
     assert plan.train(BASELINE).identity != before
+
+
+def test_identity_follows_plugins_and_what_auto_and_none_stand_for(digits, monkeypatch):
+    before = digits.train(BASELINE).identity
+    monkeypatch.setattr("hybrid.paper.runs.EMBEDDING", 64)
+    assert digits.train(BASELINE).identity != before
+    monkeypatch.undo()
+    assert digits.train(BASELINE).identity == before
+    monkeypatch.setattr("hybrid.paper.runs.resolve_augmentation", lambda name, data: "none")
+    assert digits.train(BASELINE).identity != before
+    monkeypatch.undo()
+    identities = []
+    for content in ("one", "other"):
+        monkeypatch.setitem(PLUGINS, "my_backbone.py", content)
+        identities.append(digits.train(BASELINE).identity)
+    assert len({before, *identities}) == 3
 
 
 def parsed(run, place):

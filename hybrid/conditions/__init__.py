@@ -140,7 +140,12 @@ class Noise(Condition):
 
         The generator is on their device.
         """
-        return self.add(images, generator).clamp(0, 1)
+        perturbed = self.add(images, generator)
+        check(
+            perturbed.shape == images.shape,
+            f"perturbation {self}: makes {tuple(perturbed.shape)} of images {tuple(images.shape)}, not the same shape",
+        )
+        return perturbed.clamp(0, 1)
 
     def batches(self, images: Tensor, seed: int) -> list[Tensor]:
         """All of the uint8 images (N, C, H, W), perturbed, float32 in [0, 1], in chunks of :data:`CHUNK`.

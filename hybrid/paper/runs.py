@@ -13,6 +13,8 @@ import tyro
 
 from bridge.convert import ConvertConfig
 from bridge.storage import SCHEMA as conversion_schema
+from hybrid.augment import resolve_augmentation
+from hybrid.backbones.base import EMBEDDING
 from hybrid.evaluate import EvaluateConfig
 from hybrid.paper.networks import CONVERT, EVALUATE, LEARN, SWAP, TRAIN
 from hybrid.storage import SCHEMA as training_schema
@@ -24,8 +26,10 @@ from snn.data import IMAGE_SUFFIXES
 from snn.data_source import DataSource
 from snn.learn import LearnConfig
 from snn.learn import with_preset as learning_defaults
+from snn.parameters import Encoding
 from snn.runtime.cli import RunOptions
 from snn.runtime.device import DeviceName
+from snn.runtime.registry import PLUGINS
 from snn.storage import SCHEMA as learning_schema
 
 Config = LearnConfig | ConvertConfig | TrainConfig | SwapConfig | EvaluateConfig
@@ -89,15 +93,16 @@ class Run:
     def identity(self) -> str:
         """Digest of all that decides the result, and part of the file's name.
 
-        It covers every field of the configuration but those of :data:`NOT_DECIDING`, the schema of the file written,
-        and the identities of the inputs. For ``folder:PATH`` it also covers names and sizes of the image files, so
-        that runs on a changed folder are made anew. A run whose file exists need not be made again, and a run that
-        differs in anything has another file.
+        It covers every field of the configuration but those of :data:`NOT_DECIDING`, what its "auto" and None stand
+        for, the content of the plugins loaded, the schema of the file written, and the identities of the inputs. For
+        ``folder:PATH`` it also covers names and sizes of the image files, so that runs on a changed folder are made
+        anew. A run whose file exists need not be made again, and a run that differs in anything has another file.
         """
         content = (
             SCHEMAS[type(self.config)],
             self.module,
             _deciding(self.config),
+            _implied(self.config),
             [(name, run.identity) for name, run in self.inputs],
         )
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
@@ -144,6 +149,16 @@ def _deciding(value: Any) -> object:
     if isinstance(value, tuple):
         return [_deciding(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _implied(config: Config) -> list[object]:
+    """Values behind the "auto", None and bare names of a configuration, which another version may choose otherwise."""
+    implied: list[object] = [*sorted(PLUGINS.values())]
+    if isinstance(config, TrainConfig | EvaluateConfig):
+        implied += [_deciding(Encoding()), EMBEDDING]
+    if isinstance(config, TrainConfig):
+        implied.append(resolve_augmentation(config.recipe.augmentation, config.data_source.data))
+    return implied
 
 
 def _is_record(value: object) -> bool:

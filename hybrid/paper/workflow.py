@@ -83,6 +83,11 @@ def make(runs: Iterable[Run], place: Place, engine: Engine, options: Iterable[st
             importlib.util.find_spec("snakemake") is not None,
             "runs are made by Snakemake, which is not installed: pip install 'safe-dnn[reproduce]'",
         )
+        plugin = f"snakemake_executor_plugin_{engine.executor.replace('-', '_')}"
+        check(
+            engine.executor in ("local", "dryrun", "touch") or importlib.util.find_spec(plugin) is not None,
+            f"`executor` {engine.executor}: not installed here; install it: pip install {plugin.replace('_', '-')}",
+        )
         for name in ("logs", "progress"):
             (place.folder / name).mkdir(exist_ok=True)
         needed = [run for run in in_order(missing) if not run.file(place.folder).exists()]

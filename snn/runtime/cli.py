@@ -41,7 +41,8 @@ class RunOptions:
     json: Path | None = None
     """Also write the printed figures to this file."""
     plugin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Python file or module to import first, which registers rules, encoders, perturbations or backbones."""
+    """Python file or module to import first, which registers rules, encoders, engines, perturbations or
+    backbones."""
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, f"`seed` {self.seed}: expected a whole number from 0 to {2**32 - 1}")
@@ -96,9 +97,12 @@ def _load_plugins(arguments: list[str]) -> list[str]:
 
 
 def with_flags(message: str, config_type: type) -> str:
-    """An error's message with names in backticks as flags of the command: ```limit_train``` is ``--limit-train``."""
+    """An error's message with names in backticks as flags: ```limit_train``` is ``--limit-train``.
+
+    A name that is no flag of this command is one of another's, which the message proposes to call.
+    """
     flags = _flags(config_type)
-    return re.sub(r"`([a-z][a-z0-9_]*)`", lambda match: flags.get(match[1], match[1]), message)
+    return re.sub(r"`([a-z][a-z0-9_]*)`", lambda match: flags.get(match[1], "--" + match[1].replace("_", "-")), message)
 
 
 def _flags(config_type: type, prefix: str = "") -> dict[str, str]:
@@ -174,7 +178,7 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
         # The parser frames its message in a box with a rule above a hint.
         lines = [line.strip("│╭╮╰╯─ ") for line in captured.getvalue().splitlines()]
         message = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-        raise UserError(f"{message}; see {program} `help`") from stop
+        raise UserError(f"{message}; see {program} --help") from stop
 
 
 def command_line(module: str, config: object) -> str:

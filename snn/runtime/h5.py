@@ -20,6 +20,7 @@ import numpy as np
 
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import write_atomically
+from snn.runtime.registry import UnknownName
 from snn.runtime.tree import Stored, Tree
 
 Content = TypeVar("Content")
@@ -128,6 +129,8 @@ def read_file(path: str | Path, schema: Schema, parse: Callable[[Tree], Content]
     )
     try:
         return parse(tree)
+    except UnknownName as error:
+        raise UserError(f"{path} was made with a plugin that is missing here: {error}") from error
     except UserError as error:
         raise UserError(f"{path} is not of schema {schema.name!r}: {error}; make it again with: {remedy}") from error
 

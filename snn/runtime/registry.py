@@ -4,10 +4,12 @@ The entries of this project lie in one package for each kind, whose modules are 
 up. Further ones come from plugins: ``--plugin my_rules.py``, or any module that registers before it is needed.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -17,6 +19,14 @@ from snn.runtime.text_flag import TextFlag
 
 Entry = TypeVar("Entry")
 Registered = TypeVar("Registered")
+
+
+PLUGINS: dict[str, str] = {}
+"""Plugins that this process has loaded, with a digest of each file (or the name of the module)."""
+
+
+class UnknownName(UserError):
+    """A name that is not registered, perhaps because its plugin was not imported."""
 
 
 class Registry(Generic[Entry]):
@@ -58,10 +68,11 @@ class Registry(Generic[Entry]):
     def __getitem__(self, name: str) -> Entry:
         """The entry; :class:`UserError`, which lists all names, for an unknown one."""
         names = self.names()
-        check(
-            name in names,
-            f"{self.kind} {name!r}: unknown; choose from {', '.join(names)}, or register it (a command: --plugin FILE)",
-        )
+        if name not in names:
+            raise UnknownName(
+                f"{self.kind} {name!r}: unknown; choose from {', '.join(names)}, or import what registers it "
+                "(a command: --plugin FILE)"
+            )
         return self._entries[name]
 
     def check(self, name: str) -> None:
@@ -87,8 +98,20 @@ class Registry(Generic[Entry]):
 
 def load_plugin(name: str) -> None:
     """Import a plugin, a Python file or the name of a module, once."""
-    path = Path(name)
+    try:
+        _import_plugin(name, Path(name))
+    except UserError:
+        raise
+    except Exception as error:
+        # Its own fault, not this program's: where it is, in one line.
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(Path(name).name)]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        raise UserError(f"`plugin` {name}{line}: {type(error).__name__}: {error}; mend it") from error
+
+
+def _import_plugin(name: str, path: Path) -> None:
     if path.suffix != ".py":
+        PLUGINS[name] = name
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -104,6 +127,7 @@ def load_plugin(name: str) -> None:
             f"`plugin` {name}: a module {path.stem} is loaded already ({loaded}); rename the file",
         )
         return
+    PLUGINS[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
