@@ -94,7 +94,7 @@ class Run:
         """Digest of all that decides the result, and part of the file's name.
 
         It covers every field of the configuration but those of :data:`NOT_DECIDING`, what its "auto" and None stand
-        for, the content of the plugins loaded, the schema of the file written, and the identities of the inputs. For
+        for, the content of plugins, the schema of the file written, and the identities of the inputs. For
         ``folder:PATH`` it also covers names and sizes of the image files, so that runs on a changed folder are made
         anew. A run whose file exists need not be made again, and a run that differs in anything has another file.
         """

@@ -20,7 +20,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
 from snn.runtime.progress import SHOWN
-from snn.runtime.registry import load_plugin
+from snn.runtime.registry import PLUGINS, load_plugin
 
 Config = TypeVar("Config")
 
@@ -91,6 +91,8 @@ def _load_plugins(arguments: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--plugin", nargs="?", action="append", default=[])
     flags, others = parser.parse_known_args(arguments)
+    # Another command may have run in this process before.
+    PLUGINS.clear()
     for name in filter(None, flags.plugin):
         load_plugin(name)
     return others

@@ -22,7 +22,7 @@ Registered = TypeVar("Registered")
 
 
 PLUGINS: dict[str, str] = {}
-"""Plugins that this process has loaded, with a digest of each file (or the name of the module)."""
+"""Plugins of the command that runs, with a digest of each file (or the name of the module)."""
 
 
 class UnknownName(UserError):
@@ -120,6 +120,7 @@ def _import_plugin(name: str, path: Path) -> None:
             ) from error
         return
     check(path.is_file(), f"`plugin` {name}: there is no such file")
+    PLUGINS[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     if path.stem in sys.modules:
         loaded = getattr(sys.modules[path.stem], "__file__", None)
         check(
@@ -127,7 +128,6 @@ def _import_plugin(name: str, path: Path) -> None:
             f"`plugin` {name}: a module {path.stem} is loaded already ({loaded}); rename the file",
         )
         return
-    PLUGINS[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
