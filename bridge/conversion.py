@@ -147,7 +147,9 @@ def fit_frontend(
     """
     random = np.random.default_rng(seed)
     p = network.learning.encoding
-    spikes, unit = first_input(images / 255, p, quantise_input), 1.0 if quantise_input else spikes_per_step(p)
+    unit = 1.0 if quantise_input else spikes_per_step(p)
+    with torch.no_grad():
+        spikes = first_input(images / 255, p, quantise_input, network.retina)
     top = p.f_max * p.presentation / 1000 / unit
     converted, fitted = [], []
     for learned, count in progress(list(zip(network.layers, counts, strict=True)), "fitting", "layer"):
@@ -172,8 +174,9 @@ def fit_frontend(
     shapes = tuple(
         LayerSpec.of(spiking.geometry, fit.steps.edges.shape[-1], fit.steps.per_channel) for spiking, _, fit in fitted
     )
-    spec = FrontEndSpec(network.input_shape, shapes, p, quantise_input)
-    return Conversion(SpikingFrontEnd(spec, converted).cpu(), tuple(fitted), seed)
+    retina = network.retina and network.retina.copy_to("cpu")
+    spec = FrontEndSpec(network.input_shape, shapes, p, quantise_input, retina.kernel_size if retina else 0)
+    return Conversion(SpikingFrontEnd(spec, converted, retina).cpu(), tuple(fitted), seed)
 
 
 def convert_weights(layer: SpikingConv2d, presentation: float, top: float, unit: float = 1.0) -> ConvertedLayer:
@@ -182,7 +185,7 @@ def convert_weights(layer: SpikingConv2d, presentation: float, top: float, unit:
     ``presentation`` is T in ms, ``top`` the largest input. An input of 1 stands for ``unit`` presynaptic spikes.
     """
     per_conductance = layer.gain * (unit * layer.geometry.pulse_width / presentation)
-    weight = layer.conductance * per_conductance.reshape(-1, 1, 1, 1)
+    weight = layer.weight * per_conductance.reshape(-1, 1, 1, 1)
     # Rounding itself may raise a sum a little.
     largest = 1.01 * top * weight.abs().sum((1, 2, 3), keepdim=True)
     weight = round_for_exact_sums(weight, largest)

@@ -25,10 +25,9 @@ from torch.nn.functional import batch_norm, conv2d
 
 from bridge.sau import SpecialActivationUnit, steps_of_neurons
 from snn.parameters import Encoding, LayerParameters
+from snn.retina import INTENSITY_STEPS, LEVELS, Retina, rounded
 from snn.runtime.errors import check
 
-INTENSITY_STEPS = 4 * 255
-"""Steps of intensity from 0 to 1 in the input of the first layer: 8-bit images lose nothing."""
 FLOOR_MARGIN = 1e-5
 """F T counts as a whole number of spikes if it falls short of it by at most this much."""
 DRAWS = 1024
@@ -92,6 +91,8 @@ class FrontEndSpec:
     """Rates of intensities 0 and 1, and the presentation time."""
     quantise_input: bool = False
     """Round the input down to whole spikes, floor(F T), as the encoder does (the paper drops this)."""
+    retina_size: int = 0
+    """Side of the retina's filter, in pixels (:class:`snn.retina.Retina`); 0: there is none."""
 
     @property
     def stride(self) -> int:
@@ -102,6 +103,11 @@ class FrontEndSpec:
     def channels(self) -> tuple[int, ...]:
         """C_out of each layer."""
         return tuple(layer.channels for layer in self.layers)
+
+    @property
+    def channels_in(self) -> int:
+        """Channels that the first layer receives: those of the images, or ON and OFF of each."""
+        return self.input_shape[0] * (2 if self.retina_size else 1)
 
 
 def input_spikes(images: Tensor, p: Encoding) -> Tensor:
@@ -119,8 +125,12 @@ def whole_spikes(images: Tensor, p: Encoding) -> Tensor:
 
 def fine_steps(images: Tensor, p: Encoding) -> Tensor:
     """F T in units of :func:`spikes_per_step`, rounded. The gradient ignores the rounding."""
-    steps = images * INTENSITY_STEPS + p.f_min / (p.f_max - p.f_min) * INTENSITY_STEPS
-    return steps + (torch.round(steps) - steps).detach()
+    return with_lowest_rate(images * INTENSITY_STEPS, p)
+
+
+def with_lowest_rate(steps: Tensor, p: Encoding) -> Tensor:
+    """F T of intensities or contrasts in steps, in units of :func:`spikes_per_step`, rounded."""
+    return rounded(steps + p.f_min / (p.f_max - p.f_min) * INTENSITY_STEPS)
 
 
 def spikes_per_step(p: Encoding) -> float:
@@ -128,9 +138,11 @@ def spikes_per_step(p: Encoding) -> float:
     return (p.f_max - p.f_min) * p.presentation / 1000 / INTENSITY_STEPS
 
 
-def first_input(images: Tensor, p: Encoding, quantise: bool) -> Tensor:
+def first_input(images: Tensor, p: Encoding, quantise: bool, retina: Retina | None = None) -> Tensor:
     """Input of the first layer, whole numbers, for images in [0, 1]. It includes f_min, so that padding is silence."""
-    return (whole_spikes if quantise else fine_steps)(images, p)
+    if retina is None:
+        return (whole_spikes if quantise else fine_steps)(images, p)
+    return whole_spikes(retina(images, LEVELS) / LEVELS, p) if quantise else with_lowest_rate(retina(images), p)
 
 
 class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
@@ -220,9 +232,9 @@ class SpikingFrontEnd(nn.Module):
 
     layers: Sequence[ConvertedLayer]
 
-    def __init__(self, spec: FrontEndSpec, layers: Sequence[ConvertedLayer]) -> None:
+    def __init__(self, spec: FrontEndSpec, layers: Sequence[ConvertedLayer], retina: Retina | None = None) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.retina = spec, retina
         self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
         self.variability = False
         """Whether training, but not evaluation, draws spike counts instead of using their means."""
@@ -230,18 +242,18 @@ class SpikingFrontEnd(nn.Module):
     @classmethod
     def empty(cls, spec: FrontEndSpec) -> "SpikingFrontEnd":
         """A front end of this shape, into which values can be loaded."""
-        layers, c_in = [], spec.input_shape[0]
+        layers, c_in = [], spec.channels_in
         for layer in spec.layers:
             weight = torch.zeros(layer.channels, c_in, layer.kernel_size, layer.kernel_size)
             layers.append(ConvertedLayer(weight, layer.stride, layer.padding, layer.edges_shape))
             c_in = layer.channels
-        return cls(spec, layers)
+        return cls(spec, layers, Retina.empty(spec.input_shape[0], spec.retina_size) if spec.retina_size else None)
 
     def encode(self, images: Tensor) -> Tensor:
         """Input of the first layer (:func:`first_input`)."""
         # In this order, a CPU convolves few channels in half the time; results are the same.
         images = images.contiguous(memory_format=torch.channels_last)
-        return first_input(images, self.spec.encoding, self.spec.quantise_input)
+        return first_input(images, self.spec.encoding, self.spec.quantise_input, self.retina)
 
     def spikes(self, images: Tensor) -> list[Tensor]:
         """Output of every layer, in spikes in a presentation."""

@@ -29,7 +29,7 @@ def simulate_counts(
     parts: list[list[Tensor]] = [[] for _ in range(len(network.layers) + 1)]
     for batch in progress(images.split(batch_size), "simulating responses", "batch"):
         seeds = draw_seeds(len(batch), generator).to(batch.device)
-        spikes = engine.encode(batch, network.learning.encoding, seeds)
+        spikes = network.encode(engine, batch, seeds)
         for part, layer_spikes in zip(parts, [spikes, *network.simulate(engine, spikes)], strict=True):
             part.append(spike_counts(layer_spikes).cpu())
     return [torch.cat(part) for part in parts]

@@ -11,6 +11,7 @@ from bridge.fidelity import MODES, Fidelity
 from bridge.frontend import FrontEndSpec, LayerSpec, Response, SpikingFrontEnd, deviations
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
 from snn.parameters import Encoding
+from snn.retina import retina_from_tree, retina_tree
 from snn.runtime.h5 import Schema, read_file, write_file
 from snn.runtime.pretrained import resolve
 from snn.runtime.tree import Tree, from_tree
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from bridge.conversion import Conversion
     from snn.layer import SpikingConv2d
 
-SCHEMA = Schema("frontend/2", "python -m bridge.convert snn.h5 --out FILE", LOCATION)
+SCHEMA = Schema("frontend/3", "python -m bridge.convert snn.h5 --out FILE", LOCATION, older=("frontend/2",))
 SHIPPED_FRONTENDS = Path(__file__).parent / "shipped"
 """Front ends that ship with the package (:func:`snn.runtime.pretrained.resolve`)."""
 COLUMNS = ("maps", "kernel_sizes", "strides", "paddings", "steps", "per_channel")
@@ -52,6 +53,7 @@ def load_frontend(path: str | Path) -> FrontEndFile:
 def _frontend_from_tree(tree: Tree) -> FrontEndFile:
     data_source, shape = read_input(tree["input"])
     frontend = SpikingFrontEnd.empty(spec_from_tree(tree["spec"], shape))
+    frontend.retina = retina_from_tree(tree.get("retina", {}))
     for number, layer in enumerate(frontend.layers, 1):
         stored = tree["layers"][f"conv{number}"]
         layer.load_state_dict({key: torch.from_numpy(value) for key, value in stored["state"].items()})
@@ -86,6 +88,7 @@ def save(
     tree = {
         "input": input_tree(conversion.data_source, conversion.frontend.spec.input_shape),
         "spec": spec_tree(conversion.frontend.spec),
+        "retina": retina_tree(conversion.frontend.retina),
         "layers": {
             f"conv{number + 1}": _layer_tree(conversion, number)
             | {"fidelity": {MODES[mode]: layers[number].summary() for mode, layers in (fidelity or {}).items()}}
@@ -117,10 +120,12 @@ def _layer_tree(conversion: "Conversion", number: int) -> Tree:
 def spec_tree(spec: FrontEndSpec) -> Tree:
     """A front end's shape as a group of a file, without the shape of the images, which the file holds elsewhere."""
     columns = dict(zip(COLUMNS, zip(*map(astuple, spec.layers), strict=True), strict=True))
-    return {**columns, "encoding": asdict(spec.encoding), "quantise_input": spec.quantise_input}
+    others = {"quantise_input": spec.quantise_input, "retina_size": spec.retina_size}
+    return {**columns, "encoding": asdict(spec.encoding), **others}
 
 
 def spec_from_tree(tree: Tree, input_shape: tuple[int, int, int]) -> FrontEndSpec:
     """The shape that :func:`spec_tree` stored, for images of ``input_shape`` (C, H, W)."""
     layers = tuple(LayerSpec(*values) for values in zip(*(tree[name] for name in COLUMNS), strict=True))
-    return FrontEndSpec(input_shape, layers, from_tree(Encoding, tree["encoding"]), tree["quantise_input"])
+    encoding, retina_size = from_tree(Encoding, tree["encoding"]), tree.get("retina_size", 0)
+    return FrontEndSpec(input_shape, layers, encoding, tree["quantise_input"], retina_size)

@@ -37,7 +37,8 @@ def control(network: SpikingNetwork, images: Tensor, kind: Conductances, seed: i
             values = old.conductance.flatten(1).gather(1, order.to(images.device)).reshape(shape)
             gain = old.gain
         elif kind == "balanced":
-            values, gain = old.conductance - old.conductance.mean((1, 2, 3), keepdim=True), old.gain
+            old = replace(old, geometry=replace(old.geometry, feed_forward_inhibition=True))
+            values, gain = old.conductance, old.gain
         else:
             uniform = torch.rand(shape, generator=generator).to(old.conductance)
             values = p.stdp.g_min + (p.stdp.g_max - p.stdp.g_min) * uniform
@@ -46,7 +47,7 @@ def control(network: SpikingNetwork, images: Tensor, kind: Conductances, seed: i
             conductance=values, gain=gain, v_threshold=torch.full_like(old.v_threshold, p.lif.v_threshold)
         )
         below = [control_layer.layer for control_layer in layers]
-        pre = feed_forward(engine, below, engine.encode(images, p.encoding, seeds))
+        pre = feed_forward(engine, below, network.encode(engine, images, seeds))
         drive = sample_drive(engine, layer, pre, stream("control places", seed, number))
         layer = finalise(engine, layer, drive, p.output_rate * p.encoding.presentation / 1000, p.threshold_lowering)
         layers.append(replace(learned, layer=layer))

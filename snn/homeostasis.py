@@ -17,9 +17,9 @@ def balance(layer: SpikingConv2d, start: SpikingConv2d, wins: Tensor, p: Homeost
     ``start`` is the layer before its first update, ``wins`` the spikes of each channel in this one, (C_out,).
     """
     if p.synaptic_scaling:
-        usual = start.conductance.sum((1, 2, 3)).mean()
+        usual = start.weight.abs().sum((1, 2, 3)).mean()
         # Bounded: otherwise one event could drive a channel that has lost almost all conductance.
-        total = layer.conductance.sum((1, 2, 3)).clamp(min=0.02 * usual)
+        total = layer.weight.abs().sum((1, 2, 3)).clamp(min=0.02 * usual)
         layer = layer.with_values(gain=start.gain * (usual / total))
     share = wins * (len(wins) / wins.sum().clamp(min=1))
     threshold = layer.v_threshold + p.threshold_step * (share - 1)

@@ -4,6 +4,9 @@ A presynaptic spike at step k holds its synapse open for a pulse of steps k .. k
 the drive of a neuron is ``I = gain_c sum_j G_cj s_j`` with ``gain`` the synaptic current per unit of conductance. The
 layer's spikes act on the next layer in the same step. Padding is silence.
 
+With feed-forward inhibition, an inhibitory cell that all presynaptic neurons drive alike takes the mean conductance off
+every synapse: ``I = gain_c (sum_j G_cj s_j - mean_j(G_cj) sum_j s_j)``.
+
 With inhibition on, only one channel fires of those that cross threshold at one place (x, y) in one step: the one
 furthest above its threshold (a seeded draw decides between equal ones). Every channel there goes to v_reset, and all
 but the winner ignore input for ``inhibition_time``.
@@ -43,12 +46,20 @@ class SpikingConv2d:
         neuron = norse_parameters(self.lif, self.v_threshold.reshape(per_map))
         return neuron, (self.gain * self.lif.millivolts_per_current).reshape(per_map)
 
-    def exact_conductance(self) -> Tensor:
-        """Conductances rounded to a grid (2^-15 for sums of up to 512 in float32) on which every sum of them is exact.
+    @property
+    def weight(self) -> Tensor:
+        """What an open synapse adds to the drive, before the gain, (C_out, C_in, kH, kW): G, less inhibition."""
+        if not self.geometry.feed_forward_inhibition:
+            return self.conductance
+        total = _on_exact_grid(self.conductance).sum((1, 2, 3), keepdim=True)
+        return self.conductance - total / self.conductance[0].numel()
+
+    def exact_weight(self) -> Tensor:
+        """Weights rounded to a grid (2^-15 for sums of up to 512 in float32) on which every sum of them is exact.
 
         Then a drive does not depend on the order of its sum, and engines, devices and batches agree to the last bit.
         """
-        return round_for_exact_sums(self.conductance, self.conductance[0].numel() * self.conductance.abs().amax())
+        return _on_exact_grid(self.weight)
 
     def convolution(self, shape: tuple[int, int, int]) -> ConvGeometry:
         """Its convolution over presynaptic neurons of ``shape`` (C_in, H, W)."""
@@ -62,6 +73,11 @@ class SpikingConv2d:
     def with_values(self, **values: Any) -> "SpikingConv2d":
         """A copy with the tensors ``conductance``, ``gain`` or ``v_threshold`` replaced."""
         return replace(self, **values)
+
+
+def _on_exact_grid(kernels: Tensor) -> Tensor:
+    """Kernels (C_out, C_in, kH, kW) rounded so that every sum over a kernel is exact."""
+    return round_for_exact_sums(kernels, kernels[0].numel() * kernels.abs().amax())
 
 
 def round_for_exact_sums(values: Tensor, largest: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from snn.monitor import Monitor
 from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
 from snn.parameters import STDPParameters
 from snn.plasticity import count_events, saturated_share, update
+from snn.retina import learn_retina
 from snn.runtime.processes import Processes
 from snn.runtime.random import draw_seeds, stream
 from snn.spikes import Spikes, spike_counts
@@ -64,7 +65,10 @@ def learn(
     images = images.images if isinstance(images, Images) else images
     engine = choose_engine(engine, device) if isinstance(engine, str) else engine
     channels, height, width = images.shape[1:]
-    network = (resume or SpikingNetwork((channels, height, width), p, (), seed)).to(device)
+    network = resume or SpikingNetwork((channels, height, width), p, (), seed)
+    if not network.retina:
+        network = replace(network, retina=processes.share(lambda: learn_retina(images, p.retina, seed)))
+    network = network.to(device)
     for number in range(len(network.layers), len(p.maps)):
         learner = LayerLearner(images, number, network, device, engine, processes)
         state = network.unfinished or learner.start()
@@ -94,7 +98,7 @@ class LayerLearner:
         processes: Processes,
     ) -> None:
         self.images, self.number, self.p, self.seed = images, number, network.learning, network.seed
-        self.below = [learned.layer for learned in network.layers]
+        self.network, self.below = network, [learned.layer for learned in network.layers]
         self.device, self.engine, self.processes = device, engine, processes
         chosen = torch.randperm(len(images), generator=self._stream("calibration images"))
         self.calibration = images[chosen[: self.p.calibration_images]]
@@ -109,7 +113,7 @@ class LayerLearner:
 
     def presynaptic(self, images: Tensor, seeds: Tensor) -> Spikes:
         """Spikes that reach the layer."""
-        spikes = self.engine.encode(images.to(self.device), self.p.encoding, seeds)
+        spikes = self.network.encode(self.engine, images.to(self.device), seeds)
         return feed_forward(self.engine, self.below, spikes)
 
     def calibration_spikes(self) -> tuple[Spikes, Tensor]:
@@ -181,8 +185,10 @@ class LayerLearner:
         post = engine.simulate(state.layer, pre, inhibition=True, seeds=seeds)
         rates = normalised_rates(pre, presentation, state.rate_limits)
         saturated = saturated_share(engine, state.layer, pre, post, rates, p.rule)
-        drive = sample_drive(engine, state.layer, pre, self._stream("places"))
-        layer = finalise(engine, state.layer, drive, p.output_rate * presentation / 1000, p.threshold_lowering)
+        geometry = replace(state.layer.geometry, feed_forward_inhibition=p.inhibition.when_learned)
+        learned = replace(state.layer, geometry=geometry)
+        drive = sample_drive(engine, learned, pre, self._stream("places"))
+        layer = finalise(engine, learned, drive, p.output_rate * presentation / 1000, p.threshold_lowering)
         return LearnedLayer(
             layer=layer,
             initial_conductance=state.start.conductance,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
+from snn.parameters import Encoding, LayerParameters, LIFParameters, RetinaParameters, STDPParameters
 from snn.runtime.errors import check
 
 
@@ -30,6 +30,25 @@ class Homeostasis:
         for name in ("threshold_step", "threshold_range", "ltd_step"):
             check(getattr(self, name) >= 0, f"homeostasis `{name}` = {getattr(self, name)}: must not be negative")
         check(0 <= self.mean_conductance < 1, f"`mean_conductance` {self.mean_conductance}: expected 0 to 1")
+
+
+@dataclass(frozen=True)
+class Inhibition:
+    """Inhibition by interneurons that the layer's own inputs drive (ours; cross-depth inhibition is the paper's)."""
+
+    feed_forward: Literal["none", "learning", "frozen", "both"] = "none"
+    """Where each channel's drive is ``sum_j G_j s_j - mean(G) sum_j s_j``, so that it follows contrast and not the
+    number of its inputs that spike: while a layer learns, once it has learned, or both (paper: none)."""
+
+    @property
+    def while_learning(self) -> bool:
+        """Feed-forward inhibition in a layer that learns."""
+        return self.feed_forward in ("learning", "both")
+
+    @property
+    def when_learned(self) -> bool:
+        """Feed-forward inhibition in a layer that has learned."""
+        return self.feed_forward in ("frozen", "both")
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,8 @@ class Learning:
     lif: LIFParameters = field(default_factory=LIFParameters)
     stdp: STDPParameters = field(default_factory=STDPParameters)
     homeostasis: Homeostasis = field(default_factory=Homeostasis)
+    retina: RetinaParameters = field(default_factory=RetinaParameters)
+    inhibition: Inhibition = field(default_factory=Inhibition)
 
     def __post_init__(self) -> None:
         check(
@@ -122,6 +143,7 @@ class Learning:
             padding=kernel_size // 2,
             pulse_width=self.pulse_width,
             inhibition_time=self.inhibition_time,
+            feed_forward_inhibition=self.inhibition.while_learning,
         )
 
     def updates(self, images: int) -> int:

@@ -1,7 +1,7 @@
 """A learned spiking network and the history of its learning."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from snn.engines.base import Engine
 from snn.layer import SpikingConv2d
 from snn.learning import Learning
+from snn.retina import Retina
 from snn.spikes import Spikes
 
 
@@ -123,6 +124,8 @@ class SpikingNetwork:
     """The layer that is learning."""
     images_digest: str = ""
     """Of the training images (:func:`images_digest`)."""
+    retina: Retina | None = field(default=None, compare=False)
+    """Learned from the training images, or None: intensities are encoded."""
 
     @property
     def complete(self) -> bool:
@@ -132,7 +135,12 @@ class SpikingNetwork:
     def to(self, device: torch.device | str) -> "SpikingNetwork":
         """A copy whose layers compute on ``device``."""
         layers = tuple(learned.to(device) for learned in self.layers)
-        return replace(self, layers=layers, unfinished=self.unfinished and self.unfinished.to(device))
+        retina = self.retina and self.retina.copy_to(device)
+        return replace(self, layers=layers, unfinished=self.unfinished and self.unfinished.to(device), retina=retina)
+
+    def encode(self, engine: Engine, images: Tensor, seeds: Tensor) -> Spikes:
+        """Input spikes of uint8 images (B, C, H, W), through the retina if there is one."""
+        return engine.encode(self.retina.encode(images) if self.retina else images, self.learning.encoding, seeds)
 
     def simulate(self, engine: Engine, spikes: Spikes) -> list[Spikes]:
         """Spikes of every layer, inhibition off, for encoded images bool (T, B, C, H, W), or events."""

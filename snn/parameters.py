@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
+
 from snn.registries import ENCODERS, RULES
 from snn.runtime.errors import check
 from snn.timegrid import whole_steps
@@ -64,6 +66,41 @@ class Encoding:
     def rate(self, intensity: "Tensor") -> "Tensor":
         """F in Hz of intensities in [0, 1], any shape."""
         return self.f_min + intensity * (self.f_max - self.f_min)
+
+
+@dataclass(frozen=True)
+class RetinaParameters:
+    """How intensities become contrast before they become spikes (:mod:`snn.retina`)."""
+
+    kind: Annotated[Literal["none", "whiten", "dog"], tyro.conf.arg(name="retina", prefix_name=False)] = "none"
+    """Contrast channels before the encoder: none (the paper: intensities), whiten (ON and OFF of a whitening filter
+    that is learned from training images), dog (ON and OFF of a difference of Gaussians)."""
+    kernel_size: int = 7
+    """Side of the filter, in pixels, odd."""
+    epsilon: float = 0.03
+    """Of whiten: added to the variance of image patches along each principal axis, in squared intensity. The larger,
+    the less fine detail, and the less noise, passes."""
+    patches: int = 100_000
+    """Of whiten: random patches of the training images from which their covariance is measured."""
+    centre: float = 0.8
+    """Of dog: standard deviation of the centre, in pixels."""
+    surround: float = 1.6
+    """Of dog: standard deviation of the surround, in pixels."""
+    quantile: float = 0.99
+    """Contrast that becomes 1, the encoder's highest rate: this quantile of the contrasts of training images."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.kernel_size % 2 == 1 and self.kernel_size >= 3,
+            f"retina of `kernel_size` {self.kernel_size}: must be odd, 3 or more",
+        )
+        check(self.epsilon > 0, f"retina `epsilon` {self.epsilon}: must be positive")
+        check(self.patches >= 1000, f"retina `patches` {self.patches}: give 1000 or more to measure a covariance")
+        check(
+            0 < self.centre < self.surround,
+            f"retina `centre` {self.centre}, `surround` {self.surround}: expected 0 < centre < surround",
+        )
+        check(0 < self.quantile <= 1, f"retina `quantile` {self.quantile}: expected more than 0, at most 1")
 
 
 @dataclass(frozen=True)
@@ -134,6 +171,8 @@ class LayerParameters:
     """Time w that a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
     inhibition_time: float = 10.0
     """Time for which channels that lost a place ignore their input, in ms (ours)."""
+    feed_forward_inhibition: bool = False
+    """An inhibitory cell that all inputs drive alike takes each channel's mean conductance off all its synapses."""
 
     def __post_init__(self) -> None:
         for name in ("maps", "kernel_size", "stride"):

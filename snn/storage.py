@@ -13,11 +13,12 @@ from snn.layer import SpikingConv2d
 from snn.learning import Learning
 from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
 from snn.parameters import LayerParameters, LIFParameters
+from snn.retina import retina_from_tree, retina_tree
 from snn.runtime.h5 import Schema, read_file, write_file
 from snn.runtime.pretrained import resolve
 from snn.runtime.tree import Tree, from_tree
 
-SCHEMA = Schema("snn/2", "python -m snn.learn --out FILE", LOCATION)
+SCHEMA = Schema("snn/3", "python -m snn.learn --out FILE", LOCATION, older=("snn/2",))
 SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
 """Learned networks that ship with the package (:func:`snn.runtime.pretrained.resolve`)."""
 
@@ -42,6 +43,7 @@ def save(
         "input": input_tree(data_source, network.input_shape),
         "learning": asdict(network.learning),
         "unit": {"potentials": "mV", "times": "ms", "rates": "Hz"},
+        "retina": retina_tree(network.retina),
         "layers": {name: _learned_tree(learned) for name, learned in layers.items()},
         "history": {name: _history_tree(learned.history) | units for name, learned in layers.items()},
         "progress": progress,
@@ -147,7 +149,15 @@ def _network_from_tree(tree: Tree) -> NetworkFile:
             drift=stored["drift"],
         )
     data_source, shape = read_input(tree["input"])
-    network = SpikingNetwork(shape, learning, tuple(layers), tree["seed"], unfinished, tree["images_digest"])
+    network = SpikingNetwork(
+        shape,
+        learning,
+        tuple(layers),
+        tree["seed"],
+        unfinished,
+        tree["images_digest"],
+        retina_from_tree(tree.get("retina", {})),
+    )
     return NetworkFile(network, data_source, tree["digest"])
 
 

@@ -61,7 +61,7 @@ def _convolution(layer: SpikingConv2d, size: tuple[int, int]) -> nir.Conv2d:
     volts = (layer.gain.double() * layer.lif.millivolts_per_current / 1000).reshape(-1, 1, 1, 1)
     return nir.Conv2d(
         input_shape=size,
-        weight=(layer.conductance.double() * volts).numpy(),
+        weight=(layer.weight.double() * volts).numpy(),
         stride=layer.geometry.stride,
         padding=layer.geometry.padding,
         dilation=1,

@@ -154,7 +154,7 @@ class Synapses(NamedTuple):
             row, y_remainder = divmod(y + p.padding - ky, p.stride)
             if y_remainder == 0 and 0 <= row < geometry.height_out:
                 rows[y, ky] = row * geometry.width_out * p.maps
-        weights = layer.exact_conductance().numpy()[:, :, :, order].transpose(1, 2, 3, 0)
+        weights = layer.exact_weight().numpy()[:, :, :, order].transpose(1, 2, 3, 0)
         weights = np.concatenate([weights, -weights, np.zeros_like(weights[:1])])
         pulse, _ = p.steps(layer.dt)
         return cls(pulse, _aligned(weights), columns * p.maps, rows, geometry)

@@ -151,7 +151,7 @@ def _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geome
 
     Spikes of a step are in order of their places, and all channels of a place reach the same places: their weights are
     added up on the way, four at a time. ``columns`` and ``rows`` say where (:class:`snn.engines.events.Synapses`).
-    All sums are exact (:meth:`snn.layer.SpikingConv2d.exact_conductance`), so nothing is left behind. Which neurons
+    All sums are exact (:meth:`snn.layer.SpikingConv2d.exact_weight`), so nothing is left behind. Which neurons
     change is found without branches, which no processor could predict.
     """
     width, c_in, kernel, channels = geometry.width, geometry.channels_in, geometry.kernel_size, geometry.channels_out

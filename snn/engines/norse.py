@@ -71,14 +71,14 @@ def convolve(layer: SpikingConv2d, pre: Tensor) -> Iterator[Tensor]:
     # As many images at a time, of one or several steps, as stay in a CPU's cache; one buffer serves all.
     chunk = max(1, DRIVE_CHUNK // (p.maps * height * width))
     steps = max(1, chunk // batch)
-    conductance = layer.exact_conductance()
-    buffer = conductance.new_empty((steps * batch, p.maps, height, width))
+    weight = layer.exact_weight()
+    buffer = weight.new_empty((steps * batch, p.maps, height, width))
     for group in hold(pre, pulse).split(steps):
         drive = buffer[: len(group) * batch]
         for pulses, out in zip(group.flatten(0, 1).split(chunk), drive.split(chunk), strict=True):
             # A library's convolution may transform its input (Winograd), which rounds; these sums are exact.
             fields = unfold(pulses.to(drive.dtype), p.kernel_size, padding=p.padding, stride=p.stride)
-            out.copy_((conductance.flatten(1) @ fields).unflatten(2, (height, width)))
+            out.copy_((weight.flatten(1) @ fields).unflatten(2, (height, width)))
         yield from drive.unflatten(0, (len(group), batch))
 
 

@@ -40,6 +40,8 @@ class Schema(NamedTuple):
     """Command that makes such a file, for messages."""
     unhashed: tuple[str, ...] = ()
     """Further paths that the digest leaves out, such as where images lie."""
+    older: tuple[str, ...] = ()
+    """Names of older schemas that are still read; what their files lack has a default."""
 
 
 def content_digest(tree: Tree, unhashed: Iterable[str] = ()) -> str:
@@ -112,14 +114,15 @@ def read_file(path: str | Path, schema: Schema, parse: Callable[[Tree], Content]
     try:
         with h5py.File(path, "r") as file:
             stored = file.attrs.get("schema")
-            other = isinstance(stored, str) and stored != schema.name
+            other = isinstance(stored, str) and stored not in (schema.name, *schema.older)
             if not other:
                 tree = _read_group(file)
     except failures as error:
         raise UserError(f"{path} is truncated or not an HDF5 file; make it again with: {remedy}") from error
     check(not other, f"{path} has schema {stored!r}, expected {schema.name!r}; make such a file with: {remedy}")
     try:
-        intact = tree.get("schema") == schema.name and tree.get("digest") == content_digest(tree, schema.unhashed)
+        known = tree.get("schema") in (schema.name, *schema.older)
+        intact = known and tree.get("digest") == content_digest(tree, schema.unhashed)
     except failures:
         intact = False
     check(
