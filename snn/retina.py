@@ -24,6 +24,7 @@ from snn.layer import round_for_exact_sums
 from snn.parameters import RetinaParameters
 from snn.runtime.errors import check
 from snn.runtime.random import stream
+from snn.runtime.threads import one_thread
 from snn.runtime.tree import Tree
 
 LEVELS = 255
@@ -112,15 +113,17 @@ def learn_retina(images: Tensor, p: RetinaParameters, seed: int) -> Retina | Non
     count, colours, height, width = images.shape
     check(
         p.kernel_size <= min(height, width),
-        f"retina of `kernel_size` {p.kernel_size}: the images are only {width}x{height} pixels",
+        f"retina of `kernel_size` {p.kernel_size}: the images are only {width}x{height} pixels; give a smaller filter, "
+        "or `retina` none",
     )
     variance = torch.empty(0, dtype=torch.float64)
     if p.kind == "whiten":
         filters, variance = whitening(sample_patches(images, p, seed), p.epsilon)
     else:
         filters = difference_of_gaussians(colours, p)
-    # The mean of all images; a difference of Gaussians ignores it.
-    mean = images.double().mean((0, 2, 3)) / LEVELS if p.kind == "whiten" else torch.zeros(colours).double()
+    # The mean of all images, in parts that fit memory; a difference of Gaussians ignores it.
+    total = torch.stack([part.sum((0, 2, 3), dtype=torch.int64) for part in images.split(1024)]).sum(0).double()
+    mean = total / (LEVELS * count * height * width) if p.kind == "whiten" else torch.zeros_like(total)
     sample = max(1, SCALE_SAMPLE // images[0].numel())
     chosen = images[torch.randperm(count, generator=stream(seed, "retina scale"))[:sample]]
     raw = _fitted(filters, mean, 1.0)
@@ -138,7 +141,10 @@ def _fitted(filters: Tensor, mean: Tensor, scale: float) -> Retina:
     weight = filters / scale
     # Any intensities, plus the offset of the mean: rounding itself may raise a sum a little.
     largest = 1.01 * 2 * INTENSITY_STEPS * weight.abs().sum((1, 2, 3)).amax()
-    weight = round_for_exact_sums(weight.float(), largest)
+    total, weight = weight.sum((2, 3)), round_for_exact_sums(weight.float(), largest)
+    # The centre takes up what rounding has changed, or an even surface would have contrast.
+    centre = weight.shape[-1] // 2
+    weight[:, :, centre, centre] += round_for_exact_sums(total.float(), largest) - weight.sum((2, 3))
     offset = -INTENSITY_STEPS * (weight.double().sum((2, 3)) @ mean)
     return Retina(weight, round_for_exact_sums(offset.float(), largest))
 
@@ -159,9 +165,11 @@ def whitening(patches: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     are averaged with their point reflections, as a patch of natural images is as likely as its reflection.
     """
     colours, size = patches.shape[1], patches.shape[-1]
-    variance, axes = torch.linalg.eigh(torch.cov(patches.flatten(1).T))
-    variance = variance.clamp(min=0)
-    whitener = (axes * (variance + epsilon).rsqrt()) @ axes.T
+    # How a library splits these sums among threads would show in their last bits.
+    with one_thread():
+        variance, axes = torch.linalg.eigh(torch.cov(patches.flatten(1).T))
+        variance = variance.clamp(min=0)
+        whitener = (axes * (variance + epsilon).rsqrt()) @ axes.T
     centre = torch.arange(colours) * size**2 + size**2 // 2
     filters = whitener[centre].reshape(colours, colours, size, size)
     return (filters + filters.flip((2, 3))) / 2, variance
