@@ -126,27 +126,27 @@ def learn_retina(images: Tensor, p: RetinaParameters, seed: int) -> Retina | Non
     mean = total / (LEVELS * count * height * width) if p.kind == "whiten" else torch.zeros_like(total)
     sample = max(1, SCALE_SAMPLE // images[0].numel())
     chosen = images[torch.randperm(count, generator=stream(seed, "retina scale"))[:sample]]
-    raw = _fitted(filters, mean, 1.0)
-    steps = chosen.float() * (INTENSITY_STEPS // LEVELS)
-    contrast = torch.cat([raw.response(part).abs().flatten() for part in steps.split(256)]) / INTENSITY_STEPS
+    raw = _fitted(filters, mean)
+    steps = (part.double() * (INTENSITY_STEPS // LEVELS) for part in chosen.split(256))
+    contrast = torch.cat([raw.response(part).abs().flatten() for part in steps]) / INTENSITY_STEPS
     scale = contrast.kthvalue(1 + round(p.quantile * (len(contrast) - 1))).values.item()
     check(scale > 0, "the training images have no contrast; give other images, or `retina` none")
-    retina = _fitted(filters, mean, scale)
+    retina = _fitted((filters / scale).float(), mean)
     retina.history = RetinaHistory(scale, (contrast > scale).double().mean().item(), variance)
     return retina
 
 
-def _fitted(filters: Tensor, mean: Tensor, scale: float) -> Retina:
-    """Filters float64 (C, C, k, k) and mean intensity (C,) as exact float32 values, for contrast in units of scale."""
-    weight = filters / scale
-    # Any intensities, plus the offset of the mean: rounding itself may raise a sum a little.
-    largest = 1.01 * 2 * INTENSITY_STEPS * weight.abs().sum((1, 2, 3)).amax()
-    total, weight = weight.sum((2, 3)), round_for_exact_sums(weight.float(), largest)
+def _fitted(filters: Tensor, mean: Tensor) -> Retina:
+    """Filters (C, C, k, k), and the offset for a mean intensity (C,), rounded so that every sum is exact."""
+    magnitude = filters.abs().sum((1, 2, 3)).amax()
+    # With the offset no sum is larger, but for rounding: it moves each weight, and the centre, by at most 2^-14 of it.
+    largest = INTENSITY_STEPS * magnitude * (1 + filters[0].numel() / 2**13)
+    weight, sums = (round_for_exact_sums(values, largest) for values in (filters, filters.sum((2, 3))))
     # The centre takes up what rounding has changed, or an even surface would have contrast.
     centre = weight.shape[-1] // 2
-    weight[:, :, centre, centre] += round_for_exact_sums(total.float(), largest) - weight.sum((2, 3))
-    offset = -INTENSITY_STEPS * (weight.double().sum((2, 3)) @ mean)
-    return Retina(weight, round_for_exact_sums(offset.float(), largest))
+    weight[:, :, centre, centre] += sums - weight.sum((2, 3))
+    offset = -INTENSITY_STEPS * (sums.double() @ mean)
+    return Retina(weight, round_for_exact_sums(offset.to(filters.dtype), largest))
 
 
 def sample_patches(images: Tensor, p: RetinaParameters, seed: int) -> Tensor:

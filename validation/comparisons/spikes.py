@@ -115,9 +115,7 @@ def compare_networks(networks: int, report: Report, random: np.random.Generator,
     """Draw networks until ``networks`` active ones have been compared; those that are not active must agree, too."""
     trials: list[Trial] = []
     # Every other network has feed-forward inhibition, and in the next round the others.
-    planned = [
-        (KINDS[number % len(KINDS)], (number + number // len(KINDS)) % 2 == 0) for number in range(networks)
-    ]
+    planned = [(KINDS[number % len(KINDS)], (number + number // len(KINDS)) % 2 == 0) for number in range(networks)]
     for kind, feed_forward in progress(planned, "spikes", "network"):
         trials += draw_active(kind, feed_forward, random, device)
         if not trials[-1].active:
@@ -146,7 +144,7 @@ def compare_networks(networks: int, report: Report, random: np.random.Generator,
     kinds = [kind for kind, _ in planned]
     for what, least, count in (
         (
-            "networks with feed-forward inhibition",
+            "those with feed-forward inhibition",
             sum(feed_forward for _, feed_forward in planned),
             sum(trial.network.feed_forward_inhibition for trial in active),
         ),
