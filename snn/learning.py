@@ -154,7 +154,7 @@ class Learning:
 
 Conductances = Literal["learned", "shuffled", "random", "balanced"]
 """What is converted: what a network learned, or a control (:func:`snn.controls.control`)."""
-PresetName = Literal["cifar10", "imagenet"]
+PresetName = Literal["cifar10", "imagenet", "retina"]
 
 
 PRESETS: dict[PresetName, Learning] = {
@@ -165,4 +165,14 @@ PRESETS: dict[PresetName, Learning] = {
     # costs 0.03 GMAC more than MobileNetV2, and 0.30 and 0.33 less than ResNet-101 and DenseNet-121 (paper's Table 1:
     # 0.03 to 0.04 more). Ours; python -m hybrid.complexity counts.
     "imagenet": Learning(maps=(20, 28, 36), strides=(2, 2, 1)),
+    # Contrast in place of intensities, and feed-forward inhibition of what has learned (ours: docs/learning.md).
+    "retina": Learning(
+        maps=(32,),
+        kernel_sizes=(5,),
+        output_rate=1.5,
+        encoding=Encoding(f_min=1, f_max=40, quiet=30),
+        stdp=STDPParameters(beta_p=1, beta_d=1),
+        retina=RetinaParameters("whiten"),
+        inhibition=Inhibition("frozen"),
+    ),
 }
