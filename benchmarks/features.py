@@ -22,20 +22,31 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-import torch
 import tyro
 from torch import Tensor
 
-from benchmarks.probe import PIXEL_GRID, Responder, converted, fit_classifier, pixels, pooled, simulated
+from benchmarks.probe import (
+    CONDITIONS,
+    PIXEL_GRID,
+    Responder,
+    Sizes,
+    Split,
+    converted,
+    fit_classifier,
+    pixels,
+    pooled,
+    simulated,
+    split_images,
+    with_noise,
+)
 from bridge.conversion import convert
 from bridge.frontend import FrontEndSpec, LayerSpec, SpikingFrontEnd
 from hybrid.complexity import count_macs
-from hybrid.conditions import Condition, Noise, condition_flag
+from hybrid.conditions import Noise, condition_flag
 from snn.controls import control
-from snn.data import load_images
 from snn.data_source import DataSource
 from snn.learner import learn
 from snn.learning import PRESETS, Conductances, Learning, PresetName
@@ -44,7 +55,6 @@ from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, write_csv
 from snn.runtime.progress import progress
-from snn.runtime.random import stream
 from snn.storage import load_network
 
 Response = Literal["simulated", "converted"]
@@ -54,6 +64,7 @@ OF_THE_RULE: tuple[Conductances, ...] = ("learned", "shuffled")
 """Conductances that depend on what was learned; the others are the same for all rules."""
 FITTED = 256
 """Images to which the converted layers are fitted."""
+CONTROLS = tuple(kind for kind in get_args(Conductances) if kind != "learned")
 LEARNED_FIGURES = (
     "maps_above_a_fifth_of_fair_share",
     "largest_share_over_fair_share",
@@ -87,15 +98,13 @@ class FeaturesConfig:
     """What to probe: learned conductances and controls (see bridge.convert). gabor is for one layer only."""
     responses: tuple[Response, ...] = ("simulated", "converted")
     """Spike counts of a simulation, and outputs of the converted layers."""
-    conditions: Annotated[tuple[Noise, ...], condition_flag(Noise, "conditions", many=True)] = tuple(
-        Noise.parse(text) for text in ("clean", "awgn:20", "awgn:15")
-    )
+    conditions: Annotated[tuple[Noise, ...], condition_flag(Noise, "conditions", many=True)] = CONDITIONS
     """Conditions of the test images."""
-    learn_images: int = 3000
+    learn_images: int = Sizes().learn
     """Training images to learn on."""
-    fit_images: int = 8000
+    fit_images: int = Sizes().fit
     """Further training images to fit the classifier to."""
-    test_images: int = 4000
+    test_images: int = Sizes().test
     """Further training images to test it on."""
     all: bool = False
     """Fit the classifier to all training images, and test it on all test images."""
@@ -105,51 +114,18 @@ class FeaturesConfig:
     learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
 
     def __post_init__(self) -> None:
-        for name in ("learn_images", "fit_images", "test_images"):
-            check(getattr(self, name) >= 10, f"`{name}` {getattr(self, name)}: expected 10 or more")
+        self.sizes.check()
         for name in ("rules", "seeds", "conductances", "responses", "conditions"):
             check(len(getattr(self, name)) > 0, f"`{name}`: give at least one")
+
+    @property
+    def sizes(self) -> Sizes:
+        """Of the parts of the images."""
+        return Sizes(self.learn_images, self.fit_images, self.test_images)
 
     def learning_with(self, rule: str) -> Learning:
         """Settings of learning by this rule."""
         return replace(self.learning, stdp=replace(self.learning.stdp, rule=rule))
-
-
-class Split(NamedTuple):
-    """Images (uint8) and labels of the probe, and those to learn on."""
-
-    learn: Tensor
-    fit: Tensor
-    fit_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
-
-
-def split_images(config: FeaturesConfig) -> Split:
-    """Images of ``config``; the same for all rules, seeds and settings of learning."""
-    data = load_images(config.data_source, "train", 0)
-    there, name = len(data.images), config.data_source.data
-    order = torch.randperm(there, generator=stream("split"))
-    if config.all:
-        check(
-            config.learn_images <= there,
-            f"`learn_images` {config.learn_images}: {name} has {there} training images; give fewer",
-        )
-        test = load_images(config.data_source, "test", 0)
-        return Split(data.images[order[: config.learn_images]], data.images, data.labels, test.images, test.labels)
-    parts = [config.fit_images, config.test_images, config.learn_images]
-    check(
-        sum(parts) <= there,
-        f"`fit_images`, `test_images` and `learn_images` add up to {sum(parts)} training images, {name} has {there}; "
-        "give fewer",
-    )
-    fit, test, learned, _ = order.split([*parts, there - sum(parts)])
-    return Split(data.images[learned], data.images[fit], data.labels[fit], data.images[test], data.labels[test])
-
-
-def with_noise(images: Tensor, condition: Noise) -> Tensor:
-    """uint8 images under a condition, rounded to 8 bits again."""
-    return (torch.cat(condition.batches(images, 0)) * 255).round().to(torch.uint8)
 
 
 def probe(
@@ -266,7 +242,7 @@ def run(config: FeaturesConfig) -> None:
         "gabor" not in config.conductances or len(config.learning.maps) == 1,
         f"`conductances` gabor is for one layer, not {len(config.learning.maps)}; give others",
     )
-    split, conditions = split_images(config), config.conditions
+    split, conditions = split_images(config.data_source, config.sizes, config.all), config.conditions
     shape = tuple(split.fit.shape[1:])
     check(given is None or given.input_shape == shape, f"{config.snn} is not for images of shape {shape}")
     sizes = {name: len(getattr(split, name)) for name in ("learn", "fit", "test")}
@@ -274,7 +250,7 @@ def run(config: FeaturesConfig) -> None:
     images = {"data": f"{data.data}, {'test' if config.all else 'training'} images"}
     images |= {f"{name}_images": str(count) for name, count in sizes.items() if not (given and name == "learn")}
     # Everything that decides a result, apart from what has a column of its own.
-    identity = hashlib.sha256(repr((config.learning_with(""), data, images, digest)).encode()).hexdigest()[:12]
+    identity = hashlib.sha256(repr((config.learning_with("fd"), data, images, digest)).encode()).hexdigest()[:12]
     common = {"run": identity, "settings": settings_text(config), **images}
 
     pixel_key = {"run": f"pixels {PIXEL_GRID} x {PIXEL_GRID}", **images}
@@ -300,7 +276,7 @@ def run(config: FeaturesConfig) -> None:
                 rows = [row | learned_figures(network.layers[int(row["layers"].split("-")[-1]) - 1]) for row in rows]
             results.add(rows, **key)
     shown = [row for row in results.rows if all(row[name] == images[name] for name in images)]
-    print(accuracy_table(shown, [str(condition) for condition in conditions]), learning_table(shown), sep="\n\n")
+    print(tables(shown, [str(condition) for condition in conditions]), learning_table(shown), sep="\n\n")
     print(
         f"\n{images['data']}: {sizes['learn']} images learned, {sizes['fit']} fit the classifier, {sizes['test']} test "
         f"it; accuracy in %, mean ± standard deviation over the seeds; {perf_counter() - began:.0f} s"
@@ -312,41 +288,50 @@ Values = dict[str, dict[str, float]]
 """Accuracy by condition and seed."""
 
 
-def accuracy_table(rows: list[Row], conditions: list[str]) -> str:
-    """Accuracies, means and standard deviations over the seeds, and differences, in Markdown."""
-    lines = [
-        "| settings | layers | features | MMAC per image | response | conductances | " + " | ".join(conditions) + " |",
-        "|---|---|---:|---:|---|---|" + "---:|" * len(conditions),
-    ]
-
-    def line(place: tuple[str, ...], what: str, cells: Iterable[str]) -> None:
-        lines.append("| " + " | ".join([*place, what, *cells]) + " |")
-
-    groups: dict[tuple[str, ...], dict[str, Values]] = {}
-    for row in rows:
+def tables(rows: list[Row], conditions: list[str]) -> str:
+    """Accuracies, means and standard deviations over the seeds; then differences between them; in Markdown."""
+    groups: dict[tuple[str, ...], dict[tuple[str, str], Values]] = {}
+    # Rules in one order, whatever the order in which results came.
+    for row in sorted(rows, key=lambda row: (row["conductances"] in CONTROLS, row["rule"] != "fd")):
         mmac = f"{float(row['mmac_per_image']):.3g}"
         place = (row["run"], row["settings"] or row["run"], row["layers"], row["features"], mmac, row["response"])
-        name = ", ".join(filter(None, (row["conductances"], row["rule"])))
-        values = groups.setdefault(place, {}).setdefault(name, {}).setdefault(row["condition"], {})
+        kind = row["conductances"], row["rule"]
+        values = groups.setdefault(place, {}).setdefault(kind, {}).setdefault(row["condition"], {})
         values[row["seed"]] = float(row["accuracy_percent"])
-    for place, kinds in groups.items():
-        learned = [name for name in kinds if name.startswith("learned")]
-        for name, values in kinds.items():
-            line(place[1:], name, (spread(values.get(condition, {})) for condition in conditions))
-        for name in learned:
-            rule = name.partition(", ")[2]
-            others = [other for other in kinds if not other.startswith("learned") and other.endswith(("", rule))]
-            others = [other for other in others if "," not in other or other.endswith(f", {rule}")]
-            if name == learned[0]:
-                others += learned[1:]
-            for other in others:
-                line(place[1:], f"{name} - {other}", differences(kinds[name], kinds[other], conditions))
-        twin = groups.get((*place[:5], "simulated"), {})
-        if place[5] == "converted":
-            for name in learned:
-                if name in twin:
-                    line(place[1:], f"{name}: - simulated", differences(kinds[name], twin[name], conditions))
-    return "\n".join(lines)
+    accuracies, compared = [], []
+    for (identity, settings, layers, features, mmac, response), kinds in groups.items():
+        for kind, values in kinds.items():
+            cells = [spread(values.get(condition, {})) for condition in conditions]
+            accuracies.append([settings, layers, features, mmac, response, _name(kind), *cells])
+        learned = [kind for kind in kinds if kind[0] == "learned"]
+        simulation = groups.get((identity, settings, layers, features, mmac, "simulated"), {})
+        for kind in learned:
+            others = [other for other in kinds if other[0] != "learned" and other[1] in ("", kind[1])]
+            others += learned[1:] if kind == learned[0] else []
+            pairs = {f"{_name(kind)} - {_name(other)}": kinds[other] for other in others}
+            if response == "converted" and kind in simulation:
+                pairs[f"{_name(kind)}: converted - simulated"] = simulation[kind]
+            for what, values in pairs.items():
+                compared.append([settings, layers, response, what, *differences(kinds[kind], values, conditions)])
+    return "\n\n".join(
+        markdown((*heads, *conditions), lines)
+        for heads, lines in (
+            (("settings", "layers", "features", "MMAC per image", "response", "conductances"), accuracies),
+            (("settings", "layers", "response", "difference"), compared),
+        )
+        if lines
+    )
+
+
+def markdown(heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    heads = list(heads)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *lines))
+
+
+def _name(kind: tuple[str, str]) -> str:
+    """Conductances and, where it decides them, the rule."""
+    return " ".join(filter(None, kind))
 
 
 def differences(first: Values, second: Values, conditions: Iterable[str]) -> Iterator[str]:
@@ -366,29 +351,25 @@ def spread(values: dict[str, float], difference: bool = False) -> str:
         return text
     deviation = numbers.std(ddof=1)
     text += f" ± {deviation:.1f}"
-    return text + (f", {abs(numbers.mean()) / deviation:.0f} sd" if difference and deviation > 0 else "")
+    return text + (f", {abs(numbers.mean()) / deviation:.0f} sd" if difference and deviation > 1e-9 else "")
 
 
 def learning_table(rows: list[Row]) -> str:
     """How learning went, in Markdown: the worst of the seeds for the shares, means of the other figures."""
-    lines = [
-        "| settings | rule | layer | maps above 1/5 of fair share | largest share | mean change of G "
-        "| spread of G before, after | LTP, LTD at peak |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
     groups: dict[tuple[str, ...], list[list[float]]] = {}
     for row in rows:
         if row["conductances"] == "learned" and "-" not in row["layers"]:
             figures = [float(row[name]) for name in LEARNED_FIGURES]
-            groups.setdefault((row["run"], row["settings"], row["rule"], row["layers"]), []).append(figures)
+            groups.setdefault((row["run"], row["settings"], row["layers"], row["rule"]), []).append(figures)
+    lines = []
     for (_, *place), found in groups.items():
         figures = np.array(found)
         _, _, moved, before, after, ltp, ltd = figures.mean(0)
-        lines.append(
-            f"| {' | '.join(place)} | {figures[:, 0].min():.0%} | {figures[:, 1].max():.1f} | {moved:.2f} "
-            f"| {before:.2f}, {after:.2f} | {ltp:.0%}, {ltd:.0%} |"
-        )
-    return "\n".join(lines)
+        shares = f"{figures[:, 0].min():.0%}", f"{figures[:, 1].max():.1f}"
+        lines.append([*place, *shares, f"{moved:.2f}", f"{before:.2f}, {after:.2f}", f"{ltp:.0%}, {ltd:.0%}"])
+    shares = "maps above 1/5 of fair share", "largest share"
+    heads = "settings", "layer", "rule", *shares, "mean change of G", "spread of G before, after", "LTP, LTD at peak"
+    return markdown(heads, lines)
 
 
 def with_preset(config: FeaturesConfig) -> FeaturesConfig:

@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, one_hot
 
 from bridge.frontend import SpikingFrontEnd
+from hybrid.conditions import Noise
+from snn.data import load_images
+from snn.data_source import DataSource
 from snn.engines.base import choose_engine
 from snn.network import SpikingNetwork
+from snn.runtime.errors import check
 from snn.runtime.progress import progress
 from snn.runtime.random import draw_seeds, stream
 from snn.spikes import spike_counts
@@ -25,8 +30,59 @@ ROWS = 2000
 PENALTIES = (30, 100, 300, 1000, 3000, 10_000, 30_000)
 """Of the ridge classifier."""
 
+CONDITIONS = tuple(Noise.parse(text) for text in ("clean", "awgn:20", "awgn:15"))
+"""Under which the test images are."""
+
 Responder = Callable[[Tensor], Sequence[Tensor]]
 """From uint8 images (B, C, H, W) to the responses of all layers, (B, maps, h, w) each."""
+
+
+class Sizes(NamedTuple):
+    """Numbers of images."""
+
+    learn: int = 3000
+    fit: int = 8000
+    test: int = 4000
+
+    def check(self) -> None:
+        """Raise :class:`UserError` for a size too small."""
+        for name, size in self._asdict().items():
+            check(size >= 10, f"`{name}_images` {size}: expected 10 or more")
+
+
+class Split(NamedTuple):
+    """Images (uint8) and labels of the probe, and those to learn on."""
+
+    learn: Tensor
+    fit: Tensor
+    fit_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+
+def split_images(source: DataSource, sizes: Sizes, whole: bool = False) -> Split:
+    """Three parts of the training images, the same for every call.
+
+    With ``whole`` the classifier gets all training images, and all test images test it.
+    """
+    data = load_images(source, "train", 0)
+    there = len(data.images)
+    order = torch.randperm(there, generator=stream("split"))
+    if whole:
+        wanted, names = sizes.learn, "`learn_images`"
+    else:
+        wanted, names = sum(sizes), "`learn_images`, `fit_images` and `test_images` together"
+    check(wanted <= there, f"{names} are {wanted}: {source.data} has {there} training images; give fewer")
+    if whole:
+        test = load_images(source, "test", 0)
+        return Split(data.images[order[: sizes.learn]], data.images, data.labels, test.images, test.labels)
+    fit, tested, learned = order[:wanted].split([sizes.fit, sizes.test, sizes.learn])
+    return Split(data.images[learned], data.images[fit], data.labels[fit], data.images[tested], data.labels[tested])
+
+
+def with_noise(images: Tensor, condition: Noise) -> Tensor:
+    """uint8 images under a condition, rounded to 8 bits again."""
+    return (torch.cat(condition.batches(images, 0)) * 255).round().to(torch.uint8)
 
 
 def simulated(network: SpikingNetwork, purpose: str) -> Responder:
@@ -104,7 +160,8 @@ def fit_classifier(
         penalties: to choose from.
     """
     count, width = len(labels), sum(part.shape[1] for part in features)
-    variance, mean = (torch.cat(values) for values in zip(*(torch.var_mean(f, 0, correction=0) for f in features)))
+    moments = [torch.var_mean(part, 0, correction=0) for part in features]
+    variance, mean = (torch.cat(values) for values in zip(*moments, strict=True))
     scale = torch.where(variance > 0, variance.sqrt(), 1.0)
     targets = 2 * one_hot(labels).float() - 1
     bias = targets.mean(0)
