@@ -377,5 +377,10 @@ def with_preset(config: FeaturesConfig) -> FeaturesConfig:
     return replace(config, learning=PRESETS[config.preset])
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m benchmarks.features``."""
+    return run_command(FeaturesConfig, run, argv, with_preset)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(FeaturesConfig, run, None, with_preset))
+    sys.exit(main())
