@@ -152,7 +152,7 @@ class Learning:
         return per_pass * max(self.epochs, -(-self.min_updates // per_pass))
 
 
-Conductances = Literal["learned", "shuffled", "random", "balanced"]
+Conductances = Literal["learned", "shuffled", "random", "balanced", "gabor", "kmeans"]
 """What is converted: what a network learned, or a control (:func:`snn.controls.control`)."""
 PresetName = Literal["cifar10", "imagenet", "retina", "retina-imagenet"]
 
