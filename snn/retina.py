@@ -24,6 +24,7 @@ from snn.layer import round_for_exact_sums
 from snn.parameters import RetinaParameters
 from snn.runtime.errors import check
 from snn.runtime.random import stream
+from snn.runtime.threads import one_thread
 from snn.runtime.tree import Tree
 
 LEVELS = 255
@@ -112,35 +113,40 @@ def learn_retina(images: Tensor, p: RetinaParameters, seed: int) -> Retina | Non
     count, colours, height, width = images.shape
     check(
         p.kernel_size <= min(height, width),
-        f"retina of `kernel_size` {p.kernel_size}: the images are only {width}x{height} pixels",
+        f"retina of `kernel_size` {p.kernel_size}: the images are only {width}x{height} pixels; give a smaller filter, "
+        "or `retina` none",
     )
     variance = torch.empty(0, dtype=torch.float64)
     if p.kind == "whiten":
         filters, variance = whitening(sample_patches(images, p, seed), p.epsilon)
     else:
         filters = difference_of_gaussians(colours, p)
-    # The mean of all images; a difference of Gaussians ignores it.
-    mean = images.double().mean((0, 2, 3)) / LEVELS if p.kind == "whiten" else torch.zeros(colours).double()
+    # The mean of all images, in parts that fit memory; a difference of Gaussians ignores it.
+    total = torch.stack([part.sum((0, 2, 3), dtype=torch.int64) for part in images.split(1024)]).sum(0).double()
+    mean = total / (LEVELS * count * height * width) if p.kind == "whiten" else torch.zeros_like(total)
     sample = max(1, SCALE_SAMPLE // images[0].numel())
     chosen = images[torch.randperm(count, generator=stream(seed, "retina scale"))[:sample]]
-    raw = _fitted(filters, mean, 1.0)
-    steps = chosen.float() * (INTENSITY_STEPS // LEVELS)
-    contrast = torch.cat([raw.response(part).abs().flatten() for part in steps.split(256)]) / INTENSITY_STEPS
+    raw = _fitted(filters, mean)
+    steps = (part.double() * (INTENSITY_STEPS // LEVELS) for part in chosen.split(256))
+    contrast = torch.cat([raw.response(part).abs().flatten() for part in steps]) / INTENSITY_STEPS
     scale = contrast.kthvalue(1 + round(p.quantile * (len(contrast) - 1))).values.item()
     check(scale > 0, "the training images have no contrast; give other images, or `retina` none")
-    retina = _fitted(filters, mean, scale)
+    retina = _fitted((filters / scale).float(), mean)
     retina.history = RetinaHistory(scale, (contrast > scale).double().mean().item(), variance)
     return retina
 
 
-def _fitted(filters: Tensor, mean: Tensor, scale: float) -> Retina:
-    """Filters float64 (C, C, k, k) and mean intensity (C,) as exact float32 values, for contrast in units of scale."""
-    weight = filters / scale
-    # Any intensities, plus the offset of the mean: rounding itself may raise a sum a little.
-    largest = 1.01 * 2 * INTENSITY_STEPS * weight.abs().sum((1, 2, 3)).amax()
-    weight = round_for_exact_sums(weight.float(), largest)
-    offset = -INTENSITY_STEPS * (weight.double().sum((2, 3)) @ mean)
-    return Retina(weight, round_for_exact_sums(offset.float(), largest))
+def _fitted(filters: Tensor, mean: Tensor) -> Retina:
+    """Filters (C, C, k, k), and the offset for a mean intensity (C,), rounded so that every sum is exact."""
+    magnitude = filters.abs().sum((1, 2, 3)).amax()
+    # With the offset no sum is larger, but for rounding: it moves each weight, and the centre, by at most 2^-14 of it.
+    largest = INTENSITY_STEPS * magnitude * (1 + filters[0].numel() / 2**13)
+    weight, sums = (round_for_exact_sums(values, largest) for values in (filters, filters.sum((2, 3))))
+    # The centre takes up what rounding has changed, or an even surface would have contrast.
+    centre = weight.shape[-1] // 2
+    weight[:, :, centre, centre] += sums - weight.sum((2, 3))
+    offset = -INTENSITY_STEPS * (sums.double() @ mean)
+    return Retina(weight, round_for_exact_sums(offset.to(filters.dtype), largest))
 
 
 def sample_patches(images: Tensor, p: RetinaParameters, seed: int) -> Tensor:
@@ -159,9 +165,11 @@ def whitening(patches: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     are averaged with their point reflections, as a patch of natural images is as likely as its reflection.
     """
     colours, size = patches.shape[1], patches.shape[-1]
-    variance, axes = torch.linalg.eigh(torch.cov(patches.flatten(1).T))
-    variance = variance.clamp(min=0)
-    whitener = (axes * (variance + epsilon).rsqrt()) @ axes.T
+    # How a library splits these sums among threads would show in their last bits.
+    with one_thread():
+        variance, axes = torch.linalg.eigh(torch.cov(patches.flatten(1).T))
+        variance = variance.clamp(min=0)
+        whitener = (axes * (variance + epsilon).rsqrt()) @ axes.T
     centre = torch.arange(colours) * size**2 + size**2 // 2
     filters = whitener[centre].reshape(colours, colours, size, size)
     return (filters + filters.flip((2, 3))) / 2, variance

@@ -1,4 +1,4 @@
-"""The three comparisons with Brian2: they agree, and they notice when the learner is wrong."""
+"""The three commands that compare with Brian2 and SciPy: they agree, and they notice when the learner is wrong."""
 
 import functools
 import io
@@ -21,9 +21,12 @@ import snn.engines.events
 import snn.engines.norse
 import snn.layer
 import snn.plasticity
+import snn.retina
 import validation.reference.neuron
 from snn.engines.norse import NorseEngine, SheetState
-from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
+from snn.layer import SpikingConv2d
+from snn.parameters import Encoding, LayerParameters, LIFParameters, RetinaParameters, STDPParameters
+from snn.retina import Retina
 from snn.rules.deterministic import Deterministic
 from snn.rules.fd import FrequencyDependent
 from snn.spikes import Raster, SpikeEvents
@@ -120,6 +123,43 @@ def rates_of_other_pixels(engine, layer, pre, post, rates, *rest, count_events=s
     return count_events(engine, layer, pre, post, rates._replace(level=rates.level.flip(-1)), *rest)
 
 
+def other_weight(change):
+    """The weight of a layer with feed-forward inhibition, changed."""
+
+    def weight(layer, given=SpikingConv2d.weight):
+        inhibited = layer.geometry.feed_forward_inhibition
+        return change(layer.conductance) if inhibited else given.fget(layer)
+
+    return [("snn.layer.SpikingConv2d.weight", property(weight))]
+
+
+def without_inhibition(layer, pre, convolve=snn.engines.norse.convolve):
+    geometry = replace(layer.geometry, feed_forward_inhibition=False)
+    return convolve(replace(layer, geometry=geometry), pre)
+
+
+def other_filters(change, response=Retina.response):
+    """Retinas answer as if their filters were changed."""
+    return [
+        (
+            "snn.retina.Retina.response",
+            lambda retina, steps: response(Retina(change(retina.filters), retina.offset), steps),
+        )
+    ]
+
+
+def swapped_channels(retina, images, *levels, forward=Retina.forward):
+    return forward(retina, images, *levels).roll(images.shape[1], 1)
+
+
+def black_border(values, sizes, mode, pad=snn.retina.pad):
+    return pad(values, sizes)
+
+
+def another_epsilon(patches, epsilon, whitening=snn.retina.whitening):
+    return whitening(patches, 1.01 * epsilon)
+
+
 PROBABILITIES = [(rule, name) for rule in (FrequencyDependent, Deterministic) for name in ("ltp", "ltd")]
 FAULTS = {
     "rates of other pixels": [("snn.learner.count_events", rates_of_other_pixels)],
@@ -141,9 +181,20 @@ FAULTS = {
     "fires at v = v_threshold": [("snn.engines.events.simulate_events", fires_at_threshold)],
     "norse fires at v = v_threshold": [("snn.engines.norse.integrate", norse_fires_at_threshold)],
     "synapses one column off": [("snn.engines.events.count_pairs", weights_one_column_off)],
+    "sign of feed-forward inhibition": other_weight(lambda g: g + g.mean((1, 2, 3), keepdim=True)),
+    "feed-forward inhibition is the mean over channels": other_weight(lambda g: g - g.mean(0, keepdim=True)),
+    "feed-forward inhibition is the mean of all channels together": other_weight(lambda g: g - g.mean()),
+    "no feed-forward inhibition in one engine": [("snn.engines.norse.convolve", without_inhibition)],
+    "ON and OFF swapped": [("snn.retina.Retina.forward", swapped_channels)],
+    "retina's filter flipped": other_filters(lambda filters: filters.flip((2, 3))),
+    "retina's filter transposed": other_filters(lambda filters: filters.mT),
+    "retina's colours transposed": other_filters(lambda filters: filters.transpose(0, 1)),
+    "border of images black": [("snn.retina.pad", black_border)],
+    "epsilon of the whitening 1 % larger": [("snn.retina.whitening", another_epsilon)],
 }
-SPIKES = [network, "--networks", "2", "--deterministic", "0", "--stochastic", "0"]
-LEARNING = [network, "--networks", "0", "--deterministic", "4", "--batches", "1", "--stochastic", "0"]
+RETINA = [network, "--networks", "0", "--deterministic", "0", "--stochastic", "0"]
+SPIKES = [network, "--retinas", "0", "--networks", "2", "--deterministic", "0", "--stochastic", "0"]
+LEARNING = [network, "--retinas", "0", "--networks", "0", "--deterministic", "4", "--batches", "1", "--stochastic", "0"]
 WINDOW = [stdp_window, "--draws", "1000"]
 RESPONSE = [freq_response, "--drives", "32", "--durations", "300"]
 
@@ -230,7 +281,7 @@ def command_name(value):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [SPIKES, LEARNING, RESPONSE], ids=command_name)
+@pytest.mark.parametrize("command", [SPIKES, LEARNING, RETINA, RESPONSE], ids=command_name)
 @pytest.mark.usefixtures("brian2_once")
 def test_the_parts_agree_when_nothing_is_wrong(command, tmp_path):
     assert run_part(command, tmp_path) == 0
@@ -256,6 +307,17 @@ def test_the_parts_agree_when_nothing_is_wrong(command, tmp_path):
         ("fires at v = v_threshold", SPIKES),
         ("synapses one column off", LEARNING),
         ("rates of other pixels", LEARNING),
+        ("sign of feed-forward inhibition", SPIKES),
+        ("sign of feed-forward inhibition", LEARNING),
+        ("feed-forward inhibition is the mean over channels", SPIKES),
+        ("feed-forward inhibition is the mean of all channels together", SPIKES),
+        ("no feed-forward inhibition in one engine", SPIKES),
+        ("ON and OFF swapped", RETINA),
+        ("retina's filter flipped", RETINA),
+        ("retina's filter transposed", RETINA),
+        ("retina's colours transposed", RETINA),
+        ("border of images black", RETINA),
+        ("epsilon of the whitening 1 % larger", RETINA),
     ],
     ids=command_name,
 )
@@ -288,7 +350,7 @@ def test_the_command_notices(fault, command, tmp_path, monkeypatch, capsys):
         (network, ["--repeats", "1"], "--repeats 1: give 20 or more"),
         (network, ["--networks", "-1"], "--networks -1"),
         (network, ["--deterministic", "3"], "--deterministic 3: give 0, or at least 4"),
-        (network, ["--networks", "0", "--deterministic", "0", "--stochastic", "0"], "give one of them"),
+        (RETINA[0], [*RETINA[1:], "--retinas", "0"], "give one of them"),
         (network, ["--out", "no/such/folder/x.h5"], "create it first"),
     ],
 )
@@ -562,8 +624,9 @@ def test_documentation_lists_every_constant_with_its_default():
         [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")
     ]
     listed = {row[0]: row[1] for row in rows}
-    for kind in (LIFParameters, STDPParameters, LayerParameters, Encoding):
+    for kind in (LIFParameters, STDPParameters, LayerParameters, Encoding, RetinaParameters):
         for name, field in kind.__dataclass_fields__.items():
             if name != "maps":
-                assert listed[name] == str(field.default), name
+                shown = f"retina.{name}" if kind is RetinaParameters else name
+                assert listed[shown] == str(field.default), shown
     assert all(row[-1] for row in rows)

@@ -2,7 +2,8 @@
 
 Three comparisons, all on the learner's own functions: spikes of every layer at every step; conductances after several
 mini-batches of rules without chance; the distribution of the change that a rule with chance makes in one mini-batch.
-Rules of plugins join the second or the third.
+Rules of plugins join the second or the third. A fourth compares the contrast that random retinas send to the encoder,
+pixel by pixel, with NumPy and SciPy.
 """
 
 import sys
@@ -19,6 +20,8 @@ from snn.runtime.errors import check
 from snn.runtime.h5 import Schema, Tree, write_file
 from snn.runtime.outputs import Outputs, beside
 from validation.comparisons.learning import WITHOUT_CHANCE, compare_distributions, compare_learning
+from validation.comparisons.retina import KINDS as RETINA_KINDS
+from validation.comparisons.retina import RetinaTrial, compare_retinas
 from validation.comparisons.rules import PAIRINGS, compared_rules
 from validation.comparisons.spikes import KINDS, Trial, compare_networks
 from validation.figures import draw_networks
@@ -26,7 +29,7 @@ from validation.report import FALSE_ALARM, Report
 
 SCHEMA = Schema("network/1", "python -m validation.network")
 
-QUICK = {"networks": 12, "deterministic": 4, "batches": 3, "stochastic": 1, "repeats": 50}
+QUICK = {"retinas": 6, "networks": 12, "deterministic": 4, "batches": 3, "stochastic": 1, "repeats": 50}
 """Largest values of these fields with ``--quick``."""
 QUICK_FLAGS = ", ".join(f"--{name} {most}" for name, most in QUICK.items())
 FEWEST_WITHOUT_CHANCE = len(WITHOUT_CHANCE) * len(PAIRINGS)
@@ -34,11 +37,13 @@ FEWEST_WITHOUT_CHANCE = len(WITHOUT_CHANCE) * len(PAIRINGS)
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Compare spikes and learning of random small networks with Brian2; 0 leaves a part out."""
+    """Compare spikes and learning of random small networks with Brian2, contrast with SciPy; 0 leaves a part out."""
 
     out: Path = Path("network.h5")
     """File to write; figure beside it."""
     quick: Annotated[bool, tyro.conf.arg(help=f"A check in less than a minute: at most {QUICK_FLAGS}.")] = False
+    retinas: int = 60
+    """Retinas whose contrast is compared."""
     networks: int = 60
     """Active networks whose spikes are compared."""
     deterministic: int = 24
@@ -53,7 +58,7 @@ class NetworkConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        for name in ("networks", "deterministic", "stochastic"):
+        for name in ("retinas", "networks", "deterministic", "stochastic"):
             check(getattr(self, name) >= 0, f"`{name}` {getattr(self, name)}: must not be negative")
         check(self.batches >= 1, f"`batches` {self.batches}: must be 1 or more")
         check(self.repeats >= 20, f"`repeats` {self.repeats}: give 20 or more, or a weaker rule would not show")
@@ -63,8 +68,8 @@ class NetworkConfig:
             "pairing",
         )
         check(
-            self.networks + self.deterministic + self.stochastic > 0,
-            "`networks`, `deterministic` and `stochastic` are all 0: give one of them",
+            self.retinas + self.networks + self.deterministic + self.stochastic > 0,
+            "`retinas`, `networks`, `deterministic` and `stochastic` are all 0: give one of them",
         )
         for name, most in QUICK.items() if self.quick else ():
             object.__setattr__(self, name, min(getattr(self, name), most))
@@ -78,6 +83,7 @@ def run(config: NetworkConfig) -> int:
     report = Report("validation.network")
     print(f"random networks, learner on {device.type}; a false alarm in {FALSE_ALARM:.1%} of all runs")
     compared_rules(report=report)
+    retinas = compare_retinas(config.retinas, report, random, device) if config.retinas else []
     trials = compare_networks(config.networks, report, random, device) if config.networks else []
     learned = (
         compare_learning(config.deterministic, config.batches, report, random, device) if config.deterministic else None
@@ -85,6 +91,7 @@ def run(config: NetworkConfig) -> int:
     distributions = compare_distributions(config.stochastic, config.repeats, report, random, device)
     command = command_line("validation.network", config)
     tree: Tree = {
+        "retinas": _retina_table(retinas) if retinas else {},
         "networks": _network_table(trials) if trials else {},
         "without_chance": learned._asdict() | {"unit": "conductance (all networks in a row)"} if learned else {},
         "stochastic": {
@@ -122,6 +129,13 @@ def _network_table(trials: list[Trial]) -> Tree:
     columns |= {name: [getattr(p, name) for p in geometries] for name in asdict(geometries[0])}
     table = {name: np.array(values) for name, values in columns.items()}
     return table | {"kind_names": list(KINDS), "times_unit": "ms", "geometry_of": "the last layer"}
+
+
+def _retina_table(trials: list[RetinaTrial]) -> Tree:
+    """Columns with one row per retina."""
+    table: Tree = {name: np.array([getattr(trial, name) for trial in trials]) for name in RetinaTrial._fields[1:]}
+    table["kind"] = np.array([RETINA_KINDS.index(trial.kind) for trial in trials])
+    return table | {"kind_names": list(RETINA_KINDS), "even_unit": "steps of contrast"}
 
 
 def main(argv: list[str] | None = None) -> int:

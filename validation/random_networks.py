@@ -42,6 +42,11 @@ class RandomNetwork:
         """Cross-depth inhibition in the last layer."""
         return self.kind != "free"
 
+    @property
+    def feed_forward_inhibition(self) -> bool:
+        """Feed-forward inhibition in the last layer."""
+        return self.layers[-1].geometry.feed_forward_inhibition
+
     def draw_spikes(self, generator: torch.Generator) -> Tensor:
         """Spikes of a batch of random images, bool (T, B, C, H, W)."""
         device = generator.device
@@ -57,8 +62,14 @@ class RandomNetwork:
         return replace(self, layers=tuple(layers))
 
 
-def draw_network(kind: Kind, random: np.random.Generator, batch: int | None = None) -> RandomNetwork:
-    """A random network of ``kind``; ``batch``: images at a time (None: 1 to 3)."""
+def draw_network(
+    kind: Kind, random: np.random.Generator, batch: int | None = None, *, feed_forward: bool = False
+) -> RandomNetwork:
+    """A random network of ``kind``.
+
+    ``batch``: images at a time (None: 1 to 3). ``feed_forward``: with feed-forward inhibition in the last layer, and by
+    chance in the one before.
+    """
     dt = EXACT_DT if kind == "exact" else float(random.choice([1.0, 1.25, 1.5, 2.0, 2.5, 3.0]))
     low = random.uniform(10, 30)
     encoding = Encoding(low, low + random.uniform(10, 40), PRESENTATION, dt, str(random.choice(["regular", "poisson"])))
@@ -66,9 +77,13 @@ def draw_network(kind: Kind, random: np.random.Generator, batch: int | None = No
     rate = (encoding.f_min + encoding.f_max) / 2
     layers = []
     below = shape
-    for number in range(2 if kind == "stacked" else 1):
+    last = 1 if kind == "stacked" else 0
+    for number in range(last + 1):
         free = kind == "free" or (kind == "stacked" and number == 0)
-        geometry = _draw_geometry(random, below, dt, fewest_channels=1 if free else 2)
+        inhibited = feed_forward and (number == last or bool(random.integers(2)))
+        # Of one synapse alone, inhibition would leave nothing.
+        several = not free or (feed_forward and number < last)
+        geometry = _draw_geometry(random, below, dt, fewest_channels=2 if several else 1, feed_forward=inhibited)
         spikes = random.uniform(4, 7) if free else random.uniform(3, 5)
         layer = _draw_layer(kind, random, geometry, below, dt, rate, spikes, lowered=kind == "stacked" and free)
         layers.append(layer)
@@ -77,9 +92,10 @@ def draw_network(kind: Kind, random: np.random.Generator, batch: int | None = No
 
 
 def _draw_geometry(
-    random: np.random.Generator, shape: tuple[int, int, int], dt: float, fewest_channels: int
+    random: np.random.Generator, shape: tuple[int, int, int], dt: float, fewest_channels: int, feed_forward: bool
 ) -> LayerParameters:
-    kernel = int(random.integers(1, min(4, *shape[1:]) + 1))
+    smallest = 2 if feed_forward and shape[0] == 1 else 1
+    kernel = int(random.integers(smallest, min(4, *shape[1:]) + 1))
     return LayerParameters(
         maps=int(random.integers(fewest_channels, 6)),
         kernel_size=kernel,
@@ -87,6 +103,7 @@ def _draw_geometry(
         padding=int(random.integers(0, kernel)),
         pulse_width=dt * int(random.integers(math.ceil(5 / dt), math.floor(20 / dt) + 1)),
         inhibition_time=dt * int(random.integers(0, math.floor(15 / dt) + 1)),
+        feed_forward_inhibition=feed_forward,
     )
 
 
@@ -104,7 +121,7 @@ def _draw_layer(
     channels, size = p.maps, (p.maps, shape[0], p.kernel_size, p.kernel_size)
     if kind == "exact":
         lif = EXACT_NEURON
-        conductance = random.integers(1, 5, size) / 4
+        conductance = _with_exact_mean(random.integers(1, 5, size), p, random) / 4
         threshold = random.choice([-24.0, -25.0, -26.0]) * POTENTIAL_UNIT * np.ones(channels)
     else:
         lif = LIFParameters(v_reset=random.uniform(-79, -71), v_init=random.uniform(-74, -66))
@@ -118,13 +135,20 @@ def _draw_layer(
     depolarisation = threshold.mean() - lif.v_leak
     depolarisation += (threshold.mean() - lif.v_reset) / math.expm1(interval / lif.tau_mem)
     open_share = -math.expm1(-rate * p.pulse_width / 1000)
-    current = shape[0] * p.kernel_size**2 * conductance.mean() * open_share
+    if p.feed_forward_inhibition:
+        # Equal inputs cancel. Independent ones leave a drive of this spread around 0, of which the membrane passes the
+        # slow part (found by trial); the exact neuron, whose time constant is 5 ms, passes most.
+        deviation = conductance - conductance.mean((1, 2, 3), keepdims=True)
+        current = math.sqrt((deviation**2).sum((1, 2, 3)).mean() * open_share * (1 - open_share))
+        current *= 0.7 if kind == "exact" else 0.2
+    else:
+        current = conductance[0].size * conductance.mean() * open_share
     gain = depolarisation / lif.millivolts_per_current / current * np.ones(channels)
     if kind == "exact":
         gain = 2.0 ** np.round(np.log2(gain))
     elif kind == "tied":
         # Sums of multiples of 1/64 are exact in any order, so twins have equal potentials to the last bit.
-        conductance = np.round(conductance * 64) / 64
+        conductance = _with_exact_mean(np.round(conductance * 64).astype(int), p, random) / 64
         twins = random.permutation(channels)[: int(random.integers(2, channels + 1))]
         conductance[twins], threshold[twins] = conductance[twins[0]], threshold[twins[0]]
     else:
@@ -137,6 +161,14 @@ def _draw_layer(
         lif=lif,
         dt=dt,
     )
+
+
+def _with_exact_mean(steps: np.ndarray, p: LayerParameters, random: np.random.Generator) -> np.ndarray:
+    """Conductances in whole steps, with feed-forward inhibition some of them one step lower: their means are whole."""
+    kernels = steps.reshape(len(steps), -1).copy()
+    for kernel in kernels if p.feed_forward_inhibition else ():
+        kernel[random.permutation(kernel.size)[: kernel.sum() % kernel.size]] -= 1
+    return kernels.reshape(steps.shape)
 
 
 def switch_rule(rule: STDPParameters, dt: float) -> STDPParameters:

@@ -1,7 +1,8 @@
-"""Threads that share the images of a batch."""
+"""Threads that share the images of a batch, and sums that must not be shared."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -20,6 +21,17 @@ def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[
     # The first here: waking a thread takes as long as a short item.
     others = [_pool(threads).submit(function, item) for item in items[1:]]
     return [function(items[0]), *(other.result() for other in others)]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch and its libraries use one thread, so that sums do not depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @cache

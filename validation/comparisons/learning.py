@@ -76,12 +76,14 @@ def compare_learning(
     parts: list[Learned] = []
     differences: dict[tuple[str, Pairing], list[float]] = {}
     wrong, sizes = {1: 0, 2: 0}, {1: 0, 2: 0}
+    with_inhibition = []
     for number, learner in enumerate(progress(learners(WITHOUT_CHANCE, networks), "rules without chance", "network")):
         rule_name, pairing = learner
         turn = number // (len(WITHOUT_CHANCE) * len(PAIRINGS))
         kind: Kind = ("inhibited", "stacked", "tied")[(number + turn) % 3]
         alone = (number // 2 + turn) % 2 == 0
-        network = draw_network(kind, random, batch=1 if alone else int(random.integers(2, 4)))
+        size, feed_forward = 1 if alone else int(random.integers(2, 4)), (number + turn) % 2 == 0
+        network = draw_network(kind, random, size, feed_forward=feed_forward)
         drawn = draw_rule(random, "deterministic" if rule_name == SWITCH else rule_name, pairing, network.encoding.dt)
         rule = switch_rule(drawn, network.encoding.dt) if rule_name == SWITCH else drawn
         part, spikes_wrong = _learn_both(network.to(device), rule, batches, device, int(random.integers(2**31)))
@@ -92,7 +94,10 @@ def compare_learning(
         differences.setdefault(learner, []).append(difference)
         batch = min(network.batch, 2)
         sizes[batch] += 1
-        wrong[batch] += difference > 1e-10 or spikes_wrong > 0
+        differs = difference > 1e-10 or spikes_wrong > 0
+        wrong[batch] += differs
+        if feed_forward:
+            with_inhibition.append(differs)
     together = Learned(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     for (rule_name, pairing), measured in differences.items():
         name = "rule switched by each synapse's own rate" if rule_name == SWITCH else f"{rule_name} rule"
@@ -107,6 +112,12 @@ def compare_learning(
         f"{wrong[1]} of {sizes[1]} differ with one, {wrong[2]} of {sizes[2]} with several",
         "0 and 0",
         not any(wrong.values()) and all(sizes.values()),
+    )
+    report.add(
+        "of these networks, those with feed-forward inhibition",
+        f"{sum(with_inhibition)} of {len(with_inhibition)} differ",
+        "0, of at least 1",
+        bool(with_inhibition) and not any(with_inhibition),
     )
     moved = together.brian2 - together.before
     report.add(
@@ -170,9 +181,12 @@ def compare_distributions(
     drawn = learners(WITH_CHANCE, networks)
     level = FALSE_ALARM / max(2 * len(drawn), 1)
     distributions = []
-    for rule_name, pairing in progress(drawn, "rules with chance", "network"):
+    for number, (rule_name, pairing) in enumerate(progress(drawn, "rules with chance", "network")):
+        feed_forward = (number + number // (len(WITH_CHANCE) * len(PAIRINGS))) % 2 == 0
+        name = f"{rule_name}, {pairing}{', feed-forward inhibition' if feed_forward else ''}"
         for _ in range(MOST_NETWORKS):
-            part = _draw_distribution(_draw_learner(rule_name, pairing, random, device), repeats, level, random)
+            learner = _draw_learner(rule_name, pairing, random, device, feed_forward=feed_forward)
+            part = _draw_distribution(learner, repeats, level, random)
             powers = [same_distribution_p(part.brian2, weaker) for weaker in (part.weaker_ltp, part.weaker_ltd)]
             if max(powers) < level:
                 break
@@ -180,10 +194,10 @@ def compare_distributions(
         size = "{} conductances, {} repeats".format(*part.learner.shape[::-1])
         test = f"at least {level:.1g}, two-sample Kolmogorov-Smirnov test"
         p = same_distribution_p(part.learner, part.brian2)
-        report.add(f"{rule_name}, {pairing}: distribution of the change, {size}", f"p = {p:.3g}", test, p >= level)
+        report.add(f"{name}: distribution of the change, {size}", f"p = {p:.3g}", test, p >= level)
         p = same_spread_p(part.learner, part.brian2)
         report.add(
-            f"{rule_name}, {pairing}: spread of their sum, {len(part.learner)} repeats",
+            f"{name}: spread of their sum, {len(part.learner)} repeats",
             f"p = {p:.3g}",
             f"at least {level:.1g}, Brown-Forsythe test",
             p >= level,
@@ -236,7 +250,9 @@ def _draw_distribution(learner: Learner, repeats: int, level: float, random: np.
     return Distribution(rule, *(np.concatenate(sample) for sample in samples))
 
 
-def _draw_learner(rule_name: str, pairing: Pairing, random: np.random.Generator, device: torch.device) -> Learner:
+def _draw_learner(
+    rule_name: str, pairing: Pairing, random: np.random.Generator, device: torch.device, *, feed_forward: bool
+) -> Learner:
     """A layer in which every conductance sees many events of a mini-batch, and which Brian2 simulates quickly.
 
     If none is found in :data:`MOST_DRAWS` draws, the last one is returned: the comparison then shows why.
@@ -248,7 +264,7 @@ def _draw_learner(rule_name: str, pairing: Pairing, random: np.random.Generator,
         shared = np.bincount(weight, minlength=layer.conductance.numel())
         return len(shared) >= 40 and shared.min() >= 4 and 300 <= len(weight) <= 800 and layer.dt >= 2
 
-    drawn = (draw_network("inhibited", random, batch=2) for _ in range(100_000))
+    drawn = (draw_network("inhibited", random, 2, feed_forward=feed_forward) for _ in range(100_000))
     for drawn_network in islice(filter(suitable, drawn), MOST_DRAWS):
         rule = draw_rule(random, rule_name, pairing, drawn_network.encoding.dt)
         layer = drawn_network.layers[0]

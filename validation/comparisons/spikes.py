@@ -102,20 +102,22 @@ def _differing(one: list[np.ndarray], other: list[np.ndarray]) -> int:
     return sum(int((a != b).sum()) for a, b in zip(one, other, strict=True))
 
 
-def draw_active(kind: Kind, random: np.random.Generator, device: torch.device) -> list[Trial]:
-    """Trials of networks of ``kind``, up to the first active one or :data:`MOST_DRAWS`."""
+def draw_active(kind: Kind, feed_forward: bool, random: np.random.Generator, device: torch.device) -> list[Trial]:
+    """Trials of networks (:func:`draw_network`), up to the first active one or :data:`MOST_DRAWS`."""
     trials: list[Trial] = []
     while len(trials) < MOST_DRAWS and not (trials and trials[-1].active):
-        trials.append(compare_spikes(draw_network(kind, random), device, int(random.integers(2**31))))
+        network = draw_network(kind, random, feed_forward=feed_forward)
+        trials.append(compare_spikes(network, device, int(random.integers(2**31))))
     return trials
 
 
 def compare_networks(networks: int, report: Report, random: np.random.Generator, device: torch.device) -> list[Trial]:
     """Draw networks until ``networks`` active ones have been compared; those that are not active must agree, too."""
     trials: list[Trial] = []
-    kinds = [KINDS[number % len(KINDS)] for number in range(networks)]
-    for kind in progress(kinds, "spikes", "network"):
-        trials += draw_active(kind, random, device)
+    # Every other network has feed-forward inhibition, and in the next round the others.
+    planned = [(KINDS[number % len(KINDS)], (number + number // len(KINDS)) % 2 == 0) for number in range(networks)]
+    for kind, feed_forward in progress(planned, "spikes", "network"):
+        trials += draw_active(kind, feed_forward, random, device)
         if not trials[-1].active:
             # More draws would not help.
             break
@@ -139,12 +141,21 @@ def compare_networks(networks: int, report: Report, random: np.random.Generator,
         "0",
         engines == 0,
     )
+    kinds = [kind for kind, _ in planned]
     for what, least, count in (
-        ("ties decided by a draw", kinds.count("tied"), sum(trial.ties for trial in active)),
-        ("potentials that met their threshold exactly", kinds.count("exact"), sum(trial.touches for trial in active)),
+        (
+            "those with feed-forward inhibition",
+            sum(feed_forward for _, feed_forward in planned),
+            sum(trial.network.feed_forward_inhibition for trial in active),
+        ),
+        ("ties decided by a draw", ACTIVE_EVENTS * kinds.count("tied"), sum(trial.ties for trial in active)),
+        (
+            "potentials that met their threshold exactly",
+            ACTIVE_EVENTS * kinds.count("exact"),
+            sum(trial.touches for trial in active),
+        ),
     ):
-        least *= ACTIVE_EVENTS
-        report.add(f"of them, {what}", str(count), f"at least {least}", count >= least)
+        report.add(f"of the active networks, {what}", str(count), f"at least {least}", count >= least)
     # Where potentials are made to be equal, one that is not in float32 has another winner.
     generic = [trial for trial in active if trial.network.kind not in ("tied", "exact")]
     spikes, other = sum(trial.spikes for trial in generic), sum(trial.float32 for trial in generic)

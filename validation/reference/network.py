@@ -3,6 +3,10 @@
 Every connection of the convolution is a synapse of its own that knows its shared conductance by number. Neurons at one
 place inhibit each other through lateral synapses: each counts the neurons there that crossed threshold (``rivals``),
 and those of them that are further above theirs (``stronger``).
+
+Feed-forward inhibition has cells of its own, one at each place. Such an interneuron has one synapse, of conductance 1,
+from every neuron of the receptive field, and inhibits the neurons of all channels there, each with the mean conductance
+of its kernel. A layer whose inputs and kernels are all there then sees only differences between its inputs.
 """
 
 from dataclasses import replace
@@ -24,8 +28,9 @@ from validation.reference.plasticity import Plasticity, forget, mini_batch_updat
 NEURON = (
     LIF_EQUATION
     + """
-I = gain*drive*int(t > ignore_until + dt/2) : 1
+I = gain*(drive - inhibition)*int(t > ignore_until + dt/2) : 1
 drive : 1
+inhibition : 1
 gain : 1 (constant)
 v_threshold : volt (constant)
 ignore_until : second
@@ -41,13 +46,22 @@ G : 1
 arrival : second
 drive_post = G*{PULSE} : 1 (summed)
 """
+INTERNEURON = "excitation : 1"
+EXCITATION = f"""
+arrival : second
+excitation_post = {PULSE} : 1 (summed)
+"""
+FEED_FORWARD = """
+G : 1
+inhibition_post = G*excitation_pre : 1 (summed)
+"""
 INHIBITION = """
 rivals_post = crossed_pre : 1 (summed)
 stronger_post = crossed_pre*int(margin_pre > margin_post or (margin_pre == margin_post and ticket_pre > ticket_post)) : 1 (summed)
 """  # noqa: E501
 
 # Within a step, spikes pass through all layers: input, then for each layer arrival to reset, learning last.
-LAYER_SLOTS = ("arrivals", "currents", "potentials", "tickets", "rivals", "spikes", "resets")
+LAYER_SLOTS = ("arrivals", "currents", "inhibition", "potentials", "tickets", "rivals", "spikes", "resets")
 
 
 def connections(
@@ -127,8 +141,12 @@ class ReferenceNetwork:
             i = (pre + image * int(np.prod(shape))).ravel()
             j = (post + image * int(np.prod(layer_shape))).ravel()
             conductance = layer.conductance.cpu().double().numpy()
-            conduction = self._add_conduction(source, group, i, j, layer.geometry.pulse_width, slot)
-            conduction.G = np.tile(conductance.ravel()[weight], batch)
+            conduction = self._add_conduction(CONDUCTION, source, group, i, j, layer.geometry.pulse_width, slot)
+            inhibitory = None
+            if layer.geometry.feed_forward_inhibition:
+                inhibitory = self._add_interneurons(layer.geometry, source, group, shape, layer_shape, slot)
+            self._last = conduction, inhibitory
+            self._conduct(conductance, weight)
             inhibition = last and network.inhibition
             if inhibition:
                 self._add_inhibition(group, layer_shape, slot)
@@ -171,22 +189,56 @@ class ReferenceNetwork:
         return group
 
     def _add_conduction(
-        self, source: Any, group: Any, i: np.ndarray, j: np.ndarray, pulse_width: float, slot: dict[str, str]
+        self,
+        model: str,
+        source: Any,
+        group: Any,
+        i: np.ndarray,
+        j: np.ndarray,
+        pulse_width: float,
+        slot: dict[str, str],
     ) -> Any:
         conduction = self._b2.Synapses(
             source,
             group,
-            CONDUCTION,
+            model,
             on_pre="arrival = t",
             namespace={"pulse_width": pulse_width * self._b2.ms},
             **self._step,
         )
         conduction.connect(i=i, j=j)
         conduction.pre.when = slot["arrivals"]
-        conduction.summed_updaters["drive_post"].when = slot["currents"]
+        for updater in conduction.summed_updaters.values():
+            updater.when = slot["currents"]
         self._network.add(conduction)
         self._conductions.append(conduction)
         return conduction
+
+    def _add_interneurons(
+        self,
+        p: LayerParameters,
+        source: Any,
+        group: Any,
+        shape: tuple[int, int, int],
+        layer_shape: tuple[int, int, int],
+        slot: dict[str, str],
+    ) -> Any:
+        """One at each place, driven by all that drives the neurons there; synapses from it to them, ``G`` not set."""
+        channels, height, width = layer_shape
+        places = height * width
+        interneurons = self._b2.NeuronGroup(self.batch * places, INTERNEURON, **self._step)
+        self._network.add(interneurons)
+        # A convolution with one channel.
+        pre, place, _, _ = connections(shape, replace(p, maps=1))
+        image = np.arange(self.batch)[:, None]
+        i, j = (pre + image * int(np.prod(shape))).ravel(), (place + image * places).ravel()
+        self._add_conduction(EXCITATION, source, interneurons, i, j, p.pulse_width, slot)
+        inhibitory = self._b2.Synapses(interneurons, group, FEED_FORWARD, **self._step)
+        image, channel, place = np.indices((self.batch, channels, places)).reshape(3, -1)
+        inhibitory.connect(i=image * places + place, j=(image * channels + channel) * places + place)
+        inhibitory.summed_updaters["inhibition_post"].when = slot["inhibition"]
+        self._network.add(inhibitory)
+        return inhibitory
 
     def _add_inhibition(self, group: Any, shape: tuple[int, int, int], slot: dict[str, str]) -> None:
         channels, height, width = shape
@@ -291,5 +343,17 @@ class ReferenceNetwork:
         assert self.plasticity
         self.conductance = self.learned()
         weight = np.asarray(self._plastic.weight)[:: self.plasticity.slots]
-        self._conductions[-1].G = self.conductance.ravel()[weight]
+        self._conduct(self.conductance[0], weight[: len(weight) // self.batch])
         return self.conductance
+
+    def _conduct(self, conductance: np.ndarray, weight: np.ndarray) -> None:
+        """Give the synapses of the last layer so far, and the inhibitory ones, their shared conductances.
+
+        ``weight`` numbers the conductance of each synapse of one image.
+        """
+        conduction, inhibitory = self._last
+        conduction.G = np.tile(conductance.ravel()[weight], self.batch)
+        if inhibitory is not None:
+            mean = conductance.reshape(len(conductance), -1).mean(1)
+            places = len(inhibitory) // (self.batch * len(mean))
+            inhibitory.G = np.tile(np.repeat(mean, places), self.batch)
