@@ -65,7 +65,7 @@ def _draw_retina(retina: Retina, left: Axes, right: Axes) -> None:
 
 
 def _draw_histogram(axes: Axes, learned: LearnedLayer, network: SpikingNetwork) -> None:
-    bins = np.linspace(network.learning.stdp.g_min, network.learning.stdp.g_max, 41)
+    bins = np.linspace(network.learning.stdp.g_min, network.learning.stdp.g_max, 41).tolist()
     axes.hist(learned.initial_conductance.flatten().numpy(), bins, color="0.75", label="before")
     after = learned.layer.conductance.numpy().ravel()
     axes.hist(after, bins, histtype="step", color="C0", linewidth=1.5, label="after")
