@@ -160,11 +160,11 @@ PresetName = Literal["cifar10", "imagenet", "retina", "retina-imagenet"]
 CONTRAST = Learning(
     maps=(32,),
     kernel_sizes=(5,),
-    output_rate=2.0,
+    output_rate=1.5,
     threshold_lowering=0.0,
     encoding=Encoding(f_min=1.0, f_max=40.0, quiet=30.0),
-    stdp=STDPParameters(beta_p=1.0, beta_d=1.0),
-    retina=RetinaParameters("whiten", epsilon=0.015, quantile=0.97),
+    stdp=STDPParameters(beta_p=3.0, beta_d=3.0),
+    retina=RetinaParameters("whiten", epsilon=0.01, quantile=0.97),
     inhibition=Inhibition("frozen"),
 )
 """One layer on contrast channels."""
