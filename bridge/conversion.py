@@ -28,7 +28,8 @@ from bridge.responses import neuron_response, simulate_counts
 from bridge.sau import SpecialActivationUnit
 from snn.data import Images
 from snn.data_source import UNNAMED, DataSource
-from snn.layer import SpikingConv2d, round_for_exact_sums
+from snn.exact import round_for_exact_sums
+from snn.layer import SpikingConv2d
 from snn.network import SpikingNetwork
 from snn.parameters import Encoding
 from snn.runtime.errors import check

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn.exact import round_for_exact_sums
 from snn.geometry import ConvGeometry
 from snn.neuron import LIFBoxParameters, norse_parameters
 from snn.parameters import LayerParameters, LIFParameters
@@ -78,10 +79,3 @@ class SpikingConv2d:
 def _on_exact_grid(kernels: Tensor) -> Tensor:
     """Kernels (C_out, C_in, kH, kW) rounded so that every sum over a kernel is exact."""
     return round_for_exact_sums(kernels, kernels[0].numel() * kernels.abs().amax())
-
-
-def round_for_exact_sums(values: Tensor, largest: Tensor) -> Tensor:
-    """``values`` rounded to the finest power-of-two grid on which sums of up to ``largest`` (a number) are exact."""
-    digits = {torch.float32: 24, torch.float64: 53}[values.dtype]
-    grid = torch.exp2(torch.ceil(torch.log2(largest.double().clamp(min=1e-30))) - digits).to(values.dtype)
-    return torch.round(values / grid) * grid

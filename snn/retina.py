@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from snn.layer import round_for_exact_sums
+from snn.exact import round_for_exact_sums
 from snn.parameters import RetinaParameters
 from snn.runtime.errors import check
 from snn.runtime.random import stream

@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 
 from snn.learn import main
 from snn.learner import learn
-from snn.learning import PRESETS, Homeostasis, Learning
-from snn.parameters import LayerParameters, STDPParameters
+from snn.learning import PRESETS, Homeostasis, Inhibition, Learning
+from snn.parameters import LayerParameters, RetinaParameters, STDPParameters
 from snn.runtime.errors import UserError
-from snn.storage import images_digest, load_network
+from snn.storage import SHIPPED_NETWORKS, images_digest, load_network, save
 
 DATA = ["--data", "digits", "--limit-train", "60", "--maps", "4", "5", "--batch-size", "7", "--no-figures"]
 LONG = [*DATA, "--min-updates", "60"]
@@ -214,6 +216,51 @@ def test_the_plain_rule_has_no_homeostasis():
         assert torch.equal(state.layer.v_threshold, state.start.v_threshold)
         assert (state.ltd_factor == 1).all()
     assert not torch.equal(seen[0].unfinished.layer.conductance, seen[0].unfinished.start.conductance)
+
+
+def test_feed_forward_inhibition_acts_where_it_is_asked_for():
+    images = torch.randint(256, (20, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    networks, states = {}, {}
+    for where in ("none", "learning", "frozen", "both"):
+        seen = []
+        p = Learning(maps=(3, 4), min_updates=5, inhibition=Inhibition(where))
+        networks[where] = learn(images, p, save=seen.append)
+        states[where] = [network.unfinished for network in seen if network.unfinished]
+        learning, frozen = where in ("learning", "both"), where in ("frozen", "both")
+        for state in states[where]:
+            assert state.layer.geometry.feed_forward_inhibition == learning
+        for learned in networks[where].layers:
+            assert learned.layer.geometry.feed_forward_inhibition == frozen
+            # The rate that it passes on is set with the inhibition that it passes it on with.
+            assert learned.mean_rate == pytest.approx(12, abs=0.5)
+    first = {where: network.layers[0] for where, network in networks.items()}
+    # What the first layer learns does not depend on what comes after learning, but what it passes on does.
+    for one, other in (("none", "frozen"), ("learning", "both")):
+        assert torch.equal(first[one].layer.conductance, first[other].layer.conductance)
+        assert first[one].learning_gain == first[other].learning_gain
+        assert not torch.equal(first[one].layer.gain, first[other].layer.gain)
+        second = [networks[where].layers[1].layer.conductance for where in (one, other)]
+        assert not torch.equal(*second)
+    assert not torch.equal(first["none"].layer.conductance, first["both"].layer.conductance)
+    assert torch.equal(first["none"].initial_conductance, first["both"].initial_conductance)
+
+
+def test_a_network_of_an_older_file_has_neither_retina_nor_inhibition(tmp_path, capsys):
+    with h5py.File(SHIPPED_NETWORKS / "cifar10-fd.h5") as file:
+        assert file.attrs["schema"] == "snn/2"
+        assert "retina" not in file
+        assert "inhibition" not in file["learning"]
+    network, source, digest = load_network("pretrained:cifar10-fd")
+    assert network.retina is None
+    assert network.learning.retina == RetinaParameters()
+    assert network.learning.inhibition == Inhibition()
+    assert not any(learned.layer.geometry.feed_forward_inhibition for learned in network.layers)
+    # Written anew it is a file of today, with the same layers.
+    assert save(network, tmp_path / "new.h5", source) != digest
+    again = load_network(tmp_path / "new.h5").network
+    assert again == replace(network, layers=again.layers)
+    for ours, theirs in zip(again.layers, network.layers, strict=True):
+        assert torch.equal(ours.layer.conductance, theirs.layer.conductance)
 
 
 def test_what_is_printed_is_recorded(tmp_path, capsys):

@@ -34,7 +34,8 @@ class Processes:
         """Sum of ``values`` over all processes."""
         if not self._fabric:
             return values
-        total = self._fabric.all_reduce(values, reduce_op="sum")
+        # Processes add what lies at the same place in memory, whatever order each of them has there.
+        total = self._fabric.all_reduce(values.contiguous(), reduce_op="sum")
         assert isinstance(total, Tensor)
         return total
 

@@ -1,0 +1,11 @@
+"""Values whose sums are exact: no order of addition rounds, so engines, devices and batches agree to the last bit."""
+
+import torch
+from torch import Tensor
+
+
+def round_for_exact_sums(values: Tensor, largest: Tensor) -> Tensor:
+    """``values`` rounded to the finest power-of-two grid on which sums of up to ``largest`` (a number) are exact."""
+    digits = {torch.float32: 24, torch.float64: 53}[values.dtype]
+    grid = torch.exp2(torch.ceil(torch.log2(largest.double().clamp(min=1e-30))) - digits).to(values.dtype)
+    return torch.round(values / grid) * grid
