@@ -6,8 +6,9 @@ The largest contrasts are clipped.
 
 Two filters can be had. *whiten* decorrelates neighbouring pixels of the training images: of ZCA, the symmetric
 whitening ``(covariance + epsilon)^(-1/2)`` of image patches, it takes the rows that belong to the patch's centre. The
-larger ``epsilon``, the less of the fine detail it enhances. With ``noise``, a Wiener filter also takes fine detail
-away, as a retina does where noise is strong (Atick and Redlich 1992). *dog* is a difference of Gaussians within each colour, of fixed size (Rodieck 1965).
+larger ``epsilon``, the less it enhances fine detail. With ``noise``, a Wiener filter also takes fine detail away, as a
+retina does where noise is strong (Atick and Redlich 1992). *dog* is a difference of Gaussians within each colour, of
+fixed size (Rodieck 1965).
 
 Filters and images are whole multiples of a power of two, and so small that every sum is exact in float32. Contrast is
 therefore the same to the last bit on every device, in every batch and in every exported file.
