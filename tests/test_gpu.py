@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
-from conftest import DEVICES, LEARN, TRAIN
+from conftest import DEVICES, LEARN, TRAIN, Pipeline
 
 from bridge.convert import main as convert
 from bridge.sau import SpecialActivationUnit
@@ -31,9 +31,10 @@ from snn.engines.base import Engine, choose_engine
 from snn.geometry import ConvGeometry
 from snn.layer import SpikingConv2d
 from snn.learn import main as learn
-from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
+from snn.parameters import Encoding, LayerParameters, LIFParameters, RetinaParameters, STDPParameters
 from snn.plasticity import update
 from snn.registries import ENGINES, RULES
+from snn.retina import INTENSITY_STEPS, LEVELS, learn_retina
 from snn.runtime.device import choose_device
 from snn.runtime.random import stream
 from snn.spikes import SpikeEvents, Spikes
@@ -43,6 +44,9 @@ EVENTS = choose_engine("events", "cpu")
 """The engine that the others are compared with."""
 SEEDS = torch.tensor([3, 2**61 - 1, 77])
 EDGES = torch.tensor([[1.0, 2.0, 4.0], [-1.0, 3.0, torch.inf], [0.5, 0.75, 9.0]])
+CONTRAST = ["--retina", "whiten", "--retina.kernel-size", "5", "--retina.patches", "2000", "--inhibition.feed-forward",
+            "both"]  # fmt: skip
+"""Flags of layers that learn from contrast, with feed-forward inhibition."""
 HEIGHTS = torch.tensor([[0.0, 5.0, 7.0, 12.0], [1.0, 2.0, 3.0, 3.0], [0.0, 2.0, 1.0, 6.0]])
 
 
@@ -60,6 +64,22 @@ def engine(request, device) -> Engine:
     return choose_engine(request.param, device)
 
 
+@pytest.fixture(scope="module")
+def contrast(tmp_path_factory) -> Pipeline:
+    """Its first two stages as in the small run, on contrast."""
+    files = Pipeline(tmp_path_factory.mktemp("contrast"))
+    assert learn([*LEARN, *CONTRAST, "--no-figures", "--device", "cpu", "--out", str(files.snn)]) == 0
+    arguments = [str(files.snn), "--images", "40", "--no-figures", "--device", "cpu", "--out", str(files.frontend)]
+    assert convert(arguments) == 0
+    return files
+
+
+@pytest.fixture(params=["pipeline", "contrast"])
+def files(request) -> Pipeline:
+    """Files of either run; of the second, its network and front end."""
+    return request.getfixturevalue(request.param)
+
+
 def dense(spikes: Spikes) -> torch.Tensor:
     return spikes.to_dense() if isinstance(spikes, SpikeEvents) else spikes.cpu()
 
@@ -72,13 +92,13 @@ def random_spikes(*shape: int, share: float, seed: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < share
 
 
-def random_layer(stride: int = 1) -> SpikingConv2d:
+def random_layer(stride: int = 1, feed_forward: bool = False) -> SpikingConv2d:
     generator = torch.Generator().manual_seed(5)
     return SpikingConv2d(
         conductance=torch.rand(7, 3, 3, 3, generator=generator),
-        gain=6 + torch.rand(7, generator=generator),
+        gain=(6 + torch.rand(7, generator=generator)) * (12 if feed_forward else 1),
         v_threshold=-60.2 - torch.rand(7, generator=generator),
-        geometry=LayerParameters(7, 3, stride, 1),
+        geometry=LayerParameters(7, 3, stride, 1, feed_forward_inhibition=feed_forward),
         lif=LIFParameters(),
         dt=2.5,
     )
@@ -98,18 +118,38 @@ def test_encoded_spikes_are_those_of_the_event_driven_engine(device, engine, kin
     assert torch.equal(dense(spikes), expected)
 
 
+@pytest.mark.parametrize("kind", ["whiten", "dog"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_contrast_is_that_of_single_images_on_the_cpu(device, kind, memory_format):
+    images = random_images(40, 3, 16, 14)
+    retina = learn_retina(images, RetinaParameters(kind=kind, patches=2000), seed=0)
+    assert retina is not None
+    expected = torch.cat([retina(image[None] / 255) for image in images])
+    on_device, values = retina.copy_to(device), images.to(device, memory_format=memory_format)
+    assert len(expected.unique()) > 500
+    assert torch.equal(on_device(values / 255).cpu(), expected)
+    # Exact sums, each of whole numbers times the filters, in double precision.
+    steps = images.double() * (INTENSITY_STEPS // LEVELS)
+    exact = torch.nn.functional.pad(steps, (3,) * 4, mode="replicate").unfold(2, 7, 1).unfold(3, 7, 1)
+    exact = torch.einsum("bihwkl,oikl->bohw", exact, retina.filters.double()) + retina.offset.reshape(-1, 1, 1)
+    assert torch.equal(on_device.response(values.float() * (INTENSITY_STEPS // LEVELS)).cpu().double(), exact)
+    assert torch.equal(on_device.encode(values).cpu(), retina.encode(images))
+
+
 @pytest.mark.parametrize("inhibition", [False, True])
+@pytest.mark.parametrize("feed_forward", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_spikes_of_a_layer_are_those_of_the_event_driven_engine(device, engine, inhibition, stride):
-    layer, pre = random_layer(stride), random_spikes(80, 3, 3, 8, 6, share=0.08, seed=1)
+def test_spikes_of_a_layer_are_those_of_the_event_driven_engine(device, engine, inhibition, feed_forward, stride):
+    layer, pre = random_layer(stride, feed_forward), random_spikes(80, 3, 3, 8, 6, share=0.08, seed=1)
     expected = dense(EVENTS.simulate(layer, pre, inhibition=inhibition, seeds=SEEDS))
     spikes = engine.simulate(layer.to(device), pre.to(device), inhibition=inhibition, seeds=SEEDS.to(device))
     assert expected.sum() > 100
     assert torch.equal(dense(spikes), expected)
 
 
-def test_measured_drives_and_rates_are_those_of_the_event_driven_engine(device, engine):
-    layer, pre = random_layer(), random_spikes(80, 3, 3, 8, 6, share=0.08, seed=1)
+@pytest.mark.parametrize("feed_forward", [False, True])
+def test_measured_drives_and_rates_are_those_of_the_event_driven_engine(device, engine, feed_forward):
+    layer, pre = random_layer(feed_forward=feed_forward), random_spikes(80, 3, 3, 8, 6, share=0.08, seed=1)
     expected = sample_drive(EVENTS, layer, pre, stream("places"))
     drive = sample_drive(engine, layer.to(device), pre.to(device), stream("places"))
     assert torch.equal(drive.cpu(), expected)
@@ -138,14 +178,19 @@ def test_counts_of_synaptic_events_are_those_of_the_event_driven_engine(device, 
 
 
 @pytest.mark.parametrize("engine", ["auto", *(name for name in ENGINES if name != "events")])
-def test_a_learned_network_is_the_cpus(device, engine, pipeline, tmp_path):
+def test_a_learned_network_is_the_cpus(device, engine, files, tmp_path):
     if engine != "auto" and not ENGINES[engine]().preference(device):
         pytest.skip(f"{engine} does not simulate on {device}")
     out = tmp_path / "snn.h5"
-    assert learn([*LEARN, "--no-figures", "--device", device, "--engine", engine, "--out", str(out)]) == 0
+    expected = load_network(files.snn).network
+    flags = [*LEARN, *CONTRAST] if expected.retina else LEARN
+    assert learn([*flags, "--no-figures", "--device", device, "--engine", engine, "--out", str(out)]) == 0
+    network = load_network(out).network
     if device == "cpu":
-        assert digest(out) == digest(pipeline.snn)
-    for ours, theirs in zip(load_network(out)[0].layers, load_network(pipeline.snn)[0].layers, strict=True):
+        assert digest(out) == digest(files.snn)
+    if expected.retina:
+        assert torch.equal(network.retina.filters, expected.retina.filters)
+    for ours, theirs in zip(network.layers, expected.layers, strict=True):
         assert torch.equal(ours.initial_conductance, theirs.initial_conductance)
         assert torch.equal(ours.history.wins, theirs.history.wins)
         # On a GPU, exponentials and sums of values that lie on no grid differ in their last bit.
@@ -155,13 +200,13 @@ def test_a_learned_network_is_the_cpus(device, engine, pipeline, tmp_path):
         torch.testing.assert_close(ours.history.mean_change, theirs.history.mean_change, rtol=1e-5, atol=0)
 
 
-def test_a_converted_front_end_is_the_cpus(device, pipeline, tmp_path):
+def test_a_converted_front_end_is_the_cpus(device, files, tmp_path):
     out = tmp_path / "frontend.h5"
-    arguments = [str(pipeline.snn), "--images", "40", "--no-figures", "--device", device, "--out", str(out)]
+    arguments = [str(files.snn), "--images", "40", "--no-figures", "--device", device, "--out", str(out)]
     assert convert(arguments) == 0
     if device == "cpu":
-        assert digest(out) == digest(pipeline.frontend)
-    ours, theirs = (load_frontend(path)[0] for path in (out, pipeline.frontend))
+        assert digest(out) == digest(files.frontend)
+    ours, theirs = (load_frontend(path)[0] for path in (out, files.frontend))
     for layer, other in zip(ours.layers, theirs.layers, strict=True):
         assert torch.equal(layer.weight, other.weight)
         assert torch.equal(layer.activation.heights, other.activation.heights)
@@ -169,9 +214,10 @@ def test_a_converted_front_end_is_the_cpus(device, pipeline, tmp_path):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", ["digits", "shipped"])
-def test_features_are_those_of_single_images_on_the_cpu(device, name, memory_format, pipeline):
-    file = pipeline.frontend if name == "digits" else SHIPPED_FRONTENDS / "cifar10-fd.h5"
+@pytest.mark.parametrize("name", ["pipeline", "contrast", "shipped"])
+def test_features_are_those_of_single_images_on_the_cpu(device, name, memory_format, request):
+    shipped = SHIPPED_FRONTENDS / "cifar10-fd.h5"
+    file = shipped if name == "shipped" else request.getfixturevalue(name).frontend
     frontend, *_ = load_frontend(file)
     images = random_images(12, *frontend.spec.input_shape).float() / 255
     with torch.no_grad():

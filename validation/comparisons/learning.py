@@ -14,6 +14,7 @@ from snn.parameters import STDPParameters
 from snn.runtime.progress import progress
 from snn.runtime.random import draw_seeds
 from validation.comparisons.rules import PAIRINGS, PAPER_RULES, compared_rules, is_certain
+from validation.comparisons.spikes import engine_spikes
 from validation.random_networks import (
     MOST_DRAWS,
     PRESENTATION,
@@ -38,7 +39,7 @@ MOST_NETWORKS = 3
 """Most networks that are drawn until it does: where LTP or LTD is rare, no number of repeats is enough."""
 FEWEST_SPIKES = 20
 """Fewest spikes of each channel in a mini-batch whose change is compared: a conductance sees about as many events."""
-WAITING_SLOTS = 24
+WAITING_SLOTS = 32
 """Postsynaptic spikes for which a Brian2 synapse of pairing two-sided has room."""
 SWITCH = "switch"
 """Rule ``fd`` as :func:`validation.random_networks.switch_rule` makes it."""
@@ -83,10 +84,15 @@ def compare_learning(
         kind: Kind = ("inhibited", "stacked", "tied")[(number + turn) % 3]
         alone = (number // 2 + turn) % 2 == 0
         size, feed_forward = 1 if alone else int(random.integers(2, 4)), (number + turn) % 2 == 0
-        network = draw_network(kind, random, size, feed_forward=feed_forward)
-        drawn = draw_rule(random, "deterministic" if rule_name == SWITCH else rule_name, pairing, network.encoding.dt)
-        rule = switch_rule(drawn, network.encoding.dt) if rule_name == SWITCH else drawn
-        part, spikes_wrong = _learn_both(network.to(device), rule, batches, device, int(random.integers(2**31)))
+        for _ in range(MOST_DRAWS):
+            network = draw_network(kind, random, size, feed_forward=feed_forward)
+            dt = network.encoding.dt
+            rule = draw_rule(random, "deterministic" if rule_name == SWITCH else rule_name, pairing, dt)
+            rule = switch_rule(rule, dt) if rule_name == SWITCH else rule
+            network, seed = _spread_out(network, rule).to(device), int(random.integers(2**31))
+            if pairing == "post" or _most_waiting(network, seed, device) <= WAITING_SLOTS / 2:
+                break
+        part, spikes_wrong = _learn_both(network, rule, batches, device, seed)
         parts.append(part)
         # Both sides clip to the same limits: where these are 0, so is the difference.
         relative = np.abs(part.learner - part.brian2) / np.maximum(np.abs(part.brian2), np.finfo(float).tiny)
@@ -130,15 +136,31 @@ def compare_learning(
     return together
 
 
+def _spread_out(network: RandomNetwork, rule: STDPParameters) -> RandomNetwork:
+    """Some conductances of the last layer start at the limits of ``rule``, and are pushed against them."""
+    *below, layer = network.layers
+    stretched = (2 * (layer.conductance - 0.5) + 0.5).clamp(0, 1)
+    spread = layer.with_values(conductance=rule.g_min + (rule.g_max - rule.g_min) * stretched)
+    if network.feed_forward_inhibition:
+        # Their spread is what drives the layer.
+        spread = spread.with_values(gain=layer.gain * (layer.weight.std() / spread.weight.std()))
+    return replace(network, layers=(*below, spread))
+
+
+def _most_waiting(network: RandomNetwork, seed: int, device: torch.device) -> int:
+    """Most postsynaptic spikes that wait at a synapse in a mini-batch, before learning."""
+    images = torch.Generator(device).manual_seed(seed)
+    pre = network.draw_spikes(images)
+    spikes = engine_spikes(choose_engine("auto", device), network, pre, draw_seeds(network.batch, images))
+    return most_waiting([pre.cpu().numpy(), *spikes][-2], spikes[-1], network.layers[-1].geometry)
+
+
 def _learn_both(
     network: RandomNetwork, rule: STDPParameters, batches: int, device: torch.device, seed: int
 ) -> tuple[Learned, int]:
     """Conductances of both sides after all mini-batches, and the number of spikes that differed meanwhile."""
     images = torch.Generator(device).manual_seed(seed)
     below, layer = network.layers[:-1], network.layers[-1]
-    # Some conductances start at the limits, and are pushed against them.
-    stretched = (2 * (layer.conductance - 0.5) + 0.5).clamp(0, 1)
-    layer = layer.with_values(conductance=rule.g_min + (rule.g_max - rule.g_min) * stretched)
     pre = network.draw_spikes(images)
     engine = choose_engine("auto", device)
     rates = as_dense(feed_forward(engine, below, pre)).sum(0).double() * (1000 / PRESENTATION)
@@ -146,7 +168,7 @@ def _learn_both(
     low = (np.floor(rates.median().item() * PRESENTATION / 1000) + 0.5) * 1000 / PRESENTATION
     limits = (low, low + 1e-6)
     plasticity = Plasticity(rule, limits, slots=1 if rule.pairing == "post" else WAITING_SLOTS)
-    reference = ReferenceNetwork(replace(network, layers=(*below, layer)), plasticity)
+    reference = ReferenceNetwork(network, plasticity)
     before, wrong = layer.conductance, 0
     for _ in range(batches):
         pre = network.draw_spikes(images)
