@@ -163,7 +163,7 @@ CONTRAST = Learning(
     output_rate=1.5,
     threshold_lowering=0.0,
     encoding=Encoding(f_min=1.0, f_max=40.0, quiet=30.0),
-    stdp=STDPParameters(beta_p=3.0, beta_d=3.0),
+    stdp=STDPParameters(beta_p=2.0, beta_d=2.0),
     retina=RetinaParameters("whiten", epsilon=0.01, quantile=0.97),
     inhibition=Inhibition("frozen"),
 )
