@@ -154,7 +154,7 @@ class Learning:
 
 Conductances = Literal["learned", "shuffled", "random", "balanced", "gabor", "kmeans"]
 """What is converted: what a network learned, or a control (:func:`snn.controls.control`)."""
-PresetName = Literal["cifar10", "imagenet", "retina", "retina-imagenet"]
+PresetName = Literal["cifar10", "imagenet", "retina", "retina-imagenet", "retina-digits"]
 
 
 CONTRAST = Learning(
@@ -181,4 +181,12 @@ PRESETS: dict[PresetName, Learning] = {
     "retina": CONTRAST,
     # At 224 pixels: 0.052 GMAC, of which the retina takes 0.022.
     "retina-imagenet": replace(CONTRAST, kernel_sizes=(7,), strides=(4,)),
+    # Digits of 8 pixels: a small retina that clips strong contrast, so that a wrong pixel counts for little.
+    "retina-digits": replace(
+        CONTRAST,
+        maps=(64,),
+        output_rate=4.0,
+        stdp=STDPParameters(beta_p=1.0, beta_d=1.0),
+        retina=RetinaParameters("whiten", kernel_size=3, epsilon=0.03, quantile=0.8),
+    ),
 }
