@@ -39,11 +39,12 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	@mkdir -p $(RUNS)
 	@echo "[1/5] Learning spiking features, layer by layer"
-	@$(PY) -m snn.learn --data digits --out $(RUNS)/snn.h5
+	@$(PY) -m snn.learn --data digits --preset retina-digits --out $(RUNS)/snn.h5
 	@echo "[2/5] Converting them into a frozen front end"
 	@$(PY) -m bridge.convert $(RUNS)/snn.h5 --out $(RUNS)/frontend.h5
 	@echo "[3/5] Training SAFE-MobileNetV2"
-	@$(PY) -m hybrid.train --data digits --backbone mobilenet_v2 --frontend $(RUNS)/frontend.h5 --out $(RUNS)/safe.h5
+	@$(PY) -m hybrid.train --data digits --backbone mobilenet_v2 --frontend $(RUNS)/frontend.h5 \
+	  --variations.feature-norm --out $(RUNS)/safe.h5
 	@echo "[4/5] Training the baseline"
 	@$(PY) -m hybrid.train --data digits --backbone mobilenet_v2 --variant baseline --out $(RUNS)/baseline.h5
 	@echo "[5/5] Measuring both under noise"

@@ -1,24 +1,28 @@
 """Speed of the converted front end beside the simulations that it replaces and an ordinary convolutional front end.
 
     python -m benchmarks.frontend --data folder:cifar10
+    python -m benchmarks.frontend --data folder:cifar10 --presets
 
 The same images go through
 
 - the converted layers (``bridge.convert``), in one step;
-- conv-BN-ReLU layers of the same shapes: the cost of a front end without spikes;
+- conv-BN-ReLU layers of the same shapes: the cost of a front end without spikes (for a retina, a convolution of its
+  size and both halves of its rectification);
 - the plain norse time loop, as a user of norse writes it: a convolution and norse's cell for each layer and time step;
 - this project's event-driven simulator.
 
 The first two take turns, and so do the simulations, so that other load on the machine affects them alike. The table
-shows medians and ranges.
+shows medians and ranges. ``--presets`` measures the first layers of the presets cifar10 and retina, which learn a
+little beforehand.
 """
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -27,12 +31,15 @@ from norse.torch.functional.lif_box import LIFBoxFeedForwardState
 from norse.torch.module.lif_box import LIFBoxCell
 from torch import Tensor, nn
 
+from benchmarks.presets import first_layers
 from bridge import SpikingFrontEnd, convert
 from snn.data import load_images
 from snn.data_source import DataSource
 from snn.encoding import encode
 from snn.engines.base import choose_engine
 from snn.layer import SpikingConv2d
+from snn.learner import learn
+from snn.network import SpikingNetwork
 from snn.neuron import norse_parameters
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.errors import check
@@ -43,14 +50,27 @@ from snn.storage import load_network
 
 FITTED = 128
 """Images to which the converted layers are fitted."""
+UPDATES = 50
+"""Updates by which the layers of presets learn."""
+CONVERTED = "converted"
+SIMULATORS = "event-driven simulator", "plain norse time loop"
+
+
+class Case(NamedTuple):
+    """What is measured."""
+
+    network: str
+    front_end: str
 
 
 @dataclass(frozen=True)
 class FrontEndConfig:
     """Measure the converted front end's speed."""
 
-    snn: Path = Path("pretrained:cifar10-fd")
-    """File written by snn.learn."""
+    snn: tuple[Path, ...] = (Path("pretrained:cifar10-fd"),)
+    """Files written by snn.learn, for images of one shape."""
+    presets: bool = False
+    """Measure the first layers of presets instead."""
     batch_size: int = 64
     """Images that go through together."""
     repeats: int = 20
@@ -64,6 +84,7 @@ class FrontEndConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "repeats", "loop_repeats"):
             check(getattr(self, name) >= 1, f"`{name}` {getattr(self, name)}: give 1 or more")
+        check(len(self.snn) > 0, "`snn`: give at least one file")
 
 
 class NorseLoop(nn.Module):
@@ -76,7 +97,7 @@ class NorseLoop(nn.Module):
         for layer in layers:
             p = layer.geometry
             _, scale = layer.neurons()
-            weight = layer.conductance * scale.reshape(-1, 1, 1, 1)
+            weight = layer.weight * scale.reshape(-1, 1, 1, 1)
             convolution = nn.Conv2d(weight.shape[1], p.maps, p.kernel_size, p.stride, p.padding, bias=False)
             convolution.weight = nn.Parameter(weight, requires_grad=False)
             self.convolutions.append(convolution)
@@ -108,9 +129,19 @@ def reset(z: Tensor, v: Tensor, reset: Tensor, threshold: Tensor) -> Tensor:
     return torch.where(z > 0, reset, v)
 
 
+class BothHalves(nn.Module):
+    """Rectification into two channels, as ON and OFF."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, -x], dim=1).relu()
+
+
 def ordinary(frontend: SpikingFrontEnd) -> nn.Sequential:
     """conv-BN-ReLU layers of the same shapes."""
     layers: list[nn.Module] = []
+    if retina := frontend.retina:
+        colours, size = retina.filters.shape[0], retina.filters.shape[-1]
+        layers += [nn.Conv2d(colours, colours, size, padding=size // 2), BothHalves()]
     for layer in frontend.layers:
         channels, c_in, size, _ = layer.weight.shape
         convolution = nn.Conv2d(c_in, channels, size, layer.stride, layer.padding, bias=False)
@@ -118,15 +149,15 @@ def ordinary(frontend: SpikingFrontEnd) -> nn.Sequential:
     return nn.Sequential(*layers).eval()
 
 
-def measure(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def measure(functions: Mapping[Case, Callable[[], object]], repeats: int) -> dict[Case, list[float]]:
     """Seconds of each call, in turns, after one to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
+    times: dict[Case, list[float]] = {case: [] for case in functions}
     for number in range(repeats + 1):
-        for name, function in functions.items():
+        for case, function in functions.items():
             began = perf_counter()
             function()
             if number:
-                times[name].append(perf_counter() - began)
+                times[case].append(perf_counter() - began)
     return times
 
 
@@ -134,54 +165,72 @@ def measure(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict
 def run(config: FrontEndConfig) -> None:
     """The command: measure, print, write."""
     outputs = Outputs(config.out, options=RunOptions())
-    network, _, _ = load_network(config.snn)
-    fitted, images = choose_images(config, network.input_shape)
-    frontends = {
-        "converted": convert(network, fitted).frontend.eval(),
-        "converted, quantised input": convert(network, fitted, quantise_input=True).frontend.eval(),
-    }
+    networks = {} if config.presets else {str(path): load_network(path)[0] for path in config.snn}
+    fitted, images = choose_images(config, networks)
+    if config.presets:
+        networks = {name: learn(fitted, replace(p, min_updates=UPDATES)) for name, p in first_layers().items()}
     # The memory order that the front end chooses itself, for the others too.
     pixels = (images / 255).contiguous(memory_format=torch.channels_last)
-    plain = ordinary(frontends["converted"])
-    times = measure(
-        {name: lambda frontend=frontend: frontend(pixels) for name, frontend in frontends.items()}
-        | {"conv-BN-ReLU": lambda: plain(pixels)},
-        config.repeats,
-    )
-    encoding, seeds = network.learning.encoding, draw_seeds(len(images), torch.Generator().manual_seed(1))
-    loop = NorseLoop([learned.layer for learned in network.layers])
-    engine = choose_engine()
-    counts: dict[str, Tensor] = {}
+    one_step: dict[Case, Callable[[], object]] = {}
+    simulations: dict[Case, Callable[[], object]] = {}
+    counts: dict[Case, Tensor] = {}
+    for name, network in networks.items():
+        frontend = convert(network, fitted).frontend.eval()
+        others = {
+            CONVERTED: frontend,
+            "converted, quantised input": convert(network, fitted, quantise_input=True).frontend.eval(),
+            "conv-BN-ReLU": ordinary(frontend),
+        }
+        one_step |= {Case(name, kind): partial(module, pixels) for kind, module in others.items()}
+        for kind, simulate in simulators(network, images).items():
+            case = Case(name, kind)
 
-    def simulate() -> None:
-        counts["simulator"] = spike_counts(network.simulate(engine, engine.encode(images, encoding, seeds))[-1])
+            def count(case: Case = case, simulate: Callable[[], Tensor] = simulate) -> None:
+                counts[case] = simulate()
 
-    def simulate_in_norse() -> None:
-        counts["norse"] = loop(encode(images, encoding, seeds).float())
-
-    simulations = {"event-driven simulator": simulate, "plain norse time loop": simulate_in_norse}
-    times |= measure(simulations, config.loop_repeats)
+            simulations[case] = count
+    times = measure(one_step, config.repeats) | measure(simulations, config.loop_repeats)
     rows = speed_rows(times, config.batch_size)
-    print("| front end | images/s (range) | ms per batch | converted is faster by |\n|---|---:|---:|---:|")
-    for row in rows:
+    print("| network | front end | images/s (range) | ms per batch | converted is faster by |")
+    print("|---|---|---:|---:|---:|")
+    for row in sorted(rows, key=lambda row: list(networks).index(row["network"])):
         print(
-            f"| {row['front_end']} | {row['images_per_s']:.4g} ({row['lowest']:.4g} to {row['highest']:.4g}) "
-            f"| {1000 * row['seconds']:.4g} | {row['converted_is_faster_by']:.3g} |"
+            f"| {row['network']} | {row['front_end']} | {row['images_per_s']:.4g} ({row['lowest']:.4g} to "
+            f"{row['highest']:.4g}) | {1000 * row['seconds']:.4g} | {row['converted_is_faster_by']:.3g} |"
         )
-    agree = (counts["simulator"] == counts["norse"]).double().mean().item()
-    print(f"\nnorse's loop and the simulator give the same spike count in {agree:.3%} of the last layer's neurons")
+    print()
+    for name in networks:
+        ours, theirs = (counts[Case(name, kind)] for kind in SIMULATORS)
+        agree = (ours == theirs).double().mean().item()
+        print(f"{name}: norse's loop and the simulator give the same count in {agree:.3%} of the last layer's neurons")
     print(f"{torch.get_num_threads()} threads, batch {config.batch_size}, {config.data_source.data}")
     write_csv(config.out, rows)
     outputs.finish({})
 
 
-def choose_images(config: FrontEndConfig, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+def simulators(network: SpikingNetwork, images: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Functions that simulate the network on images and give the last layer's spike counts; :data:`SIMULATORS`."""
+    engine, seeds = choose_engine(), draw_seeds(len(images), torch.Generator().manual_seed(1))
+    loop = NorseLoop([learned.layer for learned in network.layers])
+
+    def simulate() -> Tensor:
+        return spike_counts(network.simulate(engine, network.encode(engine, images, seeds))[-1])
+
+    def simulate_in_norse() -> Tensor:
+        contrast = network.retina.encode(images) if network.retina else images
+        return loop(encode(contrast, network.learning.encoding, seeds).float())
+
+    return dict(zip(SIMULATORS, (simulate, simulate_in_norse), strict=True))
+
+
+def choose_images(config: FrontEndConfig, networks: Mapping[str, SpikingNetwork]) -> tuple[Tensor, Tensor]:
     """Random training images, uint8 (N, C, H, W): :data:`FITTED` for the fit, and a batch to measure."""
     name, loaded = config.data_source.data, load_images(config.data_source, "train", 0)
-    check(
-        loaded.shape == shape,
-        f"images of {name} have shape {loaded.shape}, {config.snn} is for {shape}; give others with `data`",
-    )
+    for path, network in networks.items():
+        check(
+            loaded.shape == network.input_shape,
+            f"images of {name} have shape {loaded.shape}, {path} is for {network.input_shape}; give others with `data`",
+        )
     needed = FITTED + config.batch_size
     check(
         len(loaded.images) >= needed, f"{name} has {len(loaded.images)} images: {needed} are needed to fit and measure"
@@ -190,20 +239,21 @@ def choose_images(config: FrontEndConfig, shape: tuple[int, int, int]) -> tuple[
     return loaded.images[order[:FITTED]], loaded.images[order[FITTED:needed]]
 
 
-def speed_rows(times: dict[str, list[float]], batch_size: int) -> list[dict]:
-    """A row for each front end: medians and ranges, and how much faster the converted layers are."""
-    rows, fastest = [], np.median(times["converted"])
-    for name, seconds in times.items():
+def speed_rows(times: Mapping[Case, list[float]], batch_size: int) -> list[dict]:
+    """A row for each front end: medians and ranges, and how much faster the network's converted layers are."""
+    rows = []
+    for case, seconds in times.items():
         speeds, middle = batch_size / np.array(seconds), np.median(seconds)
         rows.append(
             {
-                "front_end": name,
+                "network": case.network,
+                "front_end": case.front_end,
                 "batch_size": batch_size,
                 "images_per_s": batch_size / middle,
                 "lowest": speeds.min(),
                 "highest": speeds.max(),
                 "seconds": middle,
-                "converted_is_faster_by": middle / fastest,
+                "converted_is_faster_by": middle / np.median(times[Case(case.network, CONVERTED)]),
             }
         )
     return rows

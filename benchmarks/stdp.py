@@ -10,6 +10,9 @@ Each measurement is a process of its own, and each peer has its own environment,
 
     python3 -m venv benchmarks/.envs/norse && benchmarks/.envs/norse/bin/pip install torch torchvision norse
 
+With ``--presets --data folder:cifar10`` it times instead the first layers of the presets cifar10 and retina as
+``snn.learn`` learns them, encoder, retina and homeostasis included.
+
 An update is a pairing that the rule evaluates: a postsynaptic spike and one existing synapse of that neuron. The
 weights of a batch are held by this project until its end, and moved after every time step by the peers.
 """
@@ -22,13 +25,17 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import tyro
 
 from benchmarks.peers.protocol import Workload, save
+from benchmarks.presets import learning_speed, learning_table
 from benchmarks.safe_dnn_stdp import layer_spikes, starting_gain
+from snn.data import load_images
+from snn.data_source import DataSource
 from snn.runtime.cli import run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import check_outputs, write_csv
@@ -92,8 +99,11 @@ class BenchmarkConfig:
     """Seconds after which a measurement is given up."""
     seed: int = 0
     """Seed of all spikes and weights."""
+    presets: bool = False
+    """Time the first layers of presets on images of --data, and no other library."""
     out: Path | None = None
     """Also write every repeat to this CSV file."""
+    data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
 
     def __post_init__(self) -> None:
         check(len(self.batches) > 0 and min(self.batches) >= 1, f"`batches` {self.batches}: expected 1 or more")
@@ -290,6 +300,19 @@ def run(config: BenchmarkConfig) -> None:
     """The command: measure, print, write."""
     check_outputs(config.out)
     torch.set_num_threads(config.threads)
+    if config.presets:
+        images = load_images(config.data_source, "train", config.seed).images
+        measured = learning_speed(images, config.repeats, config.seed)
+        print(learning_table(measured), f"\n{config.threads} threads, {config.repeats} repeats", sep="\n")
+    else:
+        measured = measure_libraries(config)
+    if config.out is not None and measured:
+        write_csv(config.out, measured)
+        print(f"wrote {config.out}")
+
+
+def measure_libraries(config: BenchmarkConfig) -> list[dict]:
+    """Measure this project beside its peers, print tables, return a row for each repeat."""
     commands, missing = find_peers(config)
     results = measure_all(config, commands)
     versions = {f"{r.subject} {r.figures['version']} (torch {r.figures['torch']})": None for r in results if r.figures}
@@ -297,10 +320,7 @@ def run(config: BenchmarkConfig) -> None:
     print(f"{', '.join(versions)}; {config.threads} threads, {config.repeats} repeats, seed {config.seed}")
     for line in missing:
         print(line)
-    measured = rows(results)
-    if config.out is not None and measured:
-        write_csv(config.out, measured)
-        print(f"wrote {config.out}")
+    return rows(results)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,10 @@ class ConvertConfig:
     quantise_input: bool = False
     """Keep the encoder's rounding to whole spikes in the converted network (the paper drops it)."""
     conductances: Conductances = "learned"
-    """What to convert. learned: the conductances as they are. Controls, whose gains are set anew to the same rates:
-    shuffled (values permuted within each channel), random (uniform values) and balanced (each kernel less its mean)."""
+    """What to convert. learned: the conductances as they are. Controls, whose gains and thresholds are set anew to the
+    same rates: shuffled (values permuted within each channel), random (uniform values), balanced (learned, each kernel
+    less its mean), gabor (V1's simple cells; one layer only) and kmeans (centroids of patches of a layer's input in
+    --images)."""
     steps: int | None = None
     """Number of equal steps of every SAU, along the line through its own, to measure what the steps contribute; 256 are
     as good as none (a ReLU that saturates). None: the steps of the neuron."""

@@ -1,44 +1,93 @@
-"""Pictures of what the spiking layers learned."""
+"""Pictures of what the retina and the spiking layers learned."""
 
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from snn.network import SpikingNetwork
+from snn.network import LearnedLayer, SpikingNetwork
+from snn.retina import Retina
 from snn.runtime.outputs import save_figure
+
+COLOURS = ("tab:red", "tab:green", "tab:blue")
 
 
 def draw_kernels(network: SpikingNetwork, path: Path) -> None:
-    """Kernels of every layer, and a histogram of conductances before and after learning.
+    """The retina's filters, kernels of every layer, and a histogram of conductances before and after learning.
 
-    First-layer kernels of colour images are shown in colour, each stretched to its own range; deeper kernels as their
+    Kernels on contrast channels are shown as what they prefer: ON less OFF, grey where both are alike. Kernels on
+    intensities are stretched to their own range each, in colour for colour images; deeper kernels are shown as their
     mean over input maps.
     """
-    rows = len(network.layers)
+    rows = len(network.layers) + bool(network.retina)
     figure = Figure(figsize=(9, 2.6 * rows), layout="constrained")
-    grid = figure.subplots(rows, 2, squeeze=False, width_ratios=(2.2, 1))
+    grid = list(figure.subplots(rows, 2, squeeze=False, width_ratios=(2.2, 1)))
+    if network.retina:
+        _draw_retina(network.retina, *grid.pop(0))
     for number, (learned, (left, right)) in enumerate(zip(network.layers, grid, strict=True), 1):
         kernels = learned.layer.conductance.numpy()
-        colour = kernels.shape[1] == 3
-        tiles = kernels.transpose(0, 2, 3, 1) if colour else kernels.mean(1)[..., None]
-        left.imshow(_mosaic(tiles).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        left.set_axis_off()
-        what = "colour" if colour else ("conductance" if kernels.shape[1] == 1 else "mean over inputs")
-        left.set_title(f"layer {number}: {len(kernels)} kernels ({what}, each at full contrast)", fontsize=10)
-        bins = np.linspace(network.learning.stdp.g_min, network.learning.stdp.g_max, 41)
-        right.hist(learned.initial_conductance.flatten().numpy(), bins, color="0.75", label="before")
-        right.hist(kernels.ravel(), bins, histtype="step", color="C0", linewidth=1.5, label="after")
-        right.set_xlabel("conductance G")
-        right.set_ylabel("synapses")
-        right.legend(frameon=False, fontsize=8)
+        if number == 1 and network.retina:
+            tiles, what = signed_contrast(kernels), "ON less OFF"
+        elif kernels.shape[1] == 3 and number == 1:
+            tiles, what = _stretched(kernels.transpose(0, 2, 3, 1)), "colour, each at full contrast"
+        else:
+            tiles = _stretched(kernels.mean(1)[..., None])
+            what = ("conductance" if kernels.shape[1] == 1 else "mean over inputs") + ", each at full contrast"
+        _show(left, tiles, f"layer {number}: {len(kernels)} kernels ({what})")
+        _draw_histogram(right, learned, network)
     save_figure(figure, path)
 
 
-def _mosaic(tiles: np.ndarray) -> np.ndarray:
-    """(N, h, w, C) kernels side by side, white gaps between, each stretched to [0, 1]."""
+def signed_contrast(kernels: np.ndarray) -> np.ndarray:
+    """ON less OFF of kernels (N, 2 C, k, k) as pictures (N, k, k, C) in [0, 1]: 0.5 is no preference."""
+    on, off = np.split(kernels, 2, axis=1)
+    return _around_grey(on - off)
+
+
+def _around_grey(signed: np.ndarray) -> np.ndarray:
+    """(N, C, k, k) as pictures (N, k, k, C) around 0.5, each at full contrast."""
+    largest = np.abs(signed).max((1, 2, 3), keepdims=True)
+    return (0.5 + 0.5 * signed / np.maximum(largest, 1e-9)).transpose(0, 2, 3, 1)
+
+
+def _draw_retina(retina: Retina, left: Axes, right: Axes) -> None:
+    """Filters as pictures, and each colour's weights for itself along a line through the centre."""
+    filters = retina.filters.cpu().numpy()
+    colours, centre = len(filters), retina.kernel_size // 2
+    _show(left, _around_grey(filters), f"retina: filters of the {2 * colours} contrast channels (OFF is ON reversed)")
+    for colour in range(colours):
+        line = filters[colour, colour, centre]
+        right.plot(np.arange(-centre, centre + 1), line, color=COLOURS[colour] if colours == 3 else "0.2")
+    right.axhline(0, color="0.7", linewidth=0.8)
+    right.set_xlabel("distance from the centre (pixels)")
+    right.set_ylabel("contrast per intensity")
+
+
+def _draw_histogram(axes: Axes, learned: LearnedLayer, network: SpikingNetwork) -> None:
+    bins = np.linspace(network.learning.stdp.g_min, network.learning.stdp.g_max, 41).tolist()
+    axes.hist(learned.initial_conductance.flatten().numpy(), bins, color="0.75", label="before")
+    after = learned.layer.conductance.numpy().ravel()
+    axes.hist(after, bins, histtype="step", color="C0", linewidth=1.5, label="after")
+    axes.set_xlabel("conductance G")
+    axes.set_ylabel("synapses")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _show(axes: Axes, tiles: np.ndarray, title: str) -> None:
+    axes.imshow(_mosaic(tiles).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=10)
+
+
+def _stretched(tiles: np.ndarray) -> np.ndarray:
+    """(N, h, w, C) pictures, each stretched to [0, 1]."""
     low, high = tiles.min((1, 2, 3), keepdims=True), tiles.max((1, 2, 3), keepdims=True)
-    tiles = (tiles - low) / np.maximum(high - low, 1e-9)
+    return (tiles - low) / np.maximum(high - low, 1e-9)
+
+
+def _mosaic(tiles: np.ndarray) -> np.ndarray:
+    """(N, h, w, C) pictures in [0, 1] side by side, white gaps between."""
     count, height, width, channels = tiles.shape
     columns = min(count, 14)
     rows = -(-count // columns)

@@ -27,7 +27,8 @@ class LearnConfig:
     """File to write, for example runs/demo/snn.h5."""
     preset: PresetName = "cifar10"
     """Where settings start from: cifar10 is the paper's configuration for images of 32 pixels; imagenet is one for 224
-    pixels whose cost is that of the paper's Table 1. Other flags override it."""
+    pixels whose cost is that of the paper's Table 1; retina and retina-imagenet learn one layer on the contrast of such
+    images, with feed-forward inhibition; retina-digits does so on digits of 8 pixels. Other flags override it."""
     engine: str = "auto"
     """Simulator: events (event-driven, CPU), norse (dense, any device), one of a plugin, or auto, the fastest for the
     device. All learn the same bits."""

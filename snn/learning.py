@@ -1,6 +1,6 @@
 """What a network of spiking layers is learned with: every setting that decides the result, apart from data and seed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from snn.parameters import Encoding, LayerParameters, LIFParameters, RetinaParameters, STDPParameters
@@ -152,10 +152,22 @@ class Learning:
         return per_pass * max(self.epochs, -(-self.min_updates // per_pass))
 
 
-Conductances = Literal["learned", "shuffled", "random", "balanced"]
+Conductances = Literal["learned", "shuffled", "random", "balanced", "gabor", "kmeans"]
 """What is converted: what a network learned, or a control (:func:`snn.controls.control`)."""
-PresetName = Literal["cifar10", "imagenet"]
+PresetName = Literal["cifar10", "imagenet", "retina", "retina-imagenet", "retina-digits"]
 
+
+CONTRAST = Learning(
+    maps=(32,),
+    kernel_sizes=(5,),
+    output_rate=1.5,
+    threshold_lowering=0.0,
+    encoding=Encoding(f_min=1.0, f_max=40.0, quiet=30.0),
+    stdp=STDPParameters(beta_p=2.0, beta_d=2.0),
+    retina=RetinaParameters("whiten", epsilon=0.01, quantile=0.97),
+    inhibition=Inhibition("frozen"),
+)
+"""One layer on contrast channels."""
 
 PRESETS: dict[PresetName, Learning] = {
     # The paper's: 3x3 kernels, 32, 40 and 56 maps, images of 32 pixels (ParallelSpikeSim's CIFAR-10 configuration).
@@ -165,4 +177,16 @@ PRESETS: dict[PresetName, Learning] = {
     # costs 0.03 GMAC more than MobileNetV2, and 0.30 and 0.33 less than ResNet-101 and DenseNet-121 (paper's Table 1:
     # 0.03 to 0.04 more). Ours; python -m hybrid.complexity counts.
     "imagenet": Learning(maps=(20, 28, 36), strides=(2, 2, 1)),
+    # Contrast and feed-forward inhibition, by trial on CIFAR-10 (docs/learning.md): one layer, 5 MMAC at 32 pixels.
+    "retina": CONTRAST,
+    # At 224 pixels: 0.052 GMAC, of which the retina takes 0.022.
+    "retina-imagenet": replace(CONTRAST, kernel_sizes=(7,), strides=(4,)),
+    # Digits of 8 pixels: a small retina that clips strong contrast, so that a wrong pixel counts for little.
+    "retina-digits": replace(
+        CONTRAST,
+        maps=(64,),
+        output_rate=4.0,
+        stdp=STDPParameters(beta_p=1.0, beta_d=1.0),
+        retina=RetinaParameters("whiten", kernel_size=3, epsilon=0.03, quantile=0.8),
+    ),
 }

@@ -80,6 +80,9 @@ class RetinaParameters:
     epsilon: float = 0.03
     """Of whiten: added to the variance of image patches along each principal axis, in squared intensity. The larger,
     the less fine detail, and the less noise, passes."""
+    noise: float = 0.0
+    """Of whiten: variance of the noise of a pixel for which the filter is made, in squared intensity; every principal
+    axis is weakened as the Wiener filter does, by its variance over variance plus noise. 0: made for clean images."""
     patches: int = 100_000
     """Of whiten: random patches of the training images from which their covariance is measured."""
     centre: float = 0.8
@@ -95,6 +98,7 @@ class RetinaParameters:
             f"retina of `kernel_size` {self.kernel_size}: must be odd, 3 or more",
         )
         check(self.epsilon > 0, f"retina `epsilon` {self.epsilon}: must be positive")
+        check(self.noise >= 0, f"retina `noise` {self.noise}: must not be negative")
         check(self.patches >= 1000, f"retina `patches` {self.patches}: give 1000 or more to measure a covariance")
         check(
             0 < self.centre < self.surround,

@@ -6,8 +6,9 @@ The largest contrasts are clipped.
 
 Two filters can be had. *whiten* decorrelates neighbouring pixels of the training images: of ZCA, the symmetric
 whitening ``(covariance + epsilon)^(-1/2)`` of image patches, it takes the rows that belong to the patch's centre. The
-larger ``epsilon``, the more of the fine detail it leaves out, which is what a retina does where noise is strong (Atick
-and Redlich 1992). *dog* is a difference of Gaussians within each colour, of fixed size (Rodieck 1965).
+larger ``epsilon``, the less it enhances fine detail. With ``noise``, a Wiener filter also takes fine detail away, as a
+retina does where noise is strong (Atick and Redlich 1992). *dog* is a difference of Gaussians within each colour, of
+fixed size (Rodieck 1965).
 
 Filters and images are whole multiples of a power of two, and so small that every sum is exact in float32. Contrast is
 therefore the same to the last bit on every device, in every batch and in every exported file.
@@ -118,7 +119,7 @@ def learn_retina(images: Tensor, p: RetinaParameters, seed: int) -> Retina | Non
     )
     variance = torch.empty(0, dtype=torch.float64)
     if p.kind == "whiten":
-        filters, variance = whitening(sample_patches(images, p, seed), p.epsilon)
+        filters, variance = whitening(sample_patches(images, p, seed), p.epsilon, p.noise)
     else:
         filters = difference_of_gaussians(colours, p)
     # The mean of all images, in parts that fit memory; a difference of Gaussians ignores it.
@@ -158,18 +159,22 @@ def sample_patches(images: Tensor, p: RetinaParameters, seed: int) -> Tensor:
     return images.unfold(2, size, 1).unfold(3, size, 1)[image, :, y, x].double() / LEVELS
 
 
-def whitening(patches: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def whitening(patches: Tensor, epsilon: float, noise: float = 0.0) -> tuple[Tensor, Tensor]:
     """Zero-phase whitening filters of patches (N, C, k, k), float64, and the variances along their principal axes.
 
     Filters (C, C, k, k) are the rows of ``(covariance + epsilon)^(-1/2)`` that belong to the centre of a patch. They
-    are averaged with their point reflections, as a patch of natural images is as likely as its reflection.
+    are averaged with their point reflections, as a patch of natural images is as likely as its reflection. With
+    ``noise``, the whitening is multiplied by the Wiener filter ``covariance (covariance + noise)^-1``.
     """
     colours, size = patches.shape[1], patches.shape[-1]
     # How a library splits these sums among threads would show in their last bits.
     with one_thread():
         variance, axes = torch.linalg.eigh(torch.cov(patches.flatten(1).T))
         variance = variance.clamp(min=0)
-        whitener = (axes * (variance + epsilon).rsqrt()) @ axes.T
+        passed = (variance + epsilon).rsqrt()
+        if noise:
+            passed *= variance / (variance + noise)
+        whitener = (axes * passed) @ axes.T
     centre = torch.arange(colours) * size**2 + size**2 // 2
     filters = whitener[centre].reshape(colours, colours, size, size)
     return (filters + filters.flip((2, 3))) / 2, variance

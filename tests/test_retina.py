@@ -137,6 +137,11 @@ def test_whitened_patches_have_the_covariance_of_the_closed_form():
     # W C W for W = (C + epsilon)^(-1/2) is C (C + epsilon)^-1.
     expected = np.linalg.solve(covariance + epsilon * np.eye(len(covariance)), covariance)[np.ix_(centre, centre)]
     assert np.cov(answers.T) == pytest.approx(expected, abs=1e-9)
+    # Made for noise, the filters are those times the Wiener filter C (C + noise)^-1.
+    against_noise, _ = whitening(patches, epsilon, noise=0.02)
+    wiener = np.linalg.solve(covariance + 0.02 * np.eye(len(covariance)), covariance)
+    rows = (filters.flatten(1).numpy() @ wiener).reshape(filters.shape)
+    np.testing.assert_allclose(against_noise, (rows + rows[..., ::-1, ::-1]) / 2, rtol=0, atol=1e-6)
     # A larger epsilon lets less detail pass: neighbours are taken off less.
     blurred, _ = whitening(patches, 100 * epsilon)
     share = [f[0, 0].sum() / f[0, 0].abs().sum() for f in (filters, blurred)]

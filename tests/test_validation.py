@@ -156,8 +156,8 @@ def black_border(values, sizes, mode, pad=snn.retina.pad):
     return pad(values, sizes)
 
 
-def another_epsilon(patches, epsilon, whitening=snn.retina.whitening):
-    return whitening(patches, 1.01 * epsilon)
+def another_epsilon(patches, epsilon, noise, whitening=snn.retina.whitening):
+    return whitening(patches, 1.01 * epsilon, noise)
 
 
 PROBABILITIES = [(rule, name) for rule in (FrequencyDependent, Deterministic) for name in ("ltp", "ltd")]

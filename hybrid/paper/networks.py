@@ -15,9 +15,8 @@ from hybrid.preprocess import Preprocess
 from hybrid.swap import Scale as SwapScale
 from hybrid.swap import SwapConfig
 from hybrid.train import TrainConfig
-from snn.controls import Conductances
 from snn.learn import LearnConfig
-from snn.learning import Learning
+from snn.learning import Conductances, Learning
 
 NOWHERE = Path()
 """Stands for the files of a configuration until a run has its folder."""

@@ -74,6 +74,7 @@ def compare_retina(kind: str, colours: int, random: np.random.Generator, device:
             kind=kind,  # type: ignore[arg-type]
             kernel_size=size,
             epsilon=random.uniform(0.005, 0.1),
+            noise=random.choice([0.0, random.uniform(0.001, 0.01)]),
             patches=PATCHES,
             centre=random.uniform(0.5, 1.0),
             surround=random.uniform(1.2, 2.5),

@@ -33,12 +33,18 @@ def patch_variance(patches: np.ndarray) -> np.ndarray:
     return np.linalg.svd(flat - flat.mean(0), compute_uv=False)[::-1] ** 2 / (len(flat) - 1)
 
 
-def whitening(patches: np.ndarray, epsilon: float) -> np.ndarray:
-    """Rows of ``(covariance + epsilon)^(-1/2)`` that belong to the centre of patches (N, C, k, k); point-symmetric."""
+def whitening(patches: np.ndarray, epsilon: float, noise: float = 0.0) -> np.ndarray:
+    """Rows of ``(covariance + epsilon)^(-1/2)`` that belong to the centre of patches (N, C, k, k); point-symmetric.
+
+    With ``noise``, the matrix is multiplied by ``covariance (covariance + noise)^-1``.
+    """
     _, colours, size, _ = patches.shape
     centred = patches.reshape(len(patches), -1) - patches.reshape(len(patches), -1).mean(0)
     covariance = np.einsum("ni,nj->ij", centred, centred, optimize=True) / (len(patches) - 1)
-    whitener = inv(sqrtm(covariance + epsilon * np.eye(len(covariance))))
+    identity = np.eye(len(covariance))
+    whitener = inv(sqrtm(covariance + epsilon * identity))
+    if noise:
+        whitener = whitener @ covariance @ inv(covariance + noise * identity)
     grid = whitener.real.reshape(colours, size, size, colours, size, size)
     filters = grid[:, size // 2, size // 2]
     return (filters + filters[..., ::-1, ::-1]) / 2
@@ -64,7 +70,7 @@ def learned(images: np.ndarray, patches: np.ndarray, p: RetinaParameters) -> tup
     """
     intensity = images / 255
     if p.kind == "whiten":
-        filters, mean = whitening(patches, p.epsilon), intensity.mean((0, 2, 3))
+        filters, mean = whitening(patches, p.epsilon, p.noise), intensity.mean((0, 2, 3))
     else:
         filters, mean = difference_of_gaussians(images.shape[1], p), np.zeros(images.shape[1])
     offset = -np.einsum("oikl,i->o", filters, mean)
