@@ -160,6 +160,10 @@ def another_epsilon(patches, epsilon, noise, whitening=snn.retina.whitening):
     return whitening(patches, 1.01 * epsilon, noise)
 
 
+def without_noise(patches, epsilon, noise, whitening=snn.retina.whitening):
+    return whitening(patches, epsilon)
+
+
 PROBABILITIES = [(rule, name) for rule in (FrequencyDependent, Deterministic) for name in ("ltp", "ltd")]
 FAULTS = {
     "rates of other pixels": [("snn.learner.count_events", rates_of_other_pixels)],
@@ -191,6 +195,7 @@ FAULTS = {
     "retina's colours transposed": other_filters(lambda filters: filters.transpose(0, 1)),
     "border of images black": [("snn.retina.pad", black_border)],
     "epsilon of the whitening 1 % larger": [("snn.retina.whitening", another_epsilon)],
+    "noise ignored by the whitening": [("snn.retina.whitening", without_noise)],
 }
 RETINA = [network, "--networks", "0", "--deterministic", "0", "--stochastic", "0"]
 SPIKES = [network, "--retinas", "0", "--networks", "2", "--deterministic", "0", "--stochastic", "0"]
@@ -318,6 +323,7 @@ def test_the_parts_agree_when_nothing_is_wrong(command, tmp_path):
         ("retina's colours transposed", RETINA),
         ("border of images black", RETINA),
         ("epsilon of the whitening 1 % larger", RETINA),
+        ("noise ignored by the whitening", RETINA),
     ],
     ids=command_name,
 )
