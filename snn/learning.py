@@ -186,7 +186,6 @@ PRESETS: dict[PresetName, Learning] = {
         CONTRAST,
         maps=(64,),
         output_rate=4.0,
-        threshold_lowering=1.0,
         stdp=STDPParameters(beta_p=1.0, beta_d=1.0),
         retina=RetinaParameters("whiten", kernel_size=3, epsilon=0.03, quantile=0.8),
     ),
