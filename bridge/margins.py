@@ -1,4 +1,4 @@
-"""How much pixels and drives can change before any spike count does (paper, 4.3)."""
+"""How much pixels (or contrasts) and drives can change before any spike count does (paper, 4.3)."""
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from snn.parameters import Encoding
 
 def pixel_margin(images: Tensor, p: Encoding) -> Tensor:
     """Change of each intensity below which the encoder's floor(F T) stays the same, in the shape of ``images``.
+
+    Behind a retina the encoder is given contrasts, and so are ``images``: (B, 2 C, H, W), in [0, 1].
 
     This is the paper's ``delta / (T (f_max - f_min))``. Delta is the distance of F T, in spikes, to the nearest edge
     that an intensity in [0, 1] can reach. The margin is 1 where there is no such edge.

@@ -3,7 +3,7 @@
 PyTorch counts them (``torch.utils.flop_counter``; two operations are one multiply-accumulate) in convolutions and
 matrix products. Normalisation, activations, pooling and step functions do not count; the paper's counter seems to
 include element-wise layers (its baseline MobileNetV2 has 0.33 GMAC, here 0.30). Parameters are the trainable values and
-the frozen convolution weights; running statistics and the edges of step functions are not among them.
+the frozen weights of convolutions and retina; running statistics and the edges of step functions are not among them.
 """
 
 import sys
@@ -26,6 +26,7 @@ from hybrid.image_size import learning_preset
 from hybrid.paper.numbers import paper_value
 from hybrid.printing import print_table
 from snn.learning import PRESETS, PresetName
+from snn.retina import Retina
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.outputs import Outputs, beside, save_figure, write_csv
 
@@ -50,12 +51,14 @@ def preset_frontend(preset: PresetName, image_size: int) -> FrontEndSpec:
     p = PRESETS[preset]
     # No count depends on the number of steps.
     layers = tuple(LayerSpec.of(p.geometry(number), steps=8) for number in range(len(p.maps)))
-    return FrontEndSpec((3, image_size, image_size), layers, p.encoding)
+    retina_size = p.retina.kernel_size if p.retina.kind != "none" else 0
+    return FrontEndSpec((3, image_size, image_size), layers, p.encoding, retina_size=retina_size)
 
 
 def count_parameters(network: nn.Module) -> int:
-    """All trainable values and the frozen weights of converted layers."""
-    frozen = [layer.get_buffer("weight") for layer in network.modules() if isinstance(layer, ConvertedLayer)]
+    """All trainable values and the frozen weights of converted layers and of a retina."""
+    names = {ConvertedLayer: "weight", Retina: "filters"}
+    frozen = [module.get_buffer(names[type(module)]) for module in network.modules() if type(module) in names]
     return sum(values.numel() for values in (*network.parameters(), *frozen))
 
 
@@ -99,11 +102,18 @@ def complexity_rows() -> list[Row]:
     """
     sizes = ((224, 1000), (32, 10))
     rows = [row for size, classes in sizes for name in PAPER_BACKBONES for row in _pair(name, size, classes)]
-    alone: tuple[tuple[PresetName, int], ...] = (("cifar10", 32), ("cifar10", 224), ("imagenet", 224))
+    alone: tuple[tuple[PresetName, int], ...] = (
+        ("cifar10", 32),
+        ("cifar10", 224),
+        ("imagenet", 224),
+        ("retina", 32),
+        ("retina-imagenet", 224),
+    )
     for preset, size in alone:
         front = preset_frontend(preset, size)
         maps = ", ".join(map(str, front.channels))
-        rows.append(_row(f"front end alone, maps {maps}, stride {front.stride}", SpikingFrontEnd.empty(front), size))
+        name = f"front end alone, {'retina, ' if front.retina_size else ''}maps {maps}, stride {front.stride}"
+        rows.append(_row(name, SpikingFrontEnd.empty(front), size))
     return rows
 
 

@@ -160,12 +160,13 @@ def draw_frontier(rows: Sequence[dict], path: Path) -> None:
 
 
 def draw_margins(rows: list[dict[str, float]], path: Path) -> None:
-    """Draw the rows of :func:`hybrid.margins.measure_margins`: pixels, drives of layer 1, outputs of every layer."""
+    """Draw the rows of :func:`hybrid.margins.measure_margins`: inputs, drives of layer 1, outputs of all layers."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     rows = sorted(rows, key=lambda row: -row["snr_dB"])
+    inputs = "contrasts" if "contrasts_same_count_percent" in rows[0] else "pixels"
     labels = {
-        "pixels_same_count_percent": "pixels: same spike count",
+        f"{inputs}_same_count_percent": f"{inputs}: same spike count",
         "drives_within_step_by_bound_percent": "layer 1 drives: within a step by the bound",
         "drives_within_step_percent": "layer 1 drives: within a step",
     }

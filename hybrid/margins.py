@@ -3,6 +3,9 @@
 White Gaussian noise at several signal-to-noise ratios is added to test images. A drive stays *within a step* if its
 change is below its distance to the nearest edge of the step function. It stays *within a step by the bound* if the
 largest change that the noise could cause, ``sum_j |w_j| |change_j|``, is below that distance (paper, 4.3).
+
+Behind a retina the encoder's neurons stand for ON and OFF contrast, not for pixels. Rows of contrasts then take the
+place of those of pixels: their margins, and as noise what the filter makes of that of the pixels.
 """
 
 import sys
@@ -22,6 +25,7 @@ from hybrid.conditions.drawn import awgn_sigma
 from hybrid.figures import draw_margins
 from hybrid.printing import print_table
 from snn.data import load_images
+from snn.retina import LEVELS
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -75,15 +79,21 @@ def measure_margins(
 
 def _compare(frontend: SpikingFrontEnd, clean: Tensor, noisy: Tensor, ratio: float) -> dict[str, float]:
     """Shares of one batch, and its mean standard deviation of the noise."""
-    p, layer = frontend.spec.encoding, frontend.layers[0]
-    sigma, margin = awgn_sigma(clean, ratio), pixel_margin(clean, p)
+    p, layer, retina = frontend.spec.encoding, frontend.layers[0], frontend.retina
+    sigma = noise = awgn_sigma(clean, ratio)
+    # What the encoder turns into spikes.
+    encoded = [retina(images, LEVELS) / LEVELS if retina else images for images in (clean, noisy)]
+    if retina:
+        # Independent noise of pixels adds up in squares; ON and OFF share it.
+        noise = sigma * retina.filters.square().sum((1, 2, 3)).sqrt().repeat(2).reshape(-1, 1, 1)
+    name, margin = "contrasts" if retina else "pixels", pixel_margin(encoded[0], p)
     inputs = [frontend.encode(images) for images in (clean, noisy)]
     drives = [layer.norm(layer.drive(spikes)) for spikes in inputs]
     distance = drive_margin(drives[0], layer.activation)
     kept = {
-        "pixels_further_than_sigma": margin > sigma,
-        "pixels_changed_less_than_margin": (noisy - clean).abs() < margin,
-        "pixels_same_count": whole_spikes(clean, p) == whole_spikes(noisy, p),
+        f"{name}_further_than_sigma": margin > noise,
+        f"{name}_changed_less_than_margin": (encoded[1] - encoded[0]).abs() < margin,
+        f"{name}_same_count": whole_spikes(encoded[0], p) == whole_spikes(encoded[1], p),
         "drives_within_step_by_bound": summed_change(layer, inputs[1] - inputs[0]) < distance,
         "drives_within_step": (drives[1] - drives[0]).abs() < distance,
     }

@@ -19,7 +19,7 @@ from snn.runtime.errors import UserError
 from snn.runtime.h5 import PARENT, Schema, read_file, write_file
 from snn.runtime.tree import Tree, from_tree
 
-SCHEMA = Schema("hybrid/4", "python -m hybrid.train --out FILE", LOCATION)
+SCHEMA = Schema("hybrid/5", "python -m hybrid.train --out FILE", LOCATION, older=("hybrid/4",))
 
 STORED = ("join.norm.", "feature_norm.")
 """Start of a parameter's name in the network, and in the file."""

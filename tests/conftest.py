@@ -21,6 +21,10 @@ from snn.learn import main as learn
 
 LEARN = ["--data", "digits", "--limit-train", "200", "--maps", "6", "8", "--min-updates", "13"]
 TRAIN = ["--data", "digits", "--limit-train", "300", "--width", "0.25", "--epochs", "2", "--batch-size", "32"]
+CONTRAST = [
+    *("--data", "digits", "--limit-train", "200", "--preset", "retina", "--maps", "6", "--kernel-sizes", "3"),
+    *("--retina.kernel-size", "5", "--retina.patches", "2000", "--min-updates", "13"),
+]
 CONDITIONS = ["clean", "awgn:12", "salt-pepper:0.2"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 """Values of a test's parameter ``device``: the same body runs on the CPU everywhere, and on CUDA where there is one."""
@@ -74,6 +78,15 @@ def run_pipeline(folder: Path) -> Pipeline:
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory) -> Pipeline:
     return run_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="session")
+def contrast(tmp_path_factory) -> Pipeline:
+    """Files snn and frontend of a layer behind a retina, with feed-forward inhibition once it has learned."""
+    files = Pipeline(tmp_path_factory.mktemp("contrast"))
+    assert learn([*CONTRAST, "--out", str(files.snn)]) == 0
+    assert convert([str(files.snn), "--out", str(files.frontend), "--images", "60"]) == 0
+    return files
 
 
 @pytest.fixture(scope="module")

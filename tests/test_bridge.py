@@ -23,7 +23,7 @@ from bridge.frontend import (
     whole_spikes,
 )
 from bridge.responses import simulate_counts
-from bridge.storage import load_frontend, spec_from_tree, spec_tree
+from bridge.storage import load_frontend, load_spiking_layers, spec_from_tree, spec_tree
 from snn.data import load_images
 from snn.encoding import encode
 from snn.engines.norse import convolve, hold
@@ -315,7 +315,7 @@ def test_a_spec_is_stored_as_a_column_for_each_property():
     assert spec.channels == (6, 7)
     assert [layer.edges_shape for layer in layers] == [(4,), (7, 9)]
     tree = spec_tree(spec)
-    columns = {name: list(tree[name]) for name in tree.keys() - {"encoding", "quantise_input"}}
+    columns = {name: list(tree[name]) for name in tree.keys() - {"encoding", "quantise_input", "retina_size"}}
     assert columns == {
         "maps": [6, 7],
         "kernel_sizes": [5, 3],
@@ -325,6 +325,10 @@ def test_a_spec_is_stored_as_a_column_for_each_property():
         "per_channel": [False, True],
     }
     assert spec_from_tree(tree, (3, 32, 32)) == spec
+    seeing = replace(spec, retina_size=7)
+    assert spec_from_tree(spec_tree(seeing), (3, 32, 32)) == seeing
+    # Files of before there were retinas.
+    assert spec_from_tree({name: value for name, value in tree.items() if name != "retina_size"}, (3, 32, 32)) == spec
     # 32 pixels: (32 + 2 - 5) // 2 + 1 = 15, then (15 - 3) // 3 + 1 = 5.
     frontend = SpikingFrontEnd.empty(spec)
     assert [tuple(spikes.shape) for spikes in frontend.spikes(torch.rand(2, 3, 32, 32))] == [
@@ -335,3 +339,59 @@ def test_a_spec_is_stored_as_a_column_for_each_property():
     for name in ("channels", "kernel_size", "stride", "steps"):
         with pytest.raises(UserError, match=f"{name} 0"):
             replace(layers[0], **{name: 0})
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_drives_behind_a_retina_are_mean_currents_of_its_spikes(contrast, quantised):
+    network, data, _ = load_network(contrast.snn)
+    fitted, fresh = (load_images(data, split, seed=0).images[:60] for split in ("train", "test"))
+    frontend = convert(network, fitted, quantise_input=quantised).frontend
+    counts = simulate_counts(network, fresh, torch.Generator().manual_seed(5))
+    p, learned = network.learning.encoding, network.layers[0].layer
+    # The definition: F T of each contrast, rounded down, and kernels less their means.
+    spikes = (network.retina.encode(fresh).double() / 255 * (p.f_max - p.f_min) + p.f_min) * 0.3
+    assert torch.equal(counts[0].double(), (spikes + 1e-9).floor())
+    kernels = learned.conductance.double()
+    kernels = (kernels - kernels.mean((1, 2, 3), keepdim=True)) * learned.gain.double().reshape(-1, 1, 1, 1) * 15 / 300
+    expected = torch.nn.functional.conv2d(counts[0].double() if quantised else spikes, kernels, padding=1)
+    with torch.no_grad():
+        drive = frontend.layers[0].drive(frontend.encode(fresh / 255)).double()
+        outputs = frontend.spikes(fresh / 255)
+    # Finer steps of contrast than the encoder's 255, rounded, and rounded weights.
+    assert (drive - expected).abs().max() < (0.002 if quantised else 0.03) * expected.abs().max()
+    assert expected.min() < 0 < expected.max()
+    (fidelity,) = measure_fidelity(frontend, fresh, counts[1:])
+    assert fidelity.off_share == pytest.approx(((outputs[0] - counts[1]).abs() >= 1).double().mean().item())
+    assert fidelity.off_share < 0.1
+    assert fidelity.correlation > 0.9
+
+
+def test_retina_and_inhibition_are_stored(contrast, tmp_path):
+    network, data, _ = load_network(contrast.snn)
+    fresh = load_images(data, "test", seed=0).images[:40]
+    for quantised in (False, True):
+        conversion = convert(network, fresh, quantise_input=quantised)
+        bridge.save(conversion, tmp_path / "frontend.h5")
+        stored = bridge.load(tmp_path / "frontend.h5")
+        assert stored.spec == conversion.frontend.spec
+        assert (stored.spec.retina_size, stored.spec.channels_in) == (5, 2)
+        for x in (fresh / 255, torch.rand(8, 1, 8, 8)):
+            assert torch.equal(stored.encode(x), conversion.frontend.encode(x))
+            assert torch.equal(stored(x), conversion.frontend(x))
+        (layer,) = load_spiking_layers(tmp_path / "frontend.h5")
+        assert layer.geometry.feed_forward_inhibition
+        assert torch.equal(layer.weight, network.layers[0].layer.weight)
+    with h5py.File(tmp_path / "frontend.h5") as file:
+        assert np.array_equal(file["retina/filters"][()], network.retina.filters)
+        assert file["retina"].attrs["offset_unit"] == "contrast, in steps of 1/1020"
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_gradients_pass_a_retina(contrast, quantised):
+    network, data, _ = load_network(contrast.snn)
+    images = load_images(data, "train", seed=0).images[:20]
+    frontend = convert(network, images, quantise_input=quantised).frontend
+    x = (images / 255).requires_grad_()
+    (gradient,) = torch.autograd.grad(frontend(x).sum(), x)
+    assert gradient.isfinite().all()
+    assert (gradient != 0).float().mean() > 0.5

@@ -298,9 +298,9 @@ def test_wrong_frontends_and_files_are_refused(refused, pipeline, tmp_path):
     out = ["--out", tmp_path / "x.h5"]
     refused(train, *TRAIN, *out, words=["--frontend", "bridge.convert"])
     refused(train, *TRAIN, *out, "--frontend", tmp_path / "no.h5", words=["no.h5", "does not exist"])
-    refused(train, *TRAIN, *out, "--frontend", pipeline.snn, words=["snn/2", "frontend/2"])
-    refused(convert, pipeline.frontend, *out, words=["frontend/2", "snn/2"])
-    refused(evaluate, pipeline.frontend, *out, words=["frontend/2", "hybrid/4"])
+    refused(train, *TRAIN, *out, "--frontend", pipeline.snn, words=["snn/3", "frontend/3"])
+    refused(convert, pipeline.frontend, *out, words=["frontend/3", "snn/3"])
+    refused(evaluate, pipeline.frontend, *out, words=["frontend/3", "hybrid/5"])
     size = ["--image-size", "12", "--frontend", pipeline.frontend]
     refused(train, *TRAIN, *out, *size, words=["(1, 8, 8)", "(1, 12, 12)"])
     both = ["--variant", "baseline", "--frontend", pipeline.frontend]

@@ -42,6 +42,17 @@ def test_the_front_ends_cost_is_the_closed_form(rows, size, expected):
     assert row["params_M"] == pytest.approx((sum(weights) + 2 * sum(maps[1:])) / 1e6, rel=1e-12)
 
 
+@pytest.mark.parametrize(("size", "kernel", "stride", "expected"), [(32, 5, 1, 0.00537), (224, 7, 4, 0.0516)])
+def test_a_retina_counts(rows, size, kernel, stride, expected):
+    # Every colour is filtered from all three, 7 x 7, at every pixel; the layer reads ON and OFF of each.
+    filters, weights = 3 * 3 * 7 * 7, 32 * 6 * kernel * kernel
+    row = rows[f"front end alone, retina, maps 32, stride {stride}", size]
+    macs = size**2 * filters + (size // stride) ** 2 * weights
+    assert row["macs_G"] == pytest.approx(macs / 1e9, rel=1e-12)
+    assert row["macs_G"] == pytest.approx(expected, rel=1e-2)
+    assert row["params_M"] == pytest.approx((filters + weights + 2 * 32) / 1e6, rel=1e-12)
+
+
 def test_counts_of_simple_layers():
     network = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 16, 7))
     assert count_macs(network, (3, 8, 8)) == 4 * 4 * 5 * 3 * 9 + 5 * 16 * 7
@@ -70,7 +81,7 @@ def test_the_command_writes_table_and_figure(tmp_path, capsys):
     assert main(["--out", str(tmp_path / "t.csv")]) == 0
     with open(tmp_path / "t.csv") as file:
         found = list(csv.DictReader(file))
-    assert len(found) == 15
+    assert len(found) == 17
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
     assert "element-wise" in shown

@@ -9,19 +9,23 @@ import pytest
 import torch
 from norse.torch import LIFBoxCell, LIFBoxParameters
 from norse.torch.functional.lif_box import LIFBoxFeedForwardState
+from scipy.ndimage import correlate, gaussian_filter
 
 from bridge.conversion import convert
 from bridge.export.__main__ import main
-from bridge.export.nir import run_in_norse, spiking_graph, write_nir
-from bridge.export.onnx import FoldedFrontEnd, reach, run_in_onnxruntime, write_onnx
+from bridge.export.images import check_images
+from bridge.export.nir import export_nir, in_float64, run_in_norse, spiking_graph, stored_encoder, write_nir
+from bridge.export.onnx import FoldedFrontEnd, export_onnx, reach, run_in_onnxruntime, write_onnx
 from bridge.storage import load_frontend, load_spiking_layers
 from snn.data import load_images
 from snn.data_source import DataSource
 from snn.encoding import encode
 from snn.engines.base import choose_engine, feed_forward
 from snn.learner import learn
-from snn.learning import Learning
+from snn.learning import PRESETS, Inhibition, Learning
 from snn.parameters import Encoding
+from snn.retina import Retina
+from snn.runtime.errors import UserError
 from snn.runtime.random import draw_seeds
 from snn.storage import load_network
 
@@ -92,16 +96,176 @@ def test_folded_front_end_of_channels_own_steps(pipeline, images):
         assert torch.equal(FoldedFrontEnd(frontend)(images), frontend(images))
 
 
+def natural_images(count, colours, size, seed):
+    """Smooth noise whose colours depend on each other, uint8 (N, C, H, W)."""
+    random = np.random.default_rng(seed)
+    noise = gaussian_filter(random.normal(size=(count, colours, size, size)), (0, 0, 1.2, 1.2))
+    mixed = np.einsum("oc,nchw->nohw", 1 + np.eye(colours), noise)
+    return torch.from_numpy(np.clip(np.rint(120 + 50 * mixed / mixed.std()), 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def colourful():
+    """Two layers behind a retina for three colours, with feed-forward inhibition, and the images that they learned."""
+    images = natural_images(24, 3, 14, seed=0)
+    preset = PRESETS["retina"]
+    learning = replace(
+        preset,
+        maps=(4, 5),
+        kernel_sizes=(5, 3),
+        strides=(2, 1),
+        min_updates=4,
+        output_rate=8.0,
+        retina=replace(preset.retina, kernel_size=5, patches=2000),
+        inhibition=Inhibition("both"),
+    )
+    return learn(images, learning), images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantised", [False, True])
+def test_onnx_carries_retina_and_inhibition(colourful, tmp_path, quantised):
+    network, images = colourful
+    frontend = convert(network, images, quantise_input=quantised).frontend
+    assert (frontend.layers[0].weight < 0).any()
+    assert export_onnx(frontend, tmp_path / "model.onnx", torch.Generator().manual_seed(1)) == 0
+    smooth = natural_images(50, 3, 14, seed=1) / 255
+    noise = torch.randn(smooth.shape, generator=torch.Generator().manual_seed(0))
+    # Halves of a step, which are rounded to even: intensities n/1020 and (n + 1/2)/1020.
+    halves = torch.arange(50 * 3 * 14 * 14).reshape(smooth.shape) % 2041 / 2040
+    for x in (smooth, (smooth + 0.1 * noise).clamp(0, 1), torch.rand_like(smooth), halves):
+        with torch.no_grad():
+            expected = frontend(x)
+        assert len(expected.unique()) >= 3
+        assert torch.equal(run_in_onnxruntime(tmp_path / "model.onnx", x), expected)
+
+
+def on_and_off_swapped(frontend):
+    frontend.retina.filters *= -1
+    frontend.retina.offset *= -1
+
+
+def filter_turned(frontend):
+    # Learned filters have no phase: a quarter turn is what changes them.
+    frontend.retina.filters.copy_(frontend.retina.filters.rot90(1, (2, 3)))
+
+
+def sign_of_inhibition(frontend):
+    for layer, spiking in zip(frontend.layers, frontend.spiking, strict=True):
+        scale = (layer.weight / spiking.weight).median()
+        means = spiking.conductance.mean((1, 2, 3), keepdim=True)
+        layer.weight += 2 * scale * means
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [on_and_off_swapped, filter_turned, sign_of_inhibition])
+def test_a_fault_in_an_onnx_file_is_noticed(colourful, tmp_path, monkeypatch, fault):
+    network, images = colourful
+    frontend = convert(network, images).frontend
+    frontend.spiking = [learned.layer for learned in network.layers]
+
+    def write_with_fault(right, path):
+        wrong = copy.deepcopy(right)
+        fault(wrong)
+        write_onnx(wrong, path)
+
+    monkeypatch.setattr("bridge.export.onnx.write_onnx", write_with_fault)
+    with pytest.raises(UserError, match="nothing was written"):
+        export_onnx(frontend, tmp_path / "model.onnx", torch.Generator().manual_seed(1))
+
+
+def contrast_of(images, filters, offset):
+    """ON and OFF contrast of uint8 images by SciPy: uint8 (N, 2 C, H, W)."""
+    signed = np.zeros(images.shape)
+    for n, out, colour in np.ndindex(len(images), len(filters), len(filters)):
+        signed[n, out] += correlate(images[n, colour].astype(float) * 4, filters[out, colour], mode="nearest")
+    signed += offset.reshape(-1, 1, 1)
+    return np.minimum(np.rint(np.concatenate([signed, -signed], 1).clip(min=0) / 4), 255).astype(np.uint8)
+
+
+def test_nir_carries_retina_and_inhibition(colourful, tmp_path):
+    network, _ = colourful
+    path, layers = tmp_path / "network.nir", [learned.layer for learned in network.layers]
+    write_nir(layers, network.input_shape, network.learning.encoding, path, network.retina)
+    graph = nir.read(path)
+    assert graph.nodes["input"].input_type["input"].tolist() == [6, 14, 14]
+    for number, layer in enumerate(layers, 1):
+        kernels = layer.conductance.double().numpy()
+        volts = layer.gain.double().numpy().reshape(-1, 1, 1, 1) * 0.314 / 0.0989 / 1000
+        expected = (kernels - kernels.mean((1, 2, 3), keepdims=True)) * volts
+        np.testing.assert_allclose(graph.nodes[f"conv{number}"].weight, expected, rtol=0, atol=1e-12 * expected.max())
+    # From images to spikes with nothing but the file.
+    encoding, retina = stored_encoder(path)
+    assert encoding == network.learning.encoding
+    stored = graph.metadata["retina"]
+    assert (int(stored["steps"]), int(stored["levels"])) == (1020, 255)
+    pictures = check_images(4, (3, 14, 14), torch.Generator().manual_seed(3))
+    expected = contrast_of(pictures.numpy(), stored["filters"].astype(float), stored["offset"].astype(float))
+    for one in (retina, network.retina):
+        assert np.array_equal(one.encode(pictures), expected)
+    seeds = draw_seeds(len(pictures), torch.Generator().manual_seed(2))
+    output = run_in_norse(path, encode(retina.encode(pictures), encoding, seeds))
+    assert output.sum() > 300
+    simulated = feed_forward(
+        choose_engine(), map(in_float64, layers), encode(torch.from_numpy(expected), encoding, seeds)
+    )
+    assert torch.equal(output, simulated)
+
+
+@pytest.mark.parametrize("fault", ["ON and OFF swapped", "filter turned", "sign of the inhibition"])
+def test_a_fault_in_a_nir_file_is_noticed(colourful, tmp_path, monkeypatch, fault):
+    network, images = colourful
+    frontend, layers = convert(network, images).frontend, [learned.layer for learned in network.layers]
+    assert export_nir(layers, frontend, tmp_path / "right.nir", torch.Generator().manual_seed(1)) > 100
+
+    def write_with_fault(layers, shape, encoding, path, retina):
+        if fault == "ON and OFF swapped":
+            retina = Retina(-retina.filters, -retina.offset)
+        elif fault == "filter turned":
+            retina = Retina(retina.filters.rot90(1, (2, 3)).contiguous(), retina.offset)
+        else:
+            means = [layer.conductance.mean((1, 2, 3), keepdim=True) for layer in layers]
+            layers = [
+                replace(
+                    layer,
+                    conductance=layer.conductance + mean,
+                    geometry=replace(layer.geometry, feed_forward_inhibition=False),
+                )
+                for layer, mean in zip(layers, means, strict=True)
+            ]
+        write_nir(layers, shape, encoding, path, retina)
+
+    monkeypatch.setattr("bridge.export.nir.write_nir", write_with_fault)
+    with pytest.raises(UserError, match="spikes of the last layer differ"):
+        export_nir(layers, frontend, tmp_path / "wrong.nir", torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7)])
+def test_images_of_the_check_are_noisy_and_smooth(shape):
+    images = check_images(5, shape, torch.Generator().manual_seed(0))
+    assert images.shape == (5, *shape)
+    roughness = images.double().diff(dim=3).abs().mean((1, 2, 3))
+    assert (roughness[:3] > 60).all()
+    assert (roughness[3:] < 60).all()
+    assert torch.equal(images, check_images(5, shape, torch.Generator().manual_seed(0)))
+
+
+def test_export_command_of_contrast(contrast, tmp_path, capsys):
+    for name in ("onnx", "nir"):
+        assert main([str(contrast.frontend), "--format", name, "--out", str(tmp_path / f"x.{name}")]) == 0
+    out = capsys.readouterr().out
+    assert "largest difference of a feature 0.0e+00" in out
+    assert "spikes of the last layer agree" in out
+    _, retina = stored_encoder(tmp_path / "x.nir")
+    assert torch.equal(retina.filters, load_frontend(contrast.frontend).frontend.retina.filters)
+
+
 @pytest.fixture(scope="module")
 def nir_file(pipeline, tmp_path_factory):
     network, _, _ = load_network(pipeline.snn)
     path = tmp_path_factory.mktemp("nir") / "network.nir"
-    write_nir([learned.layer for learned in network.layers], network.input_shape, path)
+    write_nir([learned.layer for learned in network.layers], network.input_shape, network.learning.encoding, path)
     return path
-
-
-def in_float64(layer):
-    return replace(layer, **{name: getattr(layer, name).double() for name in ("conductance", "gain", "v_threshold")})
 
 
 def test_nir_runs_in_norse_with_the_same_spikes(pipeline, images, nir_file):
@@ -157,7 +321,8 @@ def test_spikes_within_a_pulse_restart_it(pipeline, images, tmp_path, encoding):
     # Layers that fire fast as well: pulses merge in all of them.
     network, _, _ = load_network(pipeline.snn)
     layers = [learned.layer.with_values(gain=learned.layer.gain * 6) for learned in network.layers]
-    write_nir(layers, network.input_shape, tmp_path / "fast.nir")
+    write_nir(layers, network.input_shape, encoding, tmp_path / "fast.nir")
+    assert stored_encoder(tmp_path / "fast.nir") == (encoding, None)
     spikes = encode((images[:2] * 255).to(torch.uint8), encoding, draw_seeds(2, torch.Generator().manual_seed(2)))
     expected = feed_forward(choose_engine(), map(in_float64, layers), spikes)
     for counts in (spikes.sum(0), choose_engine().simulate(layers[0], spikes, inhibition=False).sum(0)):
@@ -170,7 +335,8 @@ def test_strides_and_shapes_are_in_the_graph():
     network = learn(
         data.images, Learning(maps=(3, 4), strides=(2, 1), kernel_sizes=(5, 3), min_updates=1, batch_size=8)
     )
-    graph = spiking_graph([learned.layer for learned in network.layers], network.input_shape)
+    layers = [learned.layer for learned in network.layers]
+    graph = spiking_graph(layers, network.input_shape, network.learning.encoding)
     assert graph.nodes["lif1"].tau.shape == (3, 8, 8)
     assert graph.nodes["output"].output_type["output"].tolist() == [4, 8, 8]
 
@@ -190,7 +356,7 @@ def test_export_command_writes_what_it_says(pipeline, tmp_path, capsys, monkeypa
     assert main([str(pipeline.frontend), "--format", "onnx", "--out", "x.nir"]) == 2
     assert "ends in .onnx" in capsys.readouterr().err
     assert main([str(pipeline.snn), "--format", "nir"]) == 2
-    assert "expected 'frontend/2'" in capsys.readouterr().err
+    assert "expected 'frontend/3'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["onnx", "nir"])

@@ -10,6 +10,7 @@ from bridge.frontend import whole_spikes
 from bridge.margins import drive_margin, pixel_margin, summed_change
 from bridge.sau import SpecialActivationUnit
 from bridge.storage import load_frontend
+from hybrid.conditions import Noise
 from hybrid.margins import main, measure_margins
 from snn.data import load_images
 from snn.parameters import Encoding
@@ -159,3 +160,41 @@ def test_margins_follow_the_seed(pipeline):
     images = load_images(data, "test", seed=0).images[:300]
     first, again, other = (measure_margins(frontend, images, (20.0,), seed=seed) for seed in (3, 3, 4))
     assert first == again != other
+
+
+def test_behind_a_retina_margins_are_those_of_contrast(contrast):
+    frontend, data, _ = load_frontend(contrast.frontend)
+    images = load_images(data, "test", seed=0).images[:200]
+    (row,) = measure_margins(frontend, images, (25.0,), seed=3)
+    assert not any(name.startswith("pixels") for name in row)
+    # With the same noise: counts of the encoder, by the definition.
+    noisy = torch.cat(list(Noise.parse("awgn:25", "snr").batches(images, 3)))
+    p, counts = frontend.spec.encoding, []
+    for x in (images / 255, noisy):
+        contrasts = (frontend.retina(x, 255) / 255).double()
+        counts.append(((contrasts * (p.f_max - p.f_min) + p.f_min) * 0.3 + 1e-9).floor())
+    assert row["contrasts_same_count_percent"] == pytest.approx(100 * (counts[0] == counts[1]).double().mean().item())
+    assert row["contrasts_changed_less_than_margin_percent"] <= row["contrasts_same_count_percent"] < 100
+    # What noise of pixels becomes in the filter's signed answer, measured.
+    grey = torch.full((200, 1, 8, 8), 0.5)
+    disturbed = grey + 0.05 * torch.randn(grey.shape, generator=torch.Generator().manual_seed(0))
+    response = [frontend.retina.response((x * 1020).round())[..., 2:-2, 2:-2] / 1020 for x in (grey, disturbed)]
+    growth = (response[1] - response[0]).std() / 0.05
+    sigma = ((images / 255).square().mean((1, 2, 3), keepdim=True) / 10**2.5).sqrt()
+    contrasts = frontend.retina(images / 255, 255) / 255
+    expected = 100 * (pixel_margin(contrasts, p) > growth * sigma).double().mean().item()
+    assert row["contrasts_further_than_sigma_percent"] == pytest.approx(expected, abs=2)
+    assert 5 < expected < 95
+
+
+@pytest.mark.parametrize("part", [0.5, 0.95])
+def test_contrast_changes_below_the_margin_change_no_spike_count(contrast, part):
+    frontend, data, _ = load_frontend(contrast.frontend)
+    p, contrasts = frontend.spec.encoding, frontend.retina(load_images(data, "test", seed=0).images[:50] / 255, 255)
+    contrasts = contrasts / 255
+    margin = pixel_margin(contrasts, p)
+    for sign in (-1, 1):
+        changed = (contrasts + sign * part * margin).clamp(0, 1)
+        sure = margin * (1 - part) > 1e-6
+        assert torch.equal(whole_spikes(contrasts, p)[sure], whole_spikes(changed, p)[sure])
+        assert (changed != contrasts).any()

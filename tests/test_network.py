@@ -10,14 +10,16 @@ from torch.nn.functional import cross_entropy
 from torchvision.models import mobilenet_v2
 
 from bridge.conversion import convert
-from bridge.storage import load_frontend
+from bridge.storage import load_frontend, spec_tree
 from hybrid.architecture import Architecture, ModelSpec, baseline, build_model, safe_dnn
 from hybrid.augment import augment, resolve_augmentation
 from hybrid.backbones import full_backbone, main_cnn
+from hybrid.conditions.attack import fgsm
 from hybrid.network import HybridNetwork, Join, Normalise
 from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe, one_cycle
-from hybrid.storage import TrainedModel, load_model, save, save_model
+from hybrid.storage import SCHEMA, TrainedModel, load_model, save, save_model
+from hybrid.train import main as train_command
 from hybrid.training import train
 from hybrid.variations import Variations
 from snn.data import load_images
@@ -332,3 +334,43 @@ def test_features_of_the_front_end_are_normalised_where_they_join(pipeline, tmp_
     assert not joined[1][:, :maps].any()
     with pytest.raises(UserError, match="`feature_norm`"):
         Architecture(variant="baseline", variations=Variations(feature_norm=True))
+
+
+def test_a_network_behind_a_retina_is_trained_stored_and_attacked(contrast, tmp_path):
+    path = tmp_path / "safe.h5"
+    flags = ["--data", "digits", "--limit-train", "200", "--width", "0.25", "--epochs", "1", "--batch-size", "32"]
+    assert train_command([*flags, "--frontend", str(contrast.frontend), "--out", str(path)]) == 0
+    model, frontend = load_model(path), load_frontend(contrast.frontend).frontend
+    images = load_images(DataSource(limit_test=40), "test", seed=0)
+    x = images.images / 255
+    assert torch.equal(model.network.frontend.retina.filters, frontend.retina.filters)
+    with torch.no_grad():
+        for stored, converted in zip(model.network.frontend.spikes(x), frontend.spikes(x), strict=True):
+            # Training moves the affine part of the normalisation, and so a few neurons.
+            assert (stored != converted).float().mean() < 0.2
+    save_model(tmp_path / "again.h5", model, "a command", model.parent_digest)
+    assert torch.equal(load_model(tmp_path / "again.h5")(x), model(x))
+    # The attack goes through the retina: without an auxiliary path there is no other way.
+    logits = model.network(x.requires_grad_(), "spiking")
+    (gradient,) = torch.autograd.grad(cross_entropy(logits, images.labels), x)
+    assert (gradient != 0).float().mean() > 0.5
+    moved = fgsm(model.network, x.detach(), images.labels, 8)
+    with torch.no_grad():
+        losses = [cross_entropy(model.network(values), images.labels) for values in (x, moved)]
+    assert losses[1] > losses[0]
+
+
+def test_files_of_before_there_were_retinas_are_read(pipeline, tmp_path, monkeypatch):
+    model = load_model(pipeline.safe)
+
+    def without_retina(spec):
+        return {name: value for name, value in spec_tree(spec).items() if name != "retina_size"}
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hybrid.storage.SCHEMA", SCHEMA._replace(name="hybrid/4"))
+        patched.setattr("hybrid.storage.spec_tree", without_retina)
+        save_model(tmp_path / "old.h5", model, "a command", "")
+    old = load_model(tmp_path / "old.h5")
+    assert old.spec == model.spec
+    images = torch.rand(8, 1, 8, 8)
+    assert torch.equal(old(images), model(images))

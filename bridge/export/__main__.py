@@ -30,7 +30,7 @@ class ExportConfig:
     out: Path | None = None
     """File to write; None: the front end's name with the ending of the format, in the working folder."""
     seed: int = 0
-    """Seed of the random images on which the written file is run."""
+    """Seed of the images, half noise and half smooth, on which the written file is run."""
     json: Path | None = None
     """Also write the printed figures to this file."""
 
@@ -65,16 +65,16 @@ def run(config: ExportConfig) -> None:
 
             difference = onnx.export_onnx(frontend, temporary, generator)
             print(
-                f"onnxruntime against PyTorch, {onnx.CHECKED_IMAGES} random images: largest difference of a feature "
+                f"onnxruntime against PyTorch, {onnx.CHECKED_IMAGES} images: largest difference of a feature "
                 f"{difference:.1e}"
             )
             figures["largest_difference"] = difference
         else:
             from bridge.export import nir
 
-            spikes = nir.export_nir(load_spiking_layers(file), frontend.spec, temporary, generator)
+            spikes = nir.export_nir(load_spiking_layers(file), frontend, temporary, generator)
             print(
-                f"norse against the simulator, {nir.CHECKED_IMAGES} random images, float64: all {spikes} spikes of the "
+                f"norse against the simulator, {nir.CHECKED_IMAGES} images, float64: all {spikes} spikes of the "
                 "last layer agree"
             )
             figures.update(spikes=spikes, different_spikes=0)

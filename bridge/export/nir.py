@@ -2,7 +2,16 @@
 
 The graph is input -> [pulse -> Conv2d -> LIF] per layer -> output. A pulse lasts several time steps. The graph adds up
 a spike and its delayed copies (Delay nodes) and makes every sum above a half 1 (Threshold node), so that a new spike
-restarts a pulse, as in the simulator.
+restarts a pulse, as in the simulator. Feed-forward inhibition is part of the weights, some of which are negative then.
+
+The input is the encoder's spikes: of the image's channels or, behind a retina, of twice as many, ON and then OFF. NIR
+has no node for either (a retina repeats the border of an image and rounds), so the graph's metadata hold what is needed
+to go from an image to spikes. :func:`stored_encoder` reads them:
+
+- ``encoder``: kind; rates f_min and f_max of 0 and 1, in Hz; presentation and the quiet time at its end, in s.
+- ``retina``, if there is one: signed contrast is the correlation of intensities, 0 to ``steps``, with ``filters``
+  (colour, colour, k, k), plus ``offset`` (colour,), the image going on outside as it ends. ON is its positive part, OFF
+  its negative part, each times ``levels`` / ``steps``, rounded (halves to even), at most ``levels``.
 
 Units are NIR's: seconds and volts. Potentials are relative to the reset potential, which therefore is 0, as in most
 simulators. The weights include the drive's factor of each channel, so r is 1. NIR has no place for the time step and
@@ -18,10 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bridge.frontend import FrontEndSpec
+from bridge.export.images import check_images
+from bridge.frontend import SpikingFrontEnd
 from snn.encoding import encode
 from snn.engines.base import choose_engine, feed_forward
 from snn.layer import SpikingConv2d
+from snn.parameters import Encoding
+from snn.retina import INTENSITY_STEPS, LEVELS, Retina
 from snn.runtime.errors import check
 from snn.runtime.outputs import write_atomically
 from snn.runtime.random import draw_seeds
@@ -31,11 +43,31 @@ if TYPE_CHECKING:
     from norse.torch.functional.lif_box import LIFBoxFeedForwardState
 
 CHECKED_IMAGES = 2
-"""Random images on which :func:`export_nir` runs the file."""
+"""Images on which :func:`export_nir` runs the file."""
 
 
-def spiking_graph(layers: list[SpikingConv2d], shape: tuple[int, int, int]) -> nir.NIRGraph:
-    """The graph of learned layers, without inhibition, for images of ``shape`` (C, H, W)."""
+def spiking_graph(
+    layers: list[SpikingConv2d], shape: tuple[int, int, int], encoding: Encoding, retina: Retina | None = None
+) -> nir.NIRGraph:
+    """The graph of learned layers, without cross-depth inhibition, for images of ``shape`` (C, H, W)."""
+    metadata = {
+        "dt": layers[0].dt / 1000,
+        "dt_unit": "s",
+        "potential_unit": "V",
+        "encoder": {
+            "kind": encoding.kind,
+            "f_min": encoding.f_min,
+            "f_max": encoding.f_max,
+            "rate_unit": "Hz",
+            "presentation": encoding.presentation / 1000,
+            "quiet": encoding.quiet / 1000,
+            "time_unit": "s",
+        },
+    }
+    if retina:
+        filters, offset = retina.filters.numpy(), retina.offset.numpy()
+        metadata["retina"] = {"filters": filters, "offset": offset, "steps": INTENSITY_STEPS, "levels": LEVELS}
+        shape = (2 * shape[0], *shape[1:])
     nodes: dict[str, nir.NIRNode] = {"input": nir.Input(np.array(shape))}
     edges, before = [], "input"
     for number, layer in enumerate(layers, 1):
@@ -54,14 +86,15 @@ def spiking_graph(layers: list[SpikingConv2d], shape: tuple[int, int, int]) -> n
         before = f"lif{number}"
     nodes["output"] = nir.Output(np.array(shape))
     edges.append((before, "output"))
-    return nir.NIRGraph(nodes, edges, metadata={"dt": layers[0].dt / 1000, "dt_unit": "s", "potential_unit": "V"})
+    return nir.NIRGraph(nodes, edges, metadata=metadata)
 
 
 def _convolution(layer: SpikingConv2d, size: tuple[int, int]) -> nir.Conv2d:
     volts = (layer.gain.double() * layer.lif.millivolts_per_current / 1000).reshape(-1, 1, 1, 1)
     return nir.Conv2d(
         input_shape=size,
-        weight=(layer.weight.double() * volts).numpy(),
+        # In float64 from the start: the mean that inhibition takes off is no number of float32.
+        weight=(in_float64(layer).weight * volts).numpy(),
         stride=layer.geometry.stride,
         padding=layer.geometry.padding,
         dilation=1,
@@ -86,10 +119,36 @@ def _neurons(layer: SpikingConv2d, shape: tuple[int, int, int]) -> nir.LIF:
     )
 
 
-def write_nir(layers: list[SpikingConv2d], shape: tuple[int, int, int], path: str | Path) -> None:
+def in_float64(layer: SpikingConv2d) -> SpikingConv2d:
+    """The layer with its values in float64."""
+    names = ("conductance", "gain", "v_threshold")
+    return layer.with_values(**{name: getattr(layer, name).double() for name in names})
+
+
+def write_nir(
+    layers: list[SpikingConv2d],
+    shape: tuple[int, int, int],
+    encoding: Encoding,
+    path: str | Path,
+    retina: Retina | None = None,
+) -> None:
     """Write :func:`spiking_graph` to ``path``."""
-    graph = spiking_graph(layers, shape)
+    graph = spiking_graph(layers, shape, encoding, retina)
     write_atomically(Path(path), lambda temporary: nir.write(temporary, graph))
+
+
+def stored_encoder(path: str | Path) -> tuple[Encoding, Retina | None]:
+    """What turns images into the input spikes of a file of :func:`write_nir`."""
+    metadata = nir.read(path).metadata
+    stored = metadata["encoder"]
+    # Whole steps again, in spite of the division by 1000.
+    times = {name: round(float(stored[name]) * 1000, 9) for name in ("presentation", "quiet")}
+    rates = {name: float(stored[name]) for name in ("f_min", "f_max")}
+    encoding = Encoding(**rates, **times, dt=round(float(metadata["dt"]) * 1000, 9), kind=stored["kind"])
+    if "retina" not in metadata:
+        return encoding, None
+    filters, offset = (torch.from_numpy(metadata["retina"][name]) for name in ("filters", "offset"))
+    return encoding, Retina(filters, offset)
 
 
 class Delay(nn.Module):
@@ -159,23 +218,25 @@ def _start(node: nir.LIF, batch: int) -> "LIFBoxFeedForwardState":
     return LIFBoxFeedForwardState(v=torch.full((batch, *node.v_leak.shape), float(node.metadata["v_start"])).double())
 
 
-def export_nir(layers: list[SpikingConv2d], spec: FrontEndSpec, path: str | Path, generator: torch.Generator) -> int:
+def export_nir(
+    layers: list[SpikingConv2d], frontend: SpikingFrontEnd, path: str | Path, generator: torch.Generator
+) -> int:
     """Write learned layers to ``path``; return the number of spikes of the last layer, which norse must reproduce.
 
-    Norse and the simulator run on :data:`CHECKED_IMAGES` random images, encoded as ``spec`` says, in float64. Raises
+    ``frontend`` is what they were converted to. Norse and the simulator run in float64 on :data:`CHECKED_IMAGES` images
+    (:func:`bridge.export.images.check_images`). For norse, they are encoded as the file says. Raises
     :class:`snn.runtime.errors.UserError` if any spike differs.
     """
-    shape = spec.input_shape
-    write_nir(layers, shape, path)
-    images = torch.randint(256, (CHECKED_IMAGES, *shape), dtype=torch.uint8, generator=generator)
-    spikes = encode(images, spec.encoding, draw_seeds(len(images), generator))
-    double = [
-        layer.with_values(**{name: getattr(layer, name).double() for name in ("conductance", "gain", "v_threshold")})
-        for layer in layers
-    ]
-    simulated = feed_forward(choose_engine(), double, spikes)
+    spec, retina = frontend.spec, frontend.retina
+    write_nir(layers, spec.input_shape, spec.encoding, path, retina)
+    images = check_images(CHECKED_IMAGES, spec.input_shape, generator)
+    seeds = draw_seeds(len(images), generator)
+    spikes = encode(retina.encode(images) if retina else images, spec.encoding, seeds)
+    simulated = feed_forward(choose_engine(), map(in_float64, layers), spikes)
     assert isinstance(simulated, Tensor)
-    total, different = int(simulated.sum()), int((simulated != run_in_norse(path, spikes)).sum())
+    encoding, retina = stored_encoder(path)
+    reproduced = run_in_norse(path, encode(retina.encode(images) if retina else images, encoding, seeds))
+    total, different = int(simulated.sum()), int((simulated != reproduced).sum())
     check(
         different == 0,
         f"{different} of {total} spikes of the last layer differ between norse and the simulator; nothing was written: "

@@ -1,8 +1,9 @@
-"""The front end as an ONNX model with the same outputs.
+"""The front end as an ONNX model with the same outputs, from the retina on if there is one.
 
 Two things could make a runtime's results differ by whole steps: another order of sums, and the rounding of batch
-normalisation. Sums are exact (:mod:`bridge.frontend`). Normalisation is folded into the steps. It is monotone, so a
-normalised drive reaches an edge exactly when the drive itself reaches a certain number, which a search finds.
+normalisation. Sums are exact (:mod:`bridge.frontend`, :mod:`snn.retina`). Normalisation is folded into the steps. It is
+monotone, so a normalised drive reaches an edge exactly when the drive itself reaches a certain number, which a search
+finds.
 """
 
 import copy
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from bridge.export.images import check_images
 from bridge.frontend import ConvertedLayer, FrozenStatisticsBatchNorm, SpikingFrontEnd
 from snn.runtime.errors import check
 from snn.runtime.outputs import write_atomically
 
 OPSET = 18
 CHECKED_IMAGES = 16
-"""Random images on which :func:`export_onnx` runs the file."""
+"""Images on which :func:`export_onnx` runs the file."""
 TOLERANCE = 1e-5
 """Largest difference of a feature that :func:`export_onnx` accepts."""
 
@@ -120,12 +122,11 @@ def run_in_onnxruntime(path: str | Path, images: Tensor) -> Tensor:
 def export_onnx(frontend: SpikingFrontEnd, path: str | Path, generator: torch.Generator) -> float:
     """Write the front end to ``path``; return the largest difference of the file's features from PyTorch's.
 
-    Both run on :data:`CHECKED_IMAGES` random images. Raises :class:`snn.runtime.errors.UserError` for a difference of
-    more than :data:`TOLERANCE`.
+    Both run on :data:`CHECKED_IMAGES` images (:func:`bridge.export.images.check_images`). Raises
+    :class:`snn.runtime.errors.UserError` for a difference of more than :data:`TOLERANCE`.
     """
     write_onnx(frontend, path)
-    shape = (CHECKED_IMAGES, *frontend.spec.input_shape)
-    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator) / 255
+    images = check_images(CHECKED_IMAGES, frontend.spec.input_shape, generator) / 255
     with torch.no_grad():
         difference = (run_in_onnxruntime(path, images) - frontend(images)).abs().max().item()
     check(
