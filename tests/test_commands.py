@@ -157,7 +157,7 @@ def test_commands_run_as_processes_on_a_folder_of_images(image_folder, tmp_path,
     assert len(result.stderr.splitlines()) == 1
     assert "nowhere" in result.stderr
     assert train([*data, "--frontend", str(tmp_path / "snn.h5"), "--out", str(tmp_path / "other.h5")]) == 2
-    assert "schema 'snn/2', expected 'frontend/2'" in capsys.readouterr().err
+    assert "schema 'snn/3', expected 'frontend/3'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("main", [learn, convert, export, train, evaluate, margins, swap, embedding])
