@@ -42,9 +42,8 @@ from benchmarks.probe import (
     split_images,
     with_noise,
 )
-from bridge.conversion import convert
-from bridge.frontend import FrontEndSpec, LayerSpec, SpikingFrontEnd
-from hybrid.complexity import count_macs
+from bridge.frontend import SpikingFrontEnd
+from hybrid.complexity import count_macs, planned_frontend
 from hybrid.conditions import Noise, condition_flag
 from snn.controls import control
 from snn.data_source import DataSource
@@ -62,8 +61,6 @@ Row = dict[str, Any]
 
 OF_THE_RULE: tuple[Conductances, ...] = ("learned", "shuffled")
 """Conductances that depend on what was learned; the others are the same for all rules."""
-FITTED = 256
-"""Images to which the converted layers are fitted."""
 CONTROLS = tuple(kind for kind in get_args(Conductances) if kind != "learned")
 LEARNED_FIGURES = (
     "maps_above_a_fifth_of_fair_share",
@@ -160,12 +157,8 @@ def probe(
 
 def costs(p: Learning, input_shape: tuple[int, int, int]) -> list[float]:
     """10^6 multiply-accumulates of one image in the converted layers up to each, retina included."""
-    # No count depends on the number of steps.
-    layers = tuple(LayerSpec.of(p.geometry(number), steps=8) for number in range(len(p.maps)))
-    retina = 0 if p.retina.kind == "none" else p.retina.kernel_size
-    specs = (
-        FrontEndSpec(input_shape, layers[: number + 1], p.encoding, retina_size=retina) for number in range(len(layers))
-    )
+    spec = planned_frontend(p, input_shape)
+    specs = (replace(spec, layers=spec.layers[:number]) for number in range(1, len(spec.layers) + 1))
     return [count_macs(SpikingFrontEnd.empty(spec), input_shape) / 1e6 for spec in specs]
 
 
@@ -182,7 +175,7 @@ def responders(network: SpikingNetwork, images: Tensor, response: Response) -> t
     """Of the images of the fit and of the test; converted layers are fitted to the responses to ``images``."""
     if response == "simulated":
         return simulated(network, "fit"), simulated(network, "test")
-    return (converted(convert(network, images[:FITTED]).frontend),) * 2
+    return (converted(network, images),) * 2
 
 
 class Results:

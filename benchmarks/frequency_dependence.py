@@ -23,9 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.presets import first_layer
+from benchmarks.presets import before_learning, first_layer
 from benchmarks.probe import CONDITIONS, Sizes, Split, converted, fit_classifier, pooled, split_images, with_noise
-from bridge.conversion import convert
 from snn.data_source import DataSource
 from snn.engines.base import choose_engine
 from snn.geometry import ConvGeometry
@@ -33,7 +32,6 @@ from snn.learner import LayerLearner, present
 from snn.learning import PRESETS, Learning, PresetName
 from snn.network import LearnedLayer, SpikingNetwork, UnfinishedLayer
 from snn.registries import RULES
-from snn.retina import learn_retina
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, save_figure
@@ -44,8 +42,6 @@ from snn.spikes import spike_counts
 
 UPDATES, IMAGES = 16, 4
 """Updates whose events are counted, and images of each."""
-FITTED = 256
-"""Images to which the converted layers are fitted."""
 ENGINE = choose_engine("events")
 OTHER_DRAWS = "fd, other draws"
 COLOURS = {"fd": "C0", "stochastic": "C1", "deterministic": "C2", OTHER_DRAWS: "0.6"}
@@ -192,9 +188,7 @@ def chances(p: Learning, rule: str, levels: int) -> tuple[np.ndarray, np.ndarray
 
 def learn_all(images: Tensor, p: Learning, seed: int) -> tuple[dict[str, LearnedLayer], Events, SpikingNetwork]:
     """Layers learned from one start, events of the first of them, and the network without layers."""
-    channels, height, width = images.shape[1:]
-    retina = learn_retina(images, p.retina, seed)
-    network = SpikingNetwork((channels, height, width), p, (), seed, retina=retina)
+    network = before_learning(images, p, seed)
     total = p.updates(len(images))
     counted = set(np.linspace(total * 3 // 4, total - 1, UPDATES).astype(int).tolist())
     levels = int(p.encoding.f_max * p.encoding.presentation / 1000 + 1e-5) + 1
@@ -214,7 +208,7 @@ def learn_all(images: Tensor, p: Learning, seed: int) -> tuple[dict[str, Learned
 
 def probe(network: SpikingNetwork, layer: LearnedLayer, split: Split) -> list[float]:
     """Accuracy of the linear classifier on converted responses under each of the conditions, in %."""
-    respond = converted(convert(replace(network, layers=(layer,)), split.learn[:FITTED]).frontend)
+    respond = converted(replace(network, layers=(layer,)), split.learn)
     classifier = fit_classifier(pooled(respond, split.fit), split.fit_labels)
     tests = (pooled(respond, with_noise(split.test, condition)) for condition in CONDITIONS)
     return [classifier.accuracy(features, split.test_labels) for features in tests]

@@ -41,6 +41,7 @@ from snn.layer import SpikingConv2d
 from snn.learner import learn
 from snn.network import SpikingNetwork
 from snn.neuron import norse_parameters
+from snn.retina import encoder_input
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, write_csv
@@ -217,8 +218,7 @@ def simulators(network: SpikingNetwork, images: Tensor) -> dict[str, Callable[[]
         return spike_counts(network.simulate(engine, network.encode(engine, images, seeds))[-1])
 
     def simulate_in_norse() -> Tensor:
-        contrast = network.retina.encode(images) if network.retina else images
-        return loop(encode(contrast, network.learning.encoding, seeds).float())
+        return loop(encode(encoder_input(images, network.retina), network.learning.encoding, seeds).float())
 
     return dict(zip(SIMULATORS, (simulate, simulate_in_norse), strict=True))
 

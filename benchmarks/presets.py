@@ -38,14 +38,17 @@ def first_layer(p: Learning) -> Learning:
     return replace(p, maps=p.maps[:1], kernel_sizes=p.kernel_sizes[:1], strides=p.strides[:1])
 
 
+def before_learning(images: Tensor, p: Learning, seed: int) -> SpikingNetwork:
+    """The network for images, uint8 (N, C, H, W), with its retina and without layers."""
+    channels, height, width = images.shape[1:]
+    return SpikingNetwork((channels, height, width), p, (), seed, retina=learn_retina(images, p.retina, seed))
+
+
 class Learner:
     """A first layer that learns on images, uint8 (N, C, H, W)."""
 
     def __init__(self, images: Tensor, p: Learning, seed: int) -> None:
-        channels, height, width = images.shape[1:]
-        retina = learn_retina(images, p.retina, seed)
-        network = SpikingNetwork((channels, height, width), p, (), seed, retina=retina)
-        self.p = p
+        self.p, network = p, before_learning(images, p, seed)
         self._layer = LayerLearner(images, 0, network, torch.device("cpu"), choose_engine("events"), Processes())
         self._state = self._layer.start()
         self.update(WARM_UP)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, one_hot
 
-from bridge.frontend import SpikingFrontEnd
+from bridge.conversion import convert
 from hybrid.conditions import Noise
 from snn.data import load_images
 from snn.data_source import DataSource
@@ -23,6 +23,8 @@ GRID = 4
 """Cells along each side of a layer's output."""
 PIXEL_GRID = 8
 """Cells along each side of an image, where pixels themselves are probed."""
+FITTED = 256
+"""Images to which converted layers are fitted."""
 BATCH = 50
 """Images that go through a network together."""
 ROWS = 2000
@@ -96,8 +98,9 @@ def simulated(network: SpikingNetwork, purpose: str) -> Responder:
     return respond
 
 
-def converted(frontend: SpikingFrontEnd) -> Responder:
-    """Outputs of the converted layers, in spikes in a presentation."""
+def converted(network: SpikingNetwork, images: Tensor) -> Responder:
+    """Outputs of the converted layers, in spikes in a presentation; fitted to the responses to the first ``images``."""
+    frontend = convert(network, images[:FITTED]).frontend
 
     def respond(images: Tensor) -> list[Tensor]:
         with torch.no_grad():

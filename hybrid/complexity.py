@@ -25,7 +25,7 @@ from hybrid.backbones import PAPER_BACKBONES
 from hybrid.image_size import learning_preset
 from hybrid.paper.numbers import paper_value
 from hybrid.printing import print_table
-from snn.learning import PRESETS, PresetName
+from snn.learning import PRESETS, Learning, PresetName
 from snn.retina import Retina
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.outputs import Outputs, beside, save_figure, write_csv
@@ -46,13 +46,17 @@ class ComplexityConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
 
-def preset_frontend(preset: PresetName, image_size: int) -> FrontEndSpec:
-    """The front end that a preset of snn.learn leads to, for RGB images of this side."""
-    p = PRESETS[preset]
+def planned_frontend(p: Learning, input_shape: tuple[int, int, int]) -> FrontEndSpec:
+    """The front end that these settings of learning lead to, for images of ``input_shape`` (C, H, W)."""
     # No count depends on the number of steps.
     layers = tuple(LayerSpec.of(p.geometry(number), steps=8) for number in range(len(p.maps)))
     retina_size = p.retina.kernel_size if p.retina.kind != "none" else 0
-    return FrontEndSpec((3, image_size, image_size), layers, p.encoding, retina_size=retina_size)
+    return FrontEndSpec(input_shape, layers, p.encoding, retina_size=retina_size)
+
+
+def preset_frontend(preset: PresetName, image_size: int) -> FrontEndSpec:
+    """The front end that a preset of snn.learn leads to, for RGB images of this side."""
+    return planned_frontend(PRESETS[preset], (3, image_size, image_size))
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -15,6 +15,7 @@ from snn.gabor import gabor_bank
 from snn.layer import SpikingConv2d
 from snn.learning import Conductances, Learning
 from snn.network import LearnedLayer, SpikingNetwork
+from snn.patches import random_patches
 from snn.runtime.errors import check
 from snn.runtime.random import draw_seeds, stream
 from snn.spikes import spike_counts
@@ -135,12 +136,11 @@ def kmeans_centroids(counts: Tensor, layer: SpikingConv2d, generator: torch.Gene
     from sklearn.cluster import MiniBatchKMeans
 
     maps, size = layer.geometry.maps, layer.geometry.kernel_size
-    images, channels, height, width = counts.shape
+    channels, height, width = counts.shape[1:]
     count = max(maps, min(PATCHES, PATCH_VALUES // (channels * size**2)))
-    limits = (images, height - size + 1, width - size + 1)
-    check(min(limits) >= 1, f"`conductances` kmeans: {width}x{height} places have no room for {size}x{size} kernels")
-    image, y, x = (torch.randint(limit, (count,), generator=generator) for limit in limits)
-    patches = counts.unfold(2, size, 1).unfold(3, size, 1)[image, :, y, x].flatten(1)
+    room = len(counts) > 0 and size <= min(height, width)
+    check(room, f"`conductances` kmeans: {width}x{height} places have no room for {size}x{size} kernels")
+    patches = random_patches(counts, size, count, generator).flatten(1)
     patches = patches[patches.any(1)].float()
     check(
         len(patches) >= maps,

@@ -66,10 +66,10 @@ class SpikingConv2d:
         """Its convolution over presynaptic neurons of ``shape`` (C_in, H, W)."""
         return ConvGeometry.of(self.geometry, shape)
 
-    def to(self, device: torch.device | str) -> "SpikingConv2d":
-        """A copy on ``device``."""
+    def to(self, target: torch.device | str | torch.dtype) -> "SpikingConv2d":
+        """A copy on another device or of another precision."""
         names = ("conductance", "gain", "v_threshold")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: getattr(self, name).to(target) for name in names})
 
     def with_values(self, **values: Any) -> "SpikingConv2d":
         """A copy with the tensors ``conductance``, ``gain`` or ``v_threshold`` replaced."""

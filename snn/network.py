@@ -10,7 +10,7 @@ from torch import Tensor
 from snn.engines.base import Engine
 from snn.layer import SpikingConv2d
 from snn.learning import Learning
-from snn.retina import Retina
+from snn.retina import Retina, encoder_input
 from snn.spikes import Spikes
 
 
@@ -140,7 +140,7 @@ class SpikingNetwork:
 
     def encode(self, engine: Engine, images: Tensor, seeds: Tensor) -> Spikes:
         """Input spikes of uint8 images (B, C, H, W), through the retina if there is one."""
-        return engine.encode(self.retina.encode(images) if self.retina else images, self.learning.encoding, seeds)
+        return engine.encode(encoder_input(images, self.retina), self.learning.encoding, seeds)
 
     def simulate(self, engine: Engine, spikes: Spikes) -> list[Spikes]:
         """Spikes of every layer, inhibition off, for encoded images bool (T, B, C, H, W), or events."""

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from snn.encoding import check_images
 from snn.exact import round_for_exact_sums
 from snn.parameters import RetinaParameters
+from snn.patches import random_patches
 from snn.runtime.errors import check
 from snn.runtime.random import stream
 from snn.runtime.threads import one_thread
@@ -89,13 +91,18 @@ class Retina(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Contrast of uint8 images (B, C, H, W): uint8 (B, 2 C, H, W), what the encoder turns into spikes."""
-        check(images.dtype == torch.uint8, f"`images` are {images.dtype}: expected uint8 values 0 to 255")
+        check_images(images)
         with torch.no_grad():
             return self(images / LEVELS, LEVELS).to(torch.uint8)
 
     def copy_to(self, device: torch.device | str) -> "Retina":
         """A copy on ``device``."""
         return copy.deepcopy(self).to(device)
+
+
+def encoder_input(images: Tensor, retina: Retina | None) -> Tensor:
+    """What the encoder turns into spikes of uint8 images (B, C, H, W): their contrast, without a retina themselves."""
+    return retina.encode(images) if retina else images
 
 
 def rounded(values: Tensor) -> Tensor:
@@ -152,11 +159,7 @@ def _fitted(filters: Tensor, mean: Tensor) -> Retina:
 
 def sample_patches(images: Tensor, p: RetinaParameters, seed: int) -> Tensor:
     """Random patches of uint8 images (N, C, H, W), as intensities: float64 (``p.patches``, C, k, k)."""
-    count, _, height, width = images.shape
-    generator, size = stream(seed, "retina patches"), p.kernel_size
-    limits = (count, height - size + 1, width - size + 1)
-    image, y, x = (torch.randint(limit, (p.patches,), generator=generator) for limit in limits)
-    return images.unfold(2, size, 1).unfold(3, size, 1)[image, :, y, x].double() / LEVELS
+    return random_patches(images, p.kernel_size, p.patches, stream(seed, "retina patches")).double() / LEVELS
 
 
 def whitening(patches: Tensor, epsilon: float, noise: float = 0.0) -> tuple[Tensor, Tensor]:

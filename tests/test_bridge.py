@@ -154,12 +154,17 @@ def test_stored_response_is_what_the_sau_was_fitted_to(pipeline):
             assert error == pytest.approx(group["fit"].attrs["residual"], abs=0.02)
 
 
+def converted_and_simulated(file, images, quantised):
+    """A network, its front end, so many fresh images, and the spikes that these lead to in the simulation."""
+    network, data, _ = load_network(file)
+    fitted, fresh = (load_images(data, split, seed=0).images[:images] for split in ("train", "test"))
+    frontend = convert(network, fitted, quantise_input=quantised).frontend
+    return network, frontend, fresh, simulate_counts(network, fresh, torch.Generator().manual_seed(5))
+
+
 @pytest.mark.parametrize("quantised", [False, True])
 def test_converted_layers_answer_as_the_simulation_does(pipeline, quantised):
-    network, data, _ = load_network(pipeline.snn)
-    fitted, fresh = (load_images(data, split, seed=0).images[:100] for split in ("train", "test"))
-    frontend = convert(network, fitted, quantise_input=quantised).frontend
-    counts = simulate_counts(network, fresh, torch.Generator().manual_seed(5))
+    network, frontend, fresh, counts = converted_and_simulated(pipeline.snn, 100, quantised)
     assert torch.equal(counts[0].float(), whole_spikes(fresh / 255, network.learning.encoding))
     with torch.no_grad():
         outputs = frontend.spikes(fresh / 255)
@@ -343,10 +348,7 @@ def test_a_spec_is_stored_as_a_column_for_each_property():
 
 @pytest.mark.parametrize("quantised", [False, True])
 def test_drives_behind_a_retina_are_mean_currents_of_its_spikes(contrast, quantised):
-    network, data, _ = load_network(contrast.snn)
-    fitted, fresh = (load_images(data, split, seed=0).images[:60] for split in ("train", "test"))
-    frontend = convert(network, fitted, quantise_input=quantised).frontend
-    counts = simulate_counts(network, fresh, torch.Generator().manual_seed(5))
+    network, frontend, fresh, counts = converted_and_simulated(contrast.snn, 60, quantised)
     p, learned = network.learning.encoding, network.layers[0].layer
     # The definition: F T of each contrast, rounded down, and kernels less their means.
     spikes = (network.retina.encode(fresh).double() / 255 * (p.f_max - p.f_min) + p.f_min) * 0.3

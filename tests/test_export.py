@@ -14,7 +14,7 @@ from scipy.ndimage import correlate, gaussian_filter
 from bridge.conversion import convert
 from bridge.export.__main__ import main
 from bridge.export.images import check_images
-from bridge.export.nir import export_nir, in_float64, run_in_norse, spiking_graph, stored_encoder, write_nir
+from bridge.export.nir import export_nir, run_in_norse, spiking_graph, stored_encoder, write_nir
 from bridge.export.onnx import FoldedFrontEnd, export_onnx, reach, run_in_onnxruntime, write_onnx
 from bridge.storage import load_frontend, load_spiking_layers
 from snn.data import load_images
@@ -207,7 +207,9 @@ def test_nir_carries_retina_and_inhibition(colourful, tmp_path):
     output = run_in_norse(path, encode(retina.encode(pictures), encoding, seeds))
     assert output.sum() > 300
     simulated = feed_forward(
-        choose_engine(), map(in_float64, layers), encode(torch.from_numpy(expected), encoding, seeds)
+        choose_engine(),
+        [layer.to(torch.float64) for layer in layers],
+        encode(torch.from_numpy(expected), encoding, seeds),
     )
     assert torch.equal(output, simulated)
 
@@ -275,7 +277,7 @@ def test_nir_runs_in_norse_with_the_same_spikes(pipeline, images, nir_file):
     layers = [learned.layer for learned in network.layers]
     output = run_in_norse(nir_file, spikes)
     assert output.sum() > 10_000
-    assert torch.equal(output, feed_forward(choose_engine(), map(in_float64, layers), spikes))
+    assert torch.equal(output, feed_forward(choose_engine(), [layer.to(torch.float64) for layer in layers], spikes))
     # The simulator's own precision moves a spike now and then.
     counts = [value.sum(0) for value in (output, feed_forward(choose_engine(), layers, spikes))]
     assert (counts[0] != counts[1]).double().mean() < 1e-3
@@ -307,7 +309,7 @@ def test_first_layer_of_the_file_by_hand(pipeline, images, nir_file):
         dt=dt,
     )
     state = LIFBoxFeedForwardState(v=torch.full((3, *lif.v_leak.shape), float(lif.metadata["v_start"])).double())
-    expected = choose_engine().simulate(in_float64(layer), spikes, inhibition=False)
+    expected = choose_engine().simulate(layer.to(torch.float64), spikes, inhibition=False)
     for step in range(len(spikes)):
         held = spikes[max(0, step - 5) : step + 1].any(0).double()
         current = torch.nn.functional.conv2d(held, torch.from_numpy(conv.weight), padding=1)
@@ -324,7 +326,7 @@ def test_spikes_within_a_pulse_restart_it(pipeline, images, tmp_path, encoding):
     write_nir(layers, network.input_shape, encoding, tmp_path / "fast.nir")
     assert stored_encoder(tmp_path / "fast.nir") == (encoding, None)
     spikes = encode((images[:2] * 255).to(torch.uint8), encoding, draw_seeds(2, torch.Generator().manual_seed(2)))
-    expected = feed_forward(choose_engine(), map(in_float64, layers), spikes)
+    expected = feed_forward(choose_engine(), [layer.to(torch.float64) for layer in layers], spikes)
     for counts in (spikes.sum(0), choose_engine().simulate(layers[0], spikes, inhibition=False).sum(0)):
         assert counts.max() > 20
     assert torch.equal(run_in_norse(tmp_path / "fast.nir", spikes), expected)

@@ -55,11 +55,7 @@ class RandomNetwork:
 
     def to(self, target: torch.device | torch.dtype) -> "RandomNetwork":
         """A copy whose layers are on another device or of another precision."""
-        names = ("conductance", "gain", "v_threshold")
-        layers = (
-            layer.with_values(**{name: getattr(layer, name).to(target) for name in names}) for layer in self.layers
-        )
-        return replace(self, layers=tuple(layers))
+        return replace(self, layers=tuple(layer.to(target) for layer in self.layers))
 
 
 def draw_network(

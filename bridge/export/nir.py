@@ -33,7 +33,7 @@ from snn.encoding import encode
 from snn.engines.base import choose_engine, feed_forward
 from snn.layer import SpikingConv2d
 from snn.parameters import Encoding
-from snn.retina import INTENSITY_STEPS, LEVELS, Retina
+from snn.retina import INTENSITY_STEPS, LEVELS, Retina, encoder_input
 from snn.runtime.errors import check
 from snn.runtime.outputs import write_atomically
 from snn.runtime.random import draw_seeds
@@ -94,7 +94,7 @@ def _convolution(layer: SpikingConv2d, size: tuple[int, int]) -> nir.Conv2d:
     return nir.Conv2d(
         input_shape=size,
         # In float64 from the start: the mean that inhibition takes off is no number of float32.
-        weight=(in_float64(layer).weight * volts).numpy(),
+        weight=(layer.to(torch.float64).weight * volts).numpy(),
         stride=layer.geometry.stride,
         padding=layer.geometry.padding,
         dilation=1,
@@ -117,12 +117,6 @@ def _neurons(layer: SpikingConv2d, shape: tuple[int, int, int]) -> nir.LIF:
         v_reset=everywhere(0.0),
         metadata={"v_start": (p.v_init - p.v_reset) / 1000, "zero_mV": p.v_reset},
     )
-
-
-def in_float64(layer: SpikingConv2d) -> SpikingConv2d:
-    """The layer with its values in float64."""
-    names = ("conductance", "gain", "v_threshold")
-    return layer.with_values(**{name: getattr(layer, name).double() for name in names})
 
 
 def write_nir(
@@ -231,11 +225,11 @@ def export_nir(
     write_nir(layers, spec.input_shape, spec.encoding, path, retina)
     images = check_images(CHECKED_IMAGES, spec.input_shape, generator)
     seeds = draw_seeds(len(images), generator)
-    spikes = encode(retina.encode(images) if retina else images, spec.encoding, seeds)
-    simulated = feed_forward(choose_engine(), map(in_float64, layers), spikes)
+    spikes = encode(encoder_input(images, retina), spec.encoding, seeds)
+    simulated = feed_forward(choose_engine(), (layer.to(torch.float64) for layer in layers), spikes)
     assert isinstance(simulated, Tensor)
     encoding, retina = stored_encoder(path)
-    reproduced = run_in_norse(path, encode(retina.encode(images) if retina else images, encoding, seeds))
+    reproduced = run_in_norse(path, encode(encoder_input(images, retina), encoding, seeds))
     total, different = int(simulated.sum()), int((simulated != reproduced).sum())
     check(
         different == 0,

@@ -104,7 +104,7 @@ def read_file(path: str | Path, schema: Schema, parse: Callable[[Tree], Content]
     another schema, content that does not match its digest, and where ``parse`` misses a part or refuses a value. Other
     errors of ``parse`` are errors of this program, and pass.
     """
-    path, remedy = Path(path), schema.remedy
+    path, remedy, known = Path(path), schema.remedy, (schema.name, *schema.older)
     check(path.exists(), f"{path} does not exist; make it with: {remedy}")
     check(path.is_file(), f"{path} is not a file; give one made with: {remedy}")
     check(os.access(path, os.R_OK), f"{path} cannot be read: permission denied; change its permissions")
@@ -114,15 +114,14 @@ def read_file(path: str | Path, schema: Schema, parse: Callable[[Tree], Content]
     try:
         with h5py.File(path, "r") as file:
             stored = file.attrs.get("schema")
-            other = isinstance(stored, str) and stored not in (schema.name, *schema.older)
+            other = isinstance(stored, str) and stored not in known
             if not other:
                 tree = _read_group(file)
     except failures as error:
         raise UserError(f"{path} is truncated or not an HDF5 file; make it again with: {remedy}") from error
     check(not other, f"{path} has schema {stored!r}, expected {schema.name!r}; make such a file with: {remedy}")
     try:
-        known = tree.get("schema") in (schema.name, *schema.older)
-        intact = known and tree.get("digest") == content_digest(tree, schema.unhashed)
+        intact = tree.get("schema") in known and tree.get("digest") == content_digest(tree, schema.unhashed)
     except failures:
         intact = False
     check(
