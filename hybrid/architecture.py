@@ -70,6 +70,11 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         variant = self.architecture.variant
+        has_retina = self.frontend is not None and self.frontend.retina_size > 0
+        check(
+            self.architecture.variations.auxiliary_source == "image" or has_retina,
+            "`auxiliary_source` retina needs a `frontend` that has a retina, such as pretrained:cifar10-retina",
+        )
         if variant == "baseline":
             check(self.frontend is None, "`variant` baseline has no place for `frontend`; leave one of them out")
             return
@@ -89,8 +94,8 @@ class ModelSpec:
 def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> Network:
     """The network that ``spec`` describes.
 
-    Weights are drawn from torch's global generator. The converted layers are those of ``frontend`` (safe); without it
-    they have the right shapes, and their values are still to be loaded.
+    Weights are drawn from torch's global generator. The converted layers (safe) and the retina (safe, mu, lambda) are
+    those of ``frontend``; without it they have the right shapes, and their values are still to be loaded.
     """
     a, variations = spec.architecture, spec.architecture.variations
     channels, height, _ = spec.input_shape
@@ -105,9 +110,12 @@ def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> Net
             front = frontend or SpikingFrontEnd.empty(spec.frontend)
             front.variability = variations.variability
         else:
-            front = TrainableFrontEnd(spec.frontend, stepped=a.variant == "lambda")
+            retina = frontend.retina if frontend else None
+            front = TrainableFrontEnd(spec.frontend, stepped=a.variant == "lambda", retina=retina)
         stride, front_channels = spec.frontend.stride, spec.frontend.channels[-1]
-        auxiliary = variations.auxiliary_cnn(channels, a.auxiliary_maps, stride) if a.auxiliary_maps else None
+        behind_retina = variations.auxiliary_source == "retina"
+        seen = spec.frontend.channels_in if behind_retina else channels
+        auxiliary = variations.auxiliary_cnn(seen, a.auxiliary_maps, stride) if a.auxiliary_maps else None
         features = front_channels + a.auxiliary_maps
         main = main_cnn(a.backbone, features, len(spec.classes), height, a.width, a.embedding, stride)
         network = HybridNetwork(
@@ -118,6 +126,7 @@ def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> Net
             normalise=normalise,
             preprocess=preprocess,
             auxiliary_input=variations.auxiliary_input.build(),
+            auxiliary_behind_retina=behind_retina,
         )
     network.spec = spec
     return network

@@ -16,12 +16,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 from torch.utils.data import DataLoader
 
-from hybrid.augment import Augmentation, augment
+from hybrid.augment import Augmentation, augment, cover
 from hybrid.network import Network
-from hybrid.recipe import Recipe, one_cycle
+from hybrid.optimiser import MOMENTUM, ORTHOGONAL_MOMENTUM, Muon, hidden_kernels, one_cycle
+from hybrid.recipe import Recipe
 from hybrid.storage import history_rows
 from snn.runtime.errors import check
 from snn.runtime.outputs import write_csv
@@ -97,7 +98,12 @@ class Classifier(lightning.LightningModule):
         rank, size = self.trainer.global_rank, self.trainer.world_size
         images, labels = (values[rows[rank::size]] for values in self.data["train"])
         draws = stream(self.seed, "step", self.global_step, rank)
-        images = augment(images, self.augmentation, draws).float() / 255
+        images = augment(images, self.augmentation, draws, self._mirrored(rows[rank::size]), self.recipe.border)
+        if self.recipe.cutout:
+            images = cover(images, self.recipe.cutout, draws)
+        images = images.float() / 255
+        if self.global_step < self.recipe.small_share * self.trainer.estimated_stepping_batches:
+            images = interpolate(images, scale_factor=0.75, mode="bilinear", antialias=True)
         noise, dropout = torch.randint(2**62, (2,), generator=draws).tolist()
         images = self.recipe.train_noise.apply(images, torch.Generator(self.device).manual_seed(noise))
         # torchvision's dropout draws from the global generator.
@@ -106,6 +112,13 @@ class Classifier(lightning.LightningModule):
         loss = cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         self._add("train", logits.detach(), labels)
         return loss
+
+    def _mirrored(self, rows: Tensor) -> Tensor | None:
+        """Which of these images, by their indices, to mirror in this pass; None: chance decides."""
+        if self.recipe.flips == "random":
+            return None
+        half = torch.rand(len(self.data["train"][1]), generator=stream(self.seed, "flips")) < 0.5
+        return half[rows] ^ bool(self.current_epoch % 2)
 
     def validation_step(self, rows: Tensor, index: int) -> None:
         images, labels = (values[rows] for values in self.data["val"])
@@ -150,15 +163,24 @@ class Classifier(lightning.LightningModule):
             self.sums = checkpoint["sums"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD with Nesterov momentum and one cycle of the learning rate."""
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.recipe.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        """SGD with Nesterov momentum, or Muon, and one cycle of the learning rate."""
+        recipe = self.recipe
+        turned = hidden_kernels(self.network) if recipe.optimiser == "muon" else []
+        known = set(map(id, turned))
+        others = [p for p in self.network.parameters() if p.requires_grad and id(p) not in known]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.SGD(groups, lr=self.recipe.learning_rate, momentum=0.9, nesterov=True)
+        rates: dict[str, Any] = {"lr": recipe.learning_rate, "momentum": MOMENTUM}
+        optimizer: torch.optim.Optimizer
+        if turned:
+            kernels = {"params": turned, "lr": recipe.muon_rate, "momentum": ORTHOGONAL_MOMENTUM, "orthogonal": True}
+            optimizer = Muon([*({**group, **rates} for group in groups), kernels])
+        else:
+            optimizer = torch.optim.SGD(groups, nesterov=True, **rates)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bridge.frontend import FrontEndSpec, SpikingFrontEnd, empty_activation
 from hybrid.backbones import initialise_convolutions, last_linear
+from snn.retina import INTENSITY_STEPS, Retina
 
 Paths = Literal["both", "spiking", "auxiliary"]
 """Which features reach the main CNN; the others are replaced by zeros."""
@@ -68,12 +69,14 @@ class BaselineNetwork(Network):
 class TrainableFrontEnd(nn.Module):
     """Trainable layers in the shape of the spiking ones (the paper's mu), or these with step functions (its lambda).
 
-    Normalised images (B, C, H, W) to features (B, channels[-1], H', W').
+    Normalised images (B, C, H, W), or images in [0, 1] where the spiking layers have a retina, to features
+    (B, channels[-1], H', W'). The retina is part of the encoder: it stays as it is, that of the spiking layers.
     """
 
-    def __init__(self, spec: FrontEndSpec, stepped: bool) -> None:
+    def __init__(self, spec: FrontEndSpec, stepped: bool, retina: Retina | None = None) -> None:
         super().__init__()
-        layers, c_in = [], spec.input_shape[0]
+        self.retina = retina or (Retina.empty(spec.input_shape[0], spec.retina_size) if spec.retina_size else None)
+        layers, c_in = [], spec.channels_in
         for layer in spec.layers:
             conv = nn.Conv2d(c_in, layer.channels, layer.kernel_size, layer.stride, layer.padding, bias=False)
             initialise_convolutions(conv, "fan_out")
@@ -84,7 +87,14 @@ class TrainableFrontEnd(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
+        return self.layers(contrast(images, self.retina) if self.retina else images)
+
+
+def contrast(images: Tensor, retina: Retina) -> Tensor:
+    """What a retina makes of images (B, C, H, W) in [0, 1]: ON and OFF contrast in [0, 1], (B, 2 C, H, W)."""
+    # Rounded to bfloat16, its sums would not be exact.
+    with torch.autocast(images.device.type, enabled=False):
+        return retina(images) / INTENSITY_STEPS
 
 
 def auxiliary_cnn(
@@ -125,13 +135,14 @@ class HybridNetwork(Network):
     """Front end beside an auxiliary CNN, joined, in front of the main CNN (paper, Fig. 2).
 
     Args:
-        frontend: a :class:`bridge.frontend.SpikingFrontEnd`, which is given images in [0, 1], or another module, which
-            is given normalised images; to features (B, C1, H', W').
+        frontend: a :class:`bridge.frontend.SpikingFrontEnd` or another module with a ``retina``, which is given images
+            in [0, 1], or a module without, which is given normalised images; to features (B, C1, H', W').
         auxiliary: normalised images to features (B, C2, H', W'); None: there is no auxiliary CNN.
         join: both features and :data:`Paths` to the input of ``main``.
         main: joined features to logits (B, classes).
         normalise, preprocess: as in :class:`Network`.
         auxiliary_input: what else is done to preprocessed images before the auxiliary CNN; None: nothing.
+        auxiliary_behind_retina: the auxiliary CNN is given the contrast of the front end's retina.
     """
 
     def __init__(
@@ -144,11 +155,27 @@ class HybridNetwork(Network):
         normalise: Normalise,
         preprocess: nn.Module,
         auxiliary_input: nn.Module | None = None,
+        auxiliary_behind_retina: bool = False,
     ) -> None:
         super().__init__(main, normalise, preprocess)
         self.frontend, self.auxiliary, self.join = frontend, auxiliary, join
         self.auxiliary_input = auxiliary_input or nn.Identity()
+        self.auxiliary_behind_retina = auxiliary_behind_retina
         self.has_two_paths = auxiliary is not None
+
+    def frontend_input(self, images: Tensor) -> Tensor:
+        """What the front end is given of preprocessed images."""
+        if isinstance(self.frontend, SpikingFrontEnd) or getattr(self.frontend, "retina", None) is not None:
+            return images
+        return self.normalise(images)
+
+    def _auxiliary(self, images: Tensor) -> Tensor | None:
+        if self.auxiliary is None:
+            return None
+        images = self.auxiliary_input(images)
+        if self.auxiliary_behind_retina:
+            return self.auxiliary(contrast(images, self.frontend.retina))  # type: ignore[arg-type]
+        return self.auxiliary(self.normalise(images))
 
     def forward(self, images: Tensor, paths: Paths = "both") -> Tensor:
         images = self.preprocess(images)
@@ -157,11 +184,8 @@ class HybridNetwork(Network):
             with torch.autocast(images.device.type, enabled=False):
                 features = self.frontend(images)
         else:
-            features = self.frontend(self.normalise(images))
-        auxiliary = None
-        if self.auxiliary is not None:
-            auxiliary = self.auxiliary(self.normalise(self.auxiliary_input(images)))
-        return self.main(self.join(features, auxiliary, paths))
+            features = self.frontend(self.frontend_input(images))
+        return self.main(self.join(features, self._auxiliary(images), paths))
 
 
 def embed(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:

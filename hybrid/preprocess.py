@@ -8,6 +8,8 @@
 - ``spikes`` or ``spikes:F_MIN,F_MAX,T``: while a network is trained, each intensity is replaced by the one that a
   random spike count stands for. The count is floor(F T + u) with u uniform in [0, 1), as in a window that opens at a
   random phase of the pixel's regular spike train. Its mean F T stands for the intensity itself, which evaluation uses.
+  ``spikes:F_MIN,F_MAX,T,LONGEST``: each image is presented for a time of its own between T and LONGEST ms (or inf),
+  whose inverse, to which the deviations are proportional, is uniform.
 
 Steps joined by ``+`` are done in the order written: ``average:3+quantise``.
 """
@@ -25,7 +27,7 @@ from snn.runtime.text_flag import TextFlag
 
 EXPECTED = (
     "none, average:N with a window of 1 to 16 pixels, quantise or spikes, also followed by :F_MIN,F_MAX,T in Hz and "
-    "ms, or several joined by +"
+    "ms (spikes: or :F_MIN,F_MAX,T,LONGEST), or several joined by +"
 )
 
 
@@ -46,11 +48,14 @@ class Spikes(nn.Module):
     """Intensities that whole numbers of spikes stand for. The gradient ignores the rounding.
 
     With ``random_phase`` they are rounded at random while training, and not at all in evaluation; else always down.
+    ``longest`` is the longest presentation of an image, in ms (None: all last as long as that of ``encoding``).
     """
 
-    def __init__(self, encoding: Encoding, random_phase: bool) -> None:
+    def __init__(self, encoding: Encoding, random_phase: bool, longest: float | None = None) -> None:
         super().__init__()
         self.encoding, self.random_phase = encoding, random_phase
+        self.shortest_share = 1.0 if longest is None else encoding.presentation / longest
+        """Inverse of the longest presentation, as a share of that of the shortest."""
 
     def forward(self, images: Tensor) -> Tensor:
         p, seconds = self.encoding, self.encoding.presentation / 1000
@@ -58,10 +63,18 @@ class Spikes(nn.Module):
             return (whole_spikes(images, p) - p.f_min * seconds) / ((p.f_max - p.f_min) * seconds)
         if not self.training:
             return images
-        spikes = input_spikes(images, p)
-        # From the global generator, which training seeds at each step.
+        # All from the global generator, which training seeds at each step.
+        times = 1.0 if self.shortest_share == 1 else self._presentations(images)
+        spikes = input_spikes(images, p) * times
         counted = torch.floor(spikes + torch.rand_like(spikes))
-        return images + (counted - spikes).detach() / ((p.f_max - p.f_min) * seconds)
+        return images + ((counted - spikes) / ((p.f_max - p.f_min) * seconds * times)).detach()
+
+    def _presentations(self, images: Tensor) -> Tensor:
+        """Presentation of each image over that of the encoding, (B, 1, 1, 1)."""
+        share = torch.rand(len(images), 1, 1, 1, device=images.device)
+        inverse = self.shortest_share + (1 - self.shortest_share) * share
+        # An endless presentation would count endless spikes.
+        return 1 / inverse.clamp(min=1e-4)
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ def check_preprocess(value: object, argument: str) -> None:
 
 def preprocess_flag(argument: str = "preprocess") -> TextFlag[Preprocess]:
     """Annotation of a command's field that holds a :class:`Preprocess`."""
-    forms = "none|average:N|quantise[:F_MIN,F_MAX,T]|spikes[:F_MIN,F_MAX,T]"
+    forms = "none|average:N|quantise[:F_MIN,F_MAX,T]|spikes[:F_MIN,F_MAX,T[,LONGEST]]"
     return TextFlag(lambda text: Preprocess.parse(text, argument), lambda: forms)
 
 
@@ -117,9 +130,12 @@ def _read_step(text: str, whole: str) -> nn.Module:
         return nn.Identity()
     if name == "average" and len(values) == 1 and values[0] in range(1, 17):
         return AverageFilter(int(values[0]))
-    if name in ("quantise", "spikes") and len(values) == (3 if colon else 0):
+    lengths = {"quantise": (0, 3), "spikes": (0, 3, 4)}
+    if len(values) in lengths.get(name, ()) and bool(values) == bool(colon):
         encoding = Encoding(f_min=values[0], f_max=values[1], presentation=values[2]) if values else Encoding()
-        return Spikes(encoding, random_phase=name == "spikes")
+        longest = values[3] if len(values) == 4 else None
+        if longest is None or longest >= encoding.presentation:
+            return Spikes(encoding, name == "spikes", longest)
     raise UserError(f"{whole}: unknown; expected {EXPECTED}")
 
 

@@ -1,8 +1,7 @@
 """Every hyperparameter of supervised training, and named sets of them."""
 
-import math
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +14,11 @@ from snn.data import balanced_subset
 from snn.runtime.errors import check
 from snn.runtime.tree import Tree, from_tree
 
-RecipeName = Literal["auto", "digits", "cifar10", "imagenet"]
+RecipeName = Literal["auto", "digits", "cifar10", "imagenet", "fast"]
+Optimiser = Literal["sgd", "muon"]
+Border = Literal["black", "reflect"]
+Flips = Literal["random", "alternating"]
+FirstLayer = Literal["random", "whitening"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,13 @@ class Recipe:
     batch_size: int = 64
     """Images per optimiser step, over all processes."""
     learning_rate: float = 0.05
-    """Peak rate of SGD with Nesterov momentum 0.9; rises over the first fifth, then falls along a cosine."""
+    """Peak rate of SGD with Nesterov momentum 0.9; it rises, then falls along a cosine."""
+    warmup: float = 0.2
+    """Share of the steps over which the rate rises."""
+    optimiser: Optimiser = "sgd"
+    """sgd, or muon: kernels of convolutions that do not read images step in orthogonal directions."""
+    muon_rate: float = 0.24
+    """Peak rate of these kernels (airbench)."""
     weight_decay: float = 5e-4
     """L2 penalty on convolution and linear weights; normalisation and biases have none."""
     label_smoothing: float = 0.1
@@ -35,6 +44,18 @@ class Recipe:
     augmentation: Augmentation = "auto"
     """none, shift (at random, by up to an eighth of the side), or shift-flip (half of the images are mirrored, too);
     auto: shift for digits, else shift-flip."""
+    border: Border = "black"
+    """What a shift uncovers: black, or the reflected image."""
+    flips: Flips = "random"
+    """Which images shift-flip mirrors: a half drawn anew in each pass, or that half and the other by turns."""
+    cutout: int = 0
+    """Side of a square of grey that covers a random place of each image, in pixels; 0: none."""
+    small_share: float = 0.0
+    """Share of the passes, from the first, on images of three quarters of their size."""
+    average: float = 0.0
+    """Weight of the past in a running average of all weights, per step, which evaluation uses; 0: no average."""
+    first_layer: FirstLayer = "random"
+    """How the trainable convolution that reads images starts: at random, or as filters that whiten their patches."""
     train_noise: Annotated[Noise, condition_flag(Noise, "train_noise")] = CLEAN
     """Noise on every training image (paper: awgn:30, wald:3,0.3, poisson:255, salt-pepper:0.05); clean: none."""
     holdout: float = 0.1
@@ -43,9 +64,20 @@ class Recipe:
     def __post_init__(self) -> None:
         check(self.epochs >= 1, f"`epochs` {self.epochs}: must be 1 or more")
         check(self.batch_size >= 2, f"`batch_size` {self.batch_size}: batch normalisation needs 2 or more")
-        for name in ("learning_rate", "weight_decay"):
+        for name in ("learning_rate", "weight_decay", "muon_rate"):
             value = getattr(self, name)
             check(0 <= value < float("inf"), f"`{name}` {value}: must not be negative")
+        for name in ("warmup", "small_share", "average"):
+            check(0 <= getattr(self, name) < 1, f"`{name}` {getattr(self, name)}: expected 0 to below 1")
+        check(self.cutout >= 0, f"`cutout` {self.cutout}: must not be negative")
+        for name, choices in (
+            ("optimiser", Optimiser),
+            ("border", Border),
+            ("flips", Flips),
+            ("first_layer", FirstLayer),
+        ):
+            value, names = getattr(self, name), get_args(choices)
+            check(value in names, f"`{name}` {value}: unknown; choose from {', '.join(names)}")
         check(0 <= self.label_smoothing < 1, f"`label_smoothing` {self.label_smoothing}: expected 0 to below 1")
         check(0 < self.holdout < 1, f"`holdout` {self.holdout}: must lie between 0 and 1")
         check(
@@ -74,6 +106,15 @@ RECIPES: dict[str, Recipe] = {
     # 50,000 images of 32 pixels. Large batches keep a GPU busy, and the rate grows with them (0.1 for 128 images, as
     # usual for CIFAR). Few images are held out.
     "cifar10": Recipe(epochs=100, batch_size=512, learning_rate=0.4, holdout=0.02),
+    # 50,000 images of 32 pixels in an hour on one core, with backbone fast_cnn (docs/hybrid.md: what each part pays).
+    "fast": Recipe(
+        epochs=12,
+        batch_size=256,
+        learning_rate=0.2,
+        border="reflect",
+        flips="alternating",
+        holdout=0.02,
+    ),
     # Tens of thousands of images of 64 to 224 pixels.
     "imagenet": Recipe(epochs=90, batch_size=256, learning_rate=0.2, weight_decay=1e-4, holdout=0.02),
 }
@@ -89,11 +130,3 @@ def choose_recipe(name: RecipeName, data: str, image_size: int) -> tuple[str, st
     if data == "digits":
         return data, "by the data set"
     return "cifar10" if image_size < IMAGENET_RECIPE else "imagenet", f"by the images' {image_size} pixels"
-
-
-def one_cycle(step: int, steps: int) -> float:
-    """Learning rate over its peak at a step: a linear rise over the first fifth, then half a cosine down to 0."""
-    rise = steps / 5
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / (steps - rise))))

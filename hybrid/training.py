@@ -11,9 +11,9 @@ import lightning
 import numpy as np
 import torch
 import tyro
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 
 from bridge.frontend import SpikingFrontEnd
 from hybrid.architecture import Architecture, ModelSpec, build_model, class_names, open_frontend
@@ -23,12 +23,18 @@ from hybrid.network import Network
 from hybrid.recipe import Recipe
 from hybrid.storage import TrainedModel
 from snn.data import Images
+from snn.patches import random_patches
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
 from snn.runtime.processes import group_size
+from snn.runtime.random import stream
 
 PROGRESS = "progress.ckpt"
 """Where training stands: Lightning's checkpoint."""
+PATCHES = 20_000
+"""Patches whose covariance whitens the first layer."""
+FLOOR = 5e-4
+"""Added to the variances of patches (airbench)."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,8 @@ def train(
     # The caller's front end or network stays as it is.
     model = build_model(spec, copy.deepcopy(converted)) if isinstance(network, Architecture) else copy.deepcopy(network)
     model.normalise.measure(data.images[kept])
+    if recipe.first_layer == "whitening":
+        whiten_first_layer(model, data.images[kept], seed)
     model.to(memory_format=torch.channels_last)
     folder = checkpointing.folder
     module = Classifier(
@@ -143,6 +151,25 @@ def train(
         recipe=recipe.as_tree(),
         parent_digest=parent_digest,
     )
+
+
+def whiten_first_layer(network: Network, images: Tensor, seed: int) -> None:
+    """Start the trainable convolution that reads images with filters that whiten their patches (airbench).
+
+    Each of the largest principal axes of normalised patches of uint8 ``images`` gives two filters, of either sign.
+    Filters beyond these keep their start. A network without such a convolution stays as it is.
+    """
+    readers = (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels == images.shape[1])
+    first = next(readers, None)
+    if first is None:
+        return
+    size = first.kernel_size[0]
+    patches = network.normalise(random_patches(images, size, PATCHES, stream(seed, "first layer")).double() / 255)
+    variance, axes = torch.linalg.eigh(torch.cov(patches.flatten(1).T))
+    filters = (axes / (variance + FLOOR).sqrt()).T.flip(0).reshape(-1, *first.weight.shape[1:])
+    pairs = min(len(filters), len(first.weight) // 2)
+    with torch.no_grad():
+        first.weight[: 2 * pairs] = torch.cat([filters[:pairs], -filters[:pairs]]).float()
 
 
 def training_identity(spec: ModelSpec, recipe: Recipe, seed: int, data: Images, network: Network) -> str:
@@ -207,6 +234,9 @@ def _fit(
     """Run Lightning's loop to its end."""
     folder, start = checkpointing.folder, checkpointing.unfinished(identity)
     callbacks: list[Callback] = [TrainingProgress()]
+    if module.recipe.average:
+        # Averaged, the frozen values of the front end would change in their last bits.
+        callbacks.append(EMAWeightAveraging(use_buffers=False, decay=module.recipe.average))
     if folder:
         folder.mkdir(exist_ok=True)
         callbacks.append(Checkpoints(folder / PROGRESS, identity, checkpointing.checkpoint_interval))

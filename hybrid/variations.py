@@ -12,6 +12,7 @@ from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preproces
 from snn.runtime.errors import check
 
 AuxiliaryActivation = Literal["relu6", "steps"]
+AuxiliarySource = Literal["image", "retina"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Variations:
     """Activation of the auxiliary CNN: relu6, or 8 equal steps from 0 to 6, in which small deviations vanish."""
     auxiliary_input: Annotated[Preprocess, preprocess_flag("auxiliary_input")] = UNCHANGED
     """Preprocessing of the images that the auxiliary CNN receives, in the form of --preprocess."""
+    auxiliary_source: AuxiliarySource = "image"
+    """What the auxiliary CNN receives: the image, or the contrast that the front end's retina makes of it."""
     auxiliary_drop: float = 0.0
     """Share of training images whose auxiliary features are 0, so that the main CNN learns to do without them."""
     variability: bool = False
@@ -40,6 +43,10 @@ class Variations:
         check(
             self.auxiliary_activation in get_args(AuxiliaryActivation),
             f"`auxiliary_activation` {self.auxiliary_activation}: unknown; choose relu6 or steps",
+        )
+        check(
+            self.auxiliary_source in get_args(AuxiliarySource),
+            f"`auxiliary_source` {self.auxiliary_source}: unknown; choose image or retina",
         )
         check(0 <= self.auxiliary_drop < 1, f"`auxiliary_drop` {self.auxiliary_drop}: expected 0 to below 1")
         check_preprocess(self.auxiliary_input, "auxiliary_input")

@@ -16,8 +16,9 @@ from hybrid.augment import augment, resolve_augmentation
 from hybrid.backbones import full_backbone, main_cnn
 from hybrid.conditions.attack import fgsm
 from hybrid.network import HybridNetwork, Join, Normalise
+from hybrid.optimiser import one_cycle
 from hybrid.preprocess import Preprocess
-from hybrid.recipe import Recipe, one_cycle
+from hybrid.recipe import Recipe
 from hybrid.storage import SCHEMA, TrainedModel, load_model, save, save_model
 from hybrid.train import main as train_command
 from hybrid.training import train

@@ -1,0 +1,68 @@
+"""A plain convolutional network of the kind that learns CIFAR-10 in the fewest operations.
+
+Its shape is that of the networks of speed records: D. Page's ResNet-9 (DAWNBench, 2018) and K. Jordan's airbench
+(2024). All its convolutions are dense, so that a CPU computes them near its peak; MobileNetV2's depthwise ones are
+bound by memory. Widths and their order are airbench's; blocks are plain, with batch normalisation and GELU.
+"""
+
+from torch import Tensor, nn
+
+from hybrid.backbones.base import Adapter, initialise_convolutions, register_backbone
+
+STEM = 24
+WIDTHS = (64, 256, 256)
+"""Channels of the stem and of each stage."""
+BLOCKS = 2
+"""Convolutions in each stage. Behind the first a 2 x 2 maximum halves the resolution."""
+
+
+class FastCNN(nn.Module):
+    """Stem, three stages of two convolutions, the maximum over all places and one linear layer.
+
+    Normalised images (B, 3, H, W) to logits (B, classes).
+    """
+
+    def __init__(self, classes: int, width: float) -> None:
+        super().__init__()
+        stem, *channels = (8 * max(1, round(width * base / 8)) for base in (STEM, *WIDTHS))
+        # As in torchvision's ResNet: 7 x 7 pixels at a stride, for large images.
+        self.stem = block(3, stem, kernel_size=7, stride=4)
+        stages, c_in = [], stem
+        for c_out in channels:
+            others = [block(c_out, c_out) for _ in range(BLOCKS - 1)]
+            stages.append(nn.Sequential(block(c_in, c_out, pool=2), *others))
+            c_in = c_out
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.classifier = nn.Linear(c_in, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.stages(self.stem(images))).flatten(1))
+
+
+@register_backbone("fast_cnn")
+class FastAdapter(Adapter[FastCNN]):
+    """:class:`FastCNN`, whose blocks are single convolutions."""
+
+    stem, head, strides = "stem.0", "classifier", (8, 2)
+
+    def build(self, classes: int, width: float) -> FastCNN:
+        return FastCNN(classes, width)
+
+    def use_small_strides(self, network: FastCNN) -> None:
+        network.stem = block(3, network.stem[0].out_channels)
+
+    def drop_stem(self, network: FastCNN, channels: int, stride: int) -> None:
+        network.stem = nn.Identity()
+        first, *kept = network.stages
+        # The dropped block has halved the resolution: the next one does it in its place.
+        rebuilt = block(channels, first[1][0].out_channels, pool=stride)
+        network.stages = nn.Sequential(nn.Sequential(rebuilt, *first[2:]), *kept)
+
+
+def block(c_in: int, c_out: int, kernel_size: int = 3, stride: int = 1, pool: int = 1) -> nn.Sequential:
+    """Convolution, maximum over ``pool`` x ``pool`` places, batch normalisation, GELU."""
+    convolution = nn.Conv2d(c_in, c_out, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    initialise_convolutions(convolution, "fan_out")
+    pooling = [nn.MaxPool2d(pool)] if pool > 1 else []
+    return nn.Sequential(convolution, *pooling, nn.BatchNorm2d(c_out), nn.GELU())
