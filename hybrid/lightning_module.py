@@ -86,6 +86,8 @@ class Classifier(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         self.data = {part: (x.to(self.device), y.to(self.device)) for part, (x, y) in self.data.items()}
+        half = torch.rand(len(self.data["train"][1]), generator=stream(self.seed, "flips")) < 0.5
+        self.mirrored_first = half.to(self.device)
 
     def train_dataloader(self) -> Batches:
         return Batches(len(self.data["train"][1]), self.recipe.batch_size, self.seed, lambda: self.global_step)
@@ -117,8 +119,7 @@ class Classifier(lightning.LightningModule):
         """Which of these images, by their indices, to mirror in this pass; None: chance decides."""
         if self.recipe.flips == "random":
             return None
-        half = torch.rand(len(self.data["train"][1]), generator=stream(self.seed, "flips")) < 0.5
-        return half[rows] ^ bool(self.current_epoch % 2)
+        return self.mirrored_first[rows].cpu() ^ bool(self.current_epoch % 2)
 
     def validation_step(self, rows: Tensor, index: int) -> None:
         images, labels = (values[rows] for values in self.data["val"])

@@ -16,7 +16,7 @@ from hybrid.swap import Scale as SwapScale
 from hybrid.swap import SwapConfig
 from hybrid.train import TrainConfig
 from snn.learn import LearnConfig
-from snn.learning import Conductances, Learning
+from snn.learning import PRESETS, Conductances, Learning
 
 NOWHERE = Path()
 """Stands for the files of a configuration until a run has its folder."""
@@ -58,7 +58,7 @@ class Network:
         return replace(self, architecture=replace(self.architecture, **changes))  # type: ignore[arg-type]
 
     def varies(self, **changes: object) -> "Network":
-        """A copy with a variation that the search tried and rejected."""
+        """A copy with another variation."""
         return self.has(variations=replace(self.architecture.variations, **changes))  # type: ignore[arg-type]
 
     def but(self, what: str, factor: str) -> "Network":
@@ -66,10 +66,9 @@ class Network:
         return replace(self, name=f"{self.name}, {what}", factor=factor)
 
 
-SPIKES, SPIKES_600 = Preprocess("spikes"), Preprocess("spikes:10,30,600")
-"""Spike counts of random phase, in training only. Counts over 600 ms deviate half as much as those over 300 ms."""
-
 AVERAGE = Preprocess("average:2")
+COUNTS = Preprocess("spikes:10,30,300,inf")
+"""Spike counts of random phase, in training only, of presentations between 300 ms and endless ones."""
 
 BASELINE = Network("baseline", "conventional").has(variant="baseline")
 AVERAGE_TRAINED = replace(BASELINE, name="average-filter-trained").has(preprocess=AVERAGE)
@@ -88,75 +87,85 @@ def lambda_network(scale: SwapScale) -> Network:
     return replace(MU, name=f"lambda, {scale}", swap=replace(SWAP, scale=scale))
 
 
-def _kernels(*maps: int, size: int = 5, **changes: object) -> Learning:
-    """Settings of layers with so many maps each, and kernels of ``size`` pixels a side."""
-    stdp = replace(LEARN.learning.stdp, beta_p=1.0, beta_d=1.0)
-    sizes = (size,) * len(maps)
-    return replace(LEARN.learning, maps=maps, kernel_sizes=sizes, stdp=stdp, **changes)  # type: ignore[arg-type]
+def _contrast(maps: int = 64, epsilon: float = 0.02, **changes: object) -> Learning:
+    """Settings of one layer behind a retina."""
+    usual = PRESETS["retina"]
+    return replace(usual, maps=(maps,), retina=replace(usual.retina, epsilon=epsilon), **changes)  # type: ignore[arg-type]
 
 
-ONE_LAYER = Network("one layer", "front end", _kernels(32))
-"""Oriented edges and colours: 32 kernels of 5 x 5 pixels."""
-TUNED = replace(ONE_LAYER, name="tuned safe", factor="variability").has(preprocess=SPIKES_600)
-"""What the search chose, beyond the paper: one layer of larger kernels, trained with spike counts of random phase."""
-
+RETINA = Network("retina safe", "front end", _contrast()).has(auxiliary_maps=0)
+"""The frozen layer alone, on contrast: no auxiliary CNN, and nothing random in training."""
+COUNTED = RETINA.but("spike counts", "spike counts").has(preprocess=COUNTS)
+"""What the search chose: RETINA trained on spike counts of random phase."""
+BASELINE_COUNTED = BASELINE.but("spike counts", "spike counts").has(preprocess=COUNTS)
+"""What spike counts do alone."""
+RETINA_MU = RETINA.but("mu", "training").has(variant="mu")
+"""RETINA with a trained layer in place of the learned one, behind the same retina."""
 
 ABLATIONS = (
     BASELINE,
-    BASELINE.but("input quantised", "steps").has(preprocess=Preprocess("quantise")),
-    BASELINE.but("random phase", "variability").has(preprocess=SPIKES_600),
+    BASELINE_COUNTED,
     SAFE,
     MU,
-    TUNED,
-    TUNED.but("shuffled conductances", "conductances").converts("shuffled"),
-    TUNED.but("random conductances", "conductances").converts("random"),
-    TUNED.but("plain stochastic STDP", "rule").learns(rule="stochastic"),
-    TUNED.but("deterministic STDP", "rule").learns(rule="deterministic"),
-    TUNED.but("no steps", "steps").converts(steps=256),
-    TUNED.but("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0),
-    # As it was when the search began.
-    ONE_LAYER,
+    RETINA,
+    RETINA.but("shuffled conductances", "conductances").converts("shuffled"),
+    RETINA.but("random conductances", "conductances").converts("random"),
+    RETINA.but("Gabor kernels", "conductances").converts("gabor"),
+    RETINA.but("k-means kernels", "conductances").converts("kmeans"),
+    RETINA.but("plain stochastic STDP", "rule").learns(rule="stochastic"),
+    RETINA.but("deterministic STDP", "rule").learns(rule="deterministic"),
+    RETINA.but("no steps", "steps").converts(steps=256),
+    RETINA.but("more low-pass", "retina").of(_contrast(epsilon=0.1)),
+    RETINA.but("auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=8),
+    RETINA_MU,
+    COUNTED,
+    COUNTED.but("random conductances", "conductances").converts("random"),
+    COUNTED.but("auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=8),
+    RETINA_MU.but("spike counts", "spike counts").has(preprocess=COUNTS),
 )
 CONTRIBUTIONS = (
-    ("learned conductances, not shuffled ones", "tuned safe", "tuned safe, shuffled conductances"),
-    ("learned conductances, not random ones", "tuned safe", "tuned safe, random conductances"),
-    ("FD, not plain stochastic STDP", "tuned safe", "tuned safe, plain stochastic STDP"),
-    ("FD, not deterministic STDP", "tuned safe", "tuned safe, deterministic STDP"),
-    ("steps, not a ReLU that saturates", "tuned safe", "tuned safe, no steps"),
-    ("auxiliary CNN, not none", "tuned safe", "tuned safe, no auxiliary CNN"),
-    ("random phase, not means", "tuned safe", "one layer"),
-    ("spiking layer, not random phase alone", "tuned safe", "baseline, random phase"),
-    ("input quantised, of the baseline", "baseline, input quantised", "baseline"),
-    ("architecture without spikes (mu), not the baseline", "mu", "baseline"),
-    ("spiking layers, not trainable ones (mu)", "safe", "mu"),
+    ("learned conductances, not random ones", "retina safe", "retina safe, random conductances"),
+    ("learned conductances, not shuffled ones", "retina safe", "retina safe, shuffled conductances"),
+    ("learned conductances, not Gabor kernels", "retina safe", "retina safe, Gabor kernels"),
+    ("learned conductances, not k-means kernels", "retina safe", "retina safe, k-means kernels"),
+    (
+        "learned conductances, not random ones, with spike counts",
+        "retina safe, spike counts",
+        "retina safe, spike counts, random conductances",
+    ),
+    ("FD, not plain stochastic STDP", "retina safe", "retina safe, plain stochastic STDP"),
+    ("FD, not deterministic STDP", "retina safe", "retina safe, deterministic STDP"),
+    ("steps, not a ReLU that saturates", "retina safe", "retina safe, no steps"),
+    ("more low-pass in the retina", "retina safe, more low-pass", "retina safe"),
+    ("auxiliary CNN, not none", "retina safe, auxiliary CNN", "retina safe"),
+    ("a frozen layer, not a trained one (mu)", "retina safe", "retina safe, mu"),
+    ("frozen layer behind a retina, not the baseline", "retina safe", "baseline"),
+    ("spike counts alone, of the baseline", "baseline, spike counts", "baseline"),
+    ("spike counts, of the frozen layer", "retina safe, spike counts", "retina safe"),
+    ("frozen layer, not spike counts alone", "retina safe, spike counts", "baseline, spike counts"),
+    (
+        "a frozen layer, not a trained one, with spike counts",
+        "retina safe, spike counts",
+        "retina safe, mu, spike counts",
+    ),
+    ("both, not the baseline", "retina safe, spike counts", "baseline"),
+    ("paper's spiking layers, not trainable ones (mu)", "safe", "mu"),
+    ("paper's SAFE, not the baseline", "safe", "baseline"),
     ("step functions in a trained mu (lambda)", "lambda, range", "mu"),
 )
 """What the ablations show: a name, the network with the part, and the network without it."""
 
 SEARCH = (
     *ABLATIONS,
-    BASELINE.but("random phase, 300 ms", "variability").has(preprocess=SPIKES),
     noise_trained("awgn:30"),
     AVERAGE_TRAINED,
-    ONE_LAYER.but("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0),
-    ONE_LAYER.but("auxiliary of 3x3 average", "auxiliary CNN").varies(auxiliary_input=Preprocess("average:3")),
-    ONE_LAYER.but("auxiliary with steps", "auxiliary CNN").varies(auxiliary_activation="steps"),
-    ONE_LAYER.but("random phase, 300 ms", "variability").has(preprocess=SPIKES),
-    TUNED.but("auxiliary of 16 maps", "auxiliary CNN").has(auxiliary_maps=16),
-    TUNED.but("64 maps", "front end").of(_kernels(64)),
-    TUNED.but("3x3 kernels", "front end").of(_kernels(32, size=3)),
-    TUNED.but("7x7 kernels", "front end").of(_kernels(32, size=7)),
-    TUNED.but("two layers", "front end").of(_kernels(32, 40)),
-    TUNED.but("stride 2", "front end").of(_kernels(32, strides=(2,))),
-    TUNED.but("rates up to 60 Hz", "encoding").of(_kernels(32, encoding=replace(LEARN.learning.encoding, f_max=60.0))),
-    TUNED.but("4 steps", "steps").converts(steps=4),
-    TUNED.but("balanced kernels", "conductances").converts("balanced"),
-    TUNED.but("auxiliary dropped in 1 of 4", "auxiliary CNN").varies(auxiliary_drop=0.25),
-    TUNED.but("auxiliary of 5x5 kernels", "auxiliary CNN").varies(auxiliary_kernel=5),
-    TUNED.but("auxiliary of 2x2 average", "auxiliary CNN").varies(auxiliary_input=AVERAGE),
-    ONE_LAYER.but("features normalised", "normalisation").varies(feature_norm=True),
-    TUNED.but("features normalised", "normalisation").varies(feature_norm=True),
-    ONE_LAYER.but("neurons' variability", "variability").varies(variability=True),
-    SAFE.but("random phase", "variability").has(preprocess=SPIKES_600),
-    MU.but("random phase", "variability").has(preprocess=SPIKES_600),
+    BASELINE.but("quantised input", "steps").has(preprocess=Preprocess("quantise")),
+    RETINA.but("32 maps", "front end").of(_contrast(32)),
+    RETINA.but("less low-pass", "retina").of(_contrast(epsilon=0.005)),
+    RETINA.but("neurons' variability", "spike counts").varies(variability=True),
+    RETINA.but("counts of 300 ms", "spike counts").has(preprocess=Preprocess("spikes")),
+    RETINA.but("auxiliary behind the retina", "auxiliary CNN").has(auxiliary_maps=8).varies(auxiliary_source="retina"),
+    COUNTED.but("32 maps", "front end").of(_contrast(32)),
+    COUNTED.but("more low-pass", "retina").of(_contrast(epsilon=0.1)),
+    COUNTED.but("counts from 150 ms", "spike counts").has(preprocess=Preprocess("spikes:10,30,150,inf")),
 )

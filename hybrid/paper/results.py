@@ -33,12 +33,14 @@ class Line:
     """One line of a table: a network, whatever the condition."""
 
     name: str
-    """Name in the paper's table (paper_tables.csv), if it has this line."""
+    """Name in our table."""
     entry: str
     """Name without the backbone."""
     backbone: str
     factor: str = ""
     """The factor that the search examines with it."""
+    paper: str = ""
+    """Name of the line in the paper's table (paper_tables.csv), which need not have it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def table_rows(name: str, number: int, metric: str, cells: Iterable[Cell], folde
     for cell in cells:
         results = [measured(cell, run, model) for run, model in zip(cell.runs, cell.models, strict=True)]
         values = [float(row["value_percent"]) for row in results]
-        paper = paper_value(number, cell.line.name, cell.condition, metric)
+        paper = paper_value(number, cell.line.paper, cell.condition, metric)
         rows.append(
             {
                 "table": name,

@@ -214,6 +214,20 @@ def _words(value: object) -> list[str]:
     return [word for item in value for word in _words(item)] if isinstance(value, tuple) else [str(value)]
 
 
+def missing_runs(runs: Iterable[Run], folder: Path) -> list[Run]:
+    """Those of ``runs`` whose file is not there, and what they are still to be made from; each once, inputs first.
+
+    What a run that exists was made from need not be there any more.
+    """
+
+    def needed(run: Run) -> Iterator[Run]:
+        if not run.file(folder).exists():
+            yield from chain.from_iterable(needed(source) for _, source in run.inputs)
+            yield run
+
+    return list({run.identity: run for wanted in runs for run in needed(wanted)}.values())
+
+
 def in_order(runs: Iterable[Run]) -> list[Run]:
     """These runs and all that they depend on, each once, inputs first."""
 

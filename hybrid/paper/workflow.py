@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from hybrid.paper.runs import Place, Run, in_order
+from hybrid.paper.runs import Place, Run, in_order, missing_runs
 from snn.learn import LearnConfig
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import write_json
@@ -76,8 +76,8 @@ def make(runs: Iterable[Run], place: Place, engine: Engine, options: Iterable[st
     wanted = list(runs)
     with _locked(place.folder) as lock:
         _set_aside(in_order(wanted), place.folder)
-        missing = [run for run in wanted if not run.file(place.folder).exists()]
-        if not missing:
+        needed = missing_runs(wanted, place.folder)
+        if not needed:
             return
         check(
             importlib.util.find_spec("snakemake") is not None,
@@ -90,11 +90,10 @@ def make(runs: Iterable[Run], place: Place, engine: Engine, options: Iterable[st
         )
         for name in ("logs", "progress"):
             (place.folder / name).mkdir(exist_ok=True)
-        needed = [run for run in in_order(missing) if not run.file(place.folder).exists()]
         for run in needed:
             _log(run, place.folder).unlink(missing_ok=True)
         jobs = place.folder / "jobs.json"
-        write_json(jobs, {"jobs": _jobs(missing, place, engine)})
+        write_json(jobs, {"jobs": _jobs(needed, {run.identity for run in wanted}, place, engine)})
         status = _run_snakemake(jobs.resolve(), [*engine.arguments, *options], lock)
     for run in needed:
         log = _log(run, place.folder)
@@ -154,11 +153,14 @@ def _run_snakemake(jobs: Path, options: list[str], lock: int) -> int:
         raise
 
 
-def _jobs(runs: list[Run], place: Place, engine: Engine) -> list[dict[str, object]]:
-    """Description of each run for the Snakefile. Paths are relative to the folder of all runs."""
-    wanted, here = {run.identity for run in runs}, Path.cwd()
+def _jobs(runs: list[Run], wanted: set[str], place: Place, engine: Engine) -> list[dict[str, object]]:
+    """Description of each run for the Snakefile. Paths are relative to the folder of all runs.
+
+    ``wanted`` are identities of the runs that are asked for; the others are made because these read their files.
+    """
+    here = Path.cwd()
     jobs = []
-    for run in in_order(runs):
+    for run in runs:
         file, log = run.file(place.folder), _log(run, place.folder)
         progress = place.folder / "progress" / file.name
         words = ["-m", "hybrid.paper.job", str(log), str(progress), str(file), *run.command(place, progress)[1:]]
