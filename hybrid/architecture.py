@@ -24,8 +24,8 @@ class Architecture:
     """Which network."""
 
     backbone: Annotated[str, BACKBONES.flag] = "mobilenet_v2"
-    """Main CNN: mobilenet_v2, resnet101 and densenet121 are the paper's, mobilenet_v2_shallow has one block in each
-    stage. Further ones come from --plugin."""
+    """Main CNN: mobilenet_v2, resnet101 and densenet121 are the paper's, fast_cnn is the one that trains on a CPU in an
+    hour (with --preset fast), mobilenet_v2_shallow has one block in each stage. Further ones come from --plugin."""
     variant: str = "safe"
     """safe: spiking front end and auxiliary CNN before the main CNN; baseline: the backbone as it is; mu: safe with
     trainable layers in the shape of the front end; lambda (made by hybrid.swap): mu with step functions."""
@@ -35,8 +35,8 @@ class Architecture:
     """Feature maps of the auxiliary CNN (all variants but baseline; ours, the paper says fewer than the spiking module
     has); 0: no auxiliary CNN."""
     embedding: int | None = None
-    """Units between two fully connected layers at the end; 0: torchvision's head with one layer; None: 128 for images
-    below 96 pixels, else 0."""
+    """Units between two fully connected layers at the end; 0: the stock head with one layer; None: 128 for images below
+    96 pixels (fast_cnn: 0), else 0."""
     preprocess: Annotated[Preprocess, preprocess_flag()] = UNCHANGED
     """What is done to images first, in training and in evaluation. average:N takes the mean of N x N pixels. quantise
     rounds to the levels that the encoder can represent, and spikes does so at random while training; both take

@@ -108,9 +108,12 @@ RECIPES: dict[str, Recipe] = {
     "cifar10": Recipe(epochs=100, batch_size=512, learning_rate=0.4, holdout=0.02),
     # 50,000 images of 32 pixels in an hour on one core, with backbone fast_cnn (docs/hybrid.md: what each part pays).
     "fast": Recipe(
-        epochs=12,
-        batch_size=256,
-        learning_rate=0.2,
+        epochs=18,
+        batch_size=1024,
+        learning_rate=0.4,
+        optimiser="muon",
+        muon_rate=0.1,
+        label_smoothing=0.2,
         border="reflect",
         flips="alternating",
         holdout=0.02,

@@ -35,6 +35,8 @@ class Adapter(ABC, Generic[Network]):
     """Height of the image over that of the features behind the first kept block, with stock and with small strides."""
     smallest: int = 1
     """Smallest height of an image, in pixels, that the small strides can work with."""
+    embedding: int = EMBEDDING
+    """Units between two fully connected layers at the end, for small images, unless the user chooses."""
     has_width: bool = True
     """Whether ``width`` may differ from 1."""
 
@@ -84,8 +86,8 @@ def full_backbone(
         in_channels, classes: channels of the images, number of classes.
         image_size: height of the images in pixels.
         width: multiplier of the backbone's channels.
-        embedding: units between two fully connected layers; 0: torchvision's head with one layer; None:
-            :data:`EMBEDDING` for small images, 0 for others.
+        embedding: units between two fully connected layers; 0: the stock head with one layer; None: the backbone's
+            own number (:attr:`Adapter.embedding`) for small images, 0 for others.
 
     Raises:
         UserError: unknown name or width, or an image too small.
@@ -133,7 +135,7 @@ def _classifier(
     network = adapter.build(classes, width)
     if small:
         adapter.use_small_strides(network)
-    units = (EMBEDDING if small else 0) if embedding is None else embedding
+    units = (adapter.embedding if small else 0) if embedding is None else embedding
     if units:
         features = last_linear(network.get_submodule(adapter.head)).in_features
         head = nn.Sequential(nn.Linear(features, units), nn.ReLU(), nn.Linear(units, classes))

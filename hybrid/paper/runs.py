@@ -204,7 +204,9 @@ def arguments(config: object, default: object, prefix: str = "") -> list[str]:
         elif value != usual and isinstance(value, bool):
             flags.append("--" + prefix + ("" if value else "no-") + name.replace("_", "-"))
         elif value != usual:
-            flag = "--" + (prefix + name).replace("_", "-")
+            # A field may name its flag itself, without the records around it.
+            own = next((e for e in extras if getattr(e, "prefix_name", None) is False), None)
+            flag = "--" + (own.name if own else prefix + name).replace("_", "-")
             repeated = tyro.conf.UseAppendAction in extras
             flags += [word for item in value for word in (flag, item)] if repeated else [flag, *_words(value)]
     return positional + flags
