@@ -14,7 +14,7 @@ convolves in TF32, which rounds weights further, unless ``torch.backends.cudnn.a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d
 
+from bridge.drawing import Drawing
 from bridge.sau import SpecialActivationUnit, steps_of_neurons
 from snn.parameters import Encoding, LayerParameters
 from snn.retina import INTENSITY_STEPS, LEVELS, Retina, rounded
@@ -188,7 +189,7 @@ class ConvertedLayer(nn.Module):
         self.stride, self.padding = stride, padding
         self.norm = FrozenStatisticsBatchNorm(len(weight))
         self.activation = empty_activation(edges_shape)
-        # Only training uses them, so they are not part of the state of trained networks.
+        # Most networks do not use them, so they are not part of the state of trained networks.
         self.register_buffer("deviations", torch.zeros(1, DRAWS), persistent=False)
 
     def drive(self, spikes: Tensor) -> Tensor:
@@ -198,14 +199,20 @@ class ConvertedLayer(nn.Module):
     def forward(self, spikes: Tensor, unit: Tensor | float = 1.0) -> Tensor:
         return self.activation(self.norm(self.drive(spikes)), unit)
 
-    def draw(self, spikes: Tensor) -> Tensor:
+    def draw(self, spikes: Tensor, integers: Callable[[Tensor, int], Tensor] = torch.randint_like) -> Tensor:
         """:meth:`forward` with the variability of the simulated neurons: each count deviates at random from its step.
 
-        The draws come from torch's global generator, as those of dropout do.
+        ``integers(like, high)`` draws whole numbers below ``high``; the default draws from torch's global generator, as
+        dropout does.
         """
         counts = self(spikes)
         level = counts.detach().round().int().clamp(max=len(self.deviations) - 1)
-        return counts + self.deviations.flatten()[level * DRAWS + torch.randint_like(level, DRAWS)]
+        return counts + self.deviations.flatten()[level * DRAWS + integers(level, DRAWS)]
+
+    @property
+    def has_deviations(self) -> bool:
+        """Whether conversion or loading has set the deviations: there is a row for each step then."""
+        return len(self.deviations) > 1
 
 
 def deviations(activation: SpecialActivationUnit, response: Response) -> Tensor:
@@ -224,7 +231,7 @@ def deviations(activation: SpecialActivationUnit, response: Response) -> Tensor:
     return torch.from_numpy(rows)
 
 
-class SpikingFrontEnd(nn.Module):
+class SpikingFrontEnd(Drawing):
     """The converted spiking layers. Images in [0, 1], (B, C, H, W), become features in [0, 1], (B, C_out, H', W').
 
     Features of several channels come in channels_last memory order, whatever the order of the images.
@@ -237,7 +244,10 @@ class SpikingFrontEnd(nn.Module):
         self.spec, self.retina = spec, retina
         self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
         self.variability = False
-        """Whether training, but not evaluation, draws spike counts instead of using their means."""
+        """Whether training, and evaluation inside :func:`bridge.drawing.drawing`, draw spike counts.
+
+        Otherwise their means are used.
+        """
 
     @classmethod
     def empty(cls, spec: FrontEndSpec) -> "SpikingFrontEnd":
@@ -248,6 +258,10 @@ class SpikingFrontEnd(nn.Module):
             layers.append(ConvertedLayer(weight, layer.stride, layer.padding, layer.edges_shape))
             c_in = layer.channels
         return cls(spec, layers, Retina.empty(spec.input_shape[0], spec.retina_size) if spec.retina_size else None)
+
+    @property
+    def is_random(self) -> bool:
+        return self.variability
 
     def encode(self, images: Tensor) -> Tensor:
         """Input of the first layer (:func:`first_input`)."""
@@ -269,9 +283,14 @@ class SpikingFrontEnd(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x, (*lower, last) = self.encode(images), self.layers
         top = last.activation.heights.amax()
-        if self.training and self.variability:
+        if self.draws_now:
+            check(
+                self.training or all(layer.has_deviations for layer in self.layers),
+                "the deviations of the front end's neurons are unknown, as the file was written before files held "
+                "them: train the network anew, or evaluate it with `draws` 1",
+            )
             for layer in self.layers:
-                x = layer.draw(x)
+                x = layer.draw(x, self.integers)
             return x / top
         for layer in lower:
             x = layer(x)

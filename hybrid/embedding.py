@@ -30,7 +30,7 @@ from hybrid.conditions import CHUNK, Condition, Noise, condition_flag
 from hybrid.evaluation import check_same_data, distinct, load_test_images, name_models
 from hybrid.network import Network, embed
 from hybrid.printing import print_table
-from hybrid.storage import TrainedModel, load_model
+from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import Images
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
@@ -53,7 +53,7 @@ class EmbeddingConfig:
     """Draw the embeddings of saved models under noise, one row per model, one column per condition."""
 
     models: tyro.conf.Positional[tuple[Path, ...]]
-    """Files written by hybrid.train or hybrid.swap."""
+    """Files written by hybrid.train or hybrid.swap, or pretrained:NAME."""
     out: Path
     """PNG file to write, for example fig6.png; a CSV file goes beside it."""
     noise: Annotated[tuple[Noise, ...], condition_flag(Noise, many=True)] = (
@@ -248,7 +248,7 @@ def panel_rows(panels: list[Panel]) -> list[dict]:
 def run(config: EmbeddingConfig) -> None:
     """The command: load, embed, write, report."""
     table = beside(config.out, ".csv")
-    outputs = Outputs(table, options=config.options, figures=[config.out], inputs=config.models)
+    outputs = Outputs(table, options=config.options, figures=[config.out], inputs=map(model_file, config.models))
     device = choose_device(config.options.device)
     paths = list(config.models) if config.names else list(dict.fromkeys(config.models))
     models = dict(zip(config.names or name_models(paths), map(load_model, paths), strict=True))

@@ -20,7 +20,7 @@ from hybrid.evaluation import (
 from hybrid.figures import draw_noise
 from hybrid.preprocess import UNCHANGED, Preprocess, preprocess_flag
 from hybrid.printing import print_table
-from hybrid.storage import load_model
+from hybrid.storage import load_model, model_file
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -32,7 +32,7 @@ class EvaluateConfig:
     """Measure saved models under noise; write results.csv, a figure and a table."""
 
     models: tyro.conf.Positional[tuple[Path, ...]]
-    """Files written by hybrid.train or hybrid.swap."""
+    """Files written by hybrid.train or hybrid.swap, or pretrained:NAME."""
     out: Path
     """CSV file to write, for example runs/demo/results.csv."""
     noise: Annotated[tuple[Condition, ...], condition_flag(Condition, many=True)] = DEFAULT_CONDITIONS
@@ -40,6 +40,9 @@ class EvaluateConfig:
     --attack-model, cifar10-c needs --cifar10-c. A plugin can add more."""
     repeats: int = 1
     """Noise seeds, from --seed on. A condition that draws nothing (such as clean or fgsm) is measured once."""
+    draws: int = 1
+    """Passes over each image, whose class probabilities are averaged, of models that draw at random in their encoder
+    while they are trained (--preprocess spikes, --variations.variability). 1: their encoder gives its mean instead."""
     attack_model: Path | None = None
     """Model whose gradient fgsm takes; the gradients of the models themselves are never taken."""
     preprocess: Annotated[Preprocess, preprocess_flag()] = UNCHANGED
@@ -64,6 +67,7 @@ class EvaluateConfig:
         check(len(self.noise) >= 1, "`noise`: give at least one condition, for example clean")
         check(self.batch_size >= 1, f"`batch_size` {self.batch_size}: must be 1 or more")
         check(self.repeats >= 1, f"`repeats` {self.repeats}: must be 1 or more")
+        check(self.draws >= 1, f"`draws` {self.draws}: must be 1 or more")
         check(
             self.split == "test" or (self.data is None and self.limit_test is None),
             "`split` held-out takes images of the training run: leave out `data` and `limit_test`",
@@ -80,6 +84,8 @@ def print_tables(rows: list[dict], repeats: int) -> None:
     models = list(dict.fromkeys(row["model"] for row in rows))
     deviation = f"deviation over {repeats} noise seeds; standard error where nothing is drawn"
     spread = deviation if repeats > 1 else "standard error"
+    draws = max(row["draws"] for row in rows)
+    averaged = f", {draws} draws of the encoder" if draws > 1 else ""
     for metric in METRICS:
         cells = {(row["condition"], row["model"]): row for row in summarise(rows, metric, "both")}
         lines = []
@@ -87,7 +93,7 @@ def print_tables(rows: list[dict], repeats: int) -> None:
             sigma = cells[condition, models[0]]["mean_sigma_intensity"]
             accuracies = (_percent(cells[condition, model]) for model in models)
             lines.append((condition, f"{sigma:.3f}" if sigma != "" else "", *accuracies))
-        title = f"{metric} accuracy (% ± {spread}) on {rows[0]['images']} images"
+        title = f"{metric} accuracy (% ± {spread}) on {rows[0]['images']} images{averaged}"
         print_table(title, ("condition", "mean sigma", *models), lines)
     top1 = summarise(rows, "top1")
     alone = [row for row in top1 if row["paths"] != "both"]
@@ -110,7 +116,7 @@ def _percent(row: dict) -> str:
 
 def run(config: EvaluateConfig) -> None:
     """The command: load, evaluate, write, report."""
-    inputs = [*config.models, *([config.attack_model] if config.attack_model else [])]
+    inputs = map(model_file, [*config.models, *([config.attack_model] if config.attack_model else [])])
     outputs = Outputs(config.out, options=config.options, figures=[beside(config.out, ".png")], inputs=inputs)
     device = choose_device(config.options.device)
     paths = list(dict.fromkeys(config.models))
@@ -124,6 +130,7 @@ def run(config: EvaluateConfig) -> None:
         data,
         config.noise,
         repeats=config.repeats,
+        draws=config.draws,
         attack_model=config.attack_model,
         preprocess=config.preprocess,
         cifar10_c=config.cifar10_c,

@@ -7,6 +7,7 @@ For example, with the images of ``snn.data.load_images``::
     accuracy = {(row["model"], row["condition"]): row["value_percent"] for row in summarise(rows, "top1")}
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bridge.drawing import Drawing, drawing, random_modules
 from hybrid.conditions import Condition, Context, Perturbed
 from hybrid.conditions.drawn import Clean, awgn_sigma
 from hybrid.network import Paths
@@ -25,10 +27,13 @@ from hybrid.recipe import Recipe
 from hybrid.storage import TrainedModel, load_model
 from snn.data import Images, load_images
 from snn.runtime.errors import check
+from snn.runtime.pretrained import plain_name
 from snn.runtime.progress import progress
+from snn.runtime.random import stream
 
 Model = TrainedModel | nn.Module | str | Path
-"""A trained model, any module that maps images (B, C, H, W) in [0, 1] to logits (B, classes), or a hybrid.h5 file."""
+"""A trained model, any module that maps images (B, C, H, W) in [0, 1] to logits (B, classes), or a hybrid.h5 file (also
+``pretrained:NAME``)."""
 
 METRICS = {"top1": 1, "top5": 5}
 """Accuracies by name: the true class is among so many of the highest logits."""
@@ -45,19 +50,45 @@ def predict(
     batch_size: int = 256,
     preprocess: nn.Module | None = None,
     paths: Paths = "both",
+    draws: int = 1,
+    seed: int = 0,
 ) -> Tensor:
     """Logits (N, classes), on the CPU, of images (N, C, H, W) in [0, 1].
 
-    ``network`` is moved to ``device`` and set to evaluation mode.
+    ``network`` is moved to ``device`` and set to evaluation mode. With ``draws`` above 1, a network that draws in its
+    encoder while it is trained (or whose ``preprocess`` does) draws here so many times for each image. The result is
+    the logarithm of the mean of the class probabilities. The draws depend on ``seed``, the number of the draw and the
+    place of the image among ``images`` alone. With 1, and in other networks, the encoder gives its mean.
     """
+    step = preprocess or nn.Identity()
     network.to(device).eval()
+    encoders = random_modules(step, network) if draws > 1 else []
     arguments = {} if paths == "both" else {"paths": paths}
+
+    def answer(batch: Tensor) -> Tensor:
+        return network(step(batch), **arguments).cpu()
+
     logits = []
     with torch.inference_mode():
-        for batch in images.split(batch_size):
+        for number, batch in enumerate(images.split(batch_size)):
             batch = batch.to(device).contiguous(memory_format=torch.channels_last)
-            logits.append(network(preprocess(batch) if preprocess else batch, **arguments).cpu())
+            if encoders:
+                rows = range(number * batch_size, number * batch_size + len(batch))
+                logits.append(_mean_answer(partial(answer, batch), encoders, rows, draws, seed))
+            else:
+                logits.append(answer(batch))
     return torch.cat(logits)
+
+
+def _mean_answer(
+    answer: Callable[[], Tensor], encoders: Sequence[Drawing], rows: Sequence[int], draws: int, seed: int
+) -> Tensor:
+    """Logarithm of the mean probabilities of ``draws`` calls of ``answer``; ``rows`` are the places of the images."""
+    answers = []
+    for draw in range(draws):
+        with drawing(encoders, [stream(seed, "draw", draw, row) for row in rows]):
+            answers.append(answer())
+    return (torch.stack(answers).double().log_softmax(2).logsumexp(0) - math.log(draws)).to(answers[0])
 
 
 def correct_in(logits: Tensor, labels: Tensor, among: int) -> int:
@@ -72,6 +103,7 @@ def evaluate(
     conditions: str | Iterable[Condition | str] = DEFAULT_CONDITIONS,
     *,
     repeats: int = 1,
+    draws: int = 1,
     attack_model: Model | None = None,
     preprocess: Preprocess | str = "none",
     cifar10_c: str | Path | None = None,
@@ -89,7 +121,10 @@ def evaluate(
         data: clean images and labels; all models see the same perturbed images.
         conditions: objects or text such as ``"awgn:20"``. Different spellings of one condition count once.
         repeats: noise seeds, from ``seed`` on, for conditions that draw; others are measured once.
-        attack_model: whose gradient ``fgsm`` takes.
+        draws: passes over each image of a model that draws in its encoder while it is trained, by ``preprocess``
+            ``spikes`` or ``variability`` (:func:`predict`). They are averaged. 1: its encoder gives the mean instead,
+            as do those of other models, which have one pass. The noise seed is also that of these draws.
+        attack_model: whose gradient ``fgsm`` takes, with the mean of its encoder.
         preprocess: what is done to images before all models.
         cifar10_c: folder of the published files for ``cifar10-c``.
         batch_size: images per forward pass; results do not depend on it.
@@ -99,7 +134,8 @@ def evaluate(
         plain module (variant, digest and so on) is "".
 
     Raises:
-        UserError: a model of other images or classes, or a condition that cannot be applied.
+        UserError: a model of other images or classes, a condition that cannot be applied, or ``draws`` above 1 where
+            no model draws.
     """
     if not isinstance(models, Mapping):
         listed = [models] if isinstance(models, TrainedModel | nn.Module | str | Path) else list(models)
@@ -113,6 +149,13 @@ def evaluate(
     preprocess = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     step = preprocess.build().eval().to(device)
     predict_batches = partial(predict, device=device, batch_size=batch_size, preprocess=step)
+    passes = {name: draws if random_modules(step, subject.network) else 1 for name, subject in subjects.items()}
+    check(draws >= 1, f"`draws` {draws}: give 1 or more")
+    check(
+        draws in passes.values(),
+        f"`draws` {draws}: the encoder of {', '.join(subjects)} draws nothing; leave it out, or give `preprocess` "
+        "spikes, or a network that was trained with it",
+    )
     context = Context(
         data,
         attack_model=attacker.network if attacker else None,
@@ -136,9 +179,10 @@ def evaluate(
             }
             every_path = condition == ablated and noise_seed == seed
             for name, (network, description, provenance) in subjects.items():
-                for paths, accuracy in _accuracies(network, perturbed, every_path, predict_batches):
+                logits_of = partial(predict_batches, draws=passes[name], seed=noise_seed)
+                for paths, accuracy in _accuracies(network, perturbed, every_path, logits_of):
                     run = {"model": name, **description, "paths": paths, **about, **accuracy}
-                    rows.append(run | {"noise_seed": noise_seed, **provenance})
+                    rows.append(run | {"noise_seed": noise_seed, "draws": passes[name], **provenance})
                 bar.update()
     return sorted(rows, key=lambda row: (list(subjects).index(row["model"]), row["paths"] != "both"))
 
@@ -167,12 +211,14 @@ def distinct(conditions: Iterable[Condition | str]) -> list[Condition]:
 def name_models(models: Sequence[Model]) -> list[str]:
     """Names by which results call models: of files without suffix, of variant and backbone, or of the class.
 
+    Models that ship with the package have the NAME of ``pretrained:NAME``.
+
     Where two are equal, files have their whole path, and other models a number.
     """
     names, unique = [], []
     for number, model in enumerate(models, 1):
         if isinstance(model, str | Path):
-            names.append(Path(model).stem)
+            names.append(plain_name(model))
         elif isinstance(model, TrainedModel):
             names.append(f"{model.spec.architecture.variant} {model.spec.architecture.backbone}")
         else:

@@ -7,7 +7,8 @@
   10,30,300, as in :class:`snn.parameters.Encoding`.
 - ``spikes`` or ``spikes:F_MIN,F_MAX,T``: while a network is trained, each intensity is replaced by the one that a
   random spike count stands for. The count is floor(F T + u) with u uniform in [0, 1), as in a window that opens at a
-  random phase of the pixel's regular spike train. Its mean F T stands for the intensity itself, which evaluation uses.
+  random phase of the pixel's regular spike train. Its mean F T stands for the intensity itself, which evaluation uses
+  unless it averages over draws of the counts (:mod:`hybrid.evaluate`, ``draws``).
   ``spikes:F_MIN,F_MAX,T,LONGEST``: each image is presented for a time of its own between T and LONGEST ms (or inf),
   whose inverse, to which the deviations are proportional, is uniform.
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
+from bridge.drawing import Drawing
 from bridge.frontend import input_spikes, whole_spikes
 from snn.parameters import Encoding
 from snn.runtime.errors import UserError, check
@@ -44,10 +46,11 @@ class AverageFilter(nn.Module):
         return avg_pool2d(pad(images, (before, after, before, after), mode="replicate"), self.window, stride=1)
 
 
-class Spikes(nn.Module):
+class Spikes(Drawing):
     """Intensities that whole numbers of spikes stand for. The gradient ignores the rounding.
 
-    With ``random_phase`` they are rounded at random while training, and not at all in evaluation; else always down.
+    With ``random_phase`` they are rounded at random while training, and not at all in evaluation, unless inside
+    :func:`bridge.drawing.drawing`; else always down.
     ``longest`` is the longest presentation of an image, in ms (None: all last as long as that of ``encoding``).
     """
 
@@ -57,21 +60,25 @@ class Spikes(nn.Module):
         self.shortest_share = 1.0 if longest is None else encoding.presentation / longest
         """Inverse of the longest presentation, as a share of that of the shortest."""
 
+    @property
+    def is_random(self) -> bool:
+        return self.random_phase
+
     def forward(self, images: Tensor) -> Tensor:
         p, seconds = self.encoding, self.encoding.presentation / 1000
         if not self.random_phase:
             return (whole_spikes(images, p) - p.f_min * seconds) / ((p.f_max - p.f_min) * seconds)
-        if not self.training:
+        if not self.draws_now:
             return images
-        # All from the global generator, which training seeds at each step.
+        # In training from the global generator, which is seeded at each step.
         times = 1.0 if self.shortest_share == 1 else self._presentations(images)
         spikes = input_spikes(images, p) * times
-        counted = torch.floor(spikes + torch.rand_like(spikes))
+        counted = torch.floor(spikes + self.uniform(spikes))
         return images + ((counted - spikes) / ((p.f_max - p.f_min) * seconds * times)).detach()
 
     def _presentations(self, images: Tensor) -> Tensor:
         """Presentation of each image over that of the encoding, (B, 1, 1, 1)."""
-        share = torch.rand(len(images), 1, 1, 1, device=images.device)
+        share = self.uniform(images.new_empty(len(images), 1, 1, 1))
         inverse = self.shortest_share + (1 - self.shortest_share) * share
         # An endless presentation would count endless spikes.
         return 1 / inverse.clamp(min=1e-4)

@@ -9,18 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bridge.frontend import SpikingFrontEnd
 from bridge.storage import spec_from_tree, spec_tree
 from hybrid.architecture import Architecture, ModelSpec, build_model
 from hybrid.network import Network
 from hybrid.preprocess import Preprocess
 from hybrid.variations import Variations
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
-from snn.runtime.errors import UserError
+from snn.runtime.errors import UserError, check
 from snn.runtime.h5 import PARENT, Schema, read_file, write_file
+from snn.runtime.pretrained import resolve
 from snn.runtime.tree import Tree, from_tree
 
 SCHEMA = Schema("hybrid/5", "python -m hybrid.train --out FILE", LOCATION, older=("hybrid/4",))
 
+SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
+"""Trained networks that ship with the package (:func:`snn.runtime.pretrained.resolve`)."""
 STORED = ("join.norm.", "feature_norm.")
 """Start of a parameter's name in the network, and in the file."""
 
@@ -56,10 +60,11 @@ def history_rows(history: Mapping[str, Iterable[float]]) -> list[dict]:
     return [{"epoch": number, **dict(zip(history, row, strict=True))} for number, row in enumerate(rows, 1)]
 
 
-def save_model(path: str | Path, model: TrainedModel, command: str, parent_digest: str) -> str:
+def save_model(path: str | Path, model: TrainedModel, command: str, parent_digest: str, *, half: bool = False) -> str:
     """Write ``hybrid.h5``; return its digest.
 
-    ``command`` made the model, ``parent_digest`` is that of the file that it was made from ("": none).
+    ``command`` made the model, ``parent_digest`` is that of the file that it was made from ("": none). ``half`` rounds
+    weights to float16 (:func:`halves`).
     """
     spec, architecture = asdict(model.spec), model.spec.architecture
     shape = spec.pop("input_shape")
@@ -68,8 +73,10 @@ def save_model(path: str | Path, model: TrainedModel, command: str, parent_diges
     spec["architecture"] |= spec["architecture"].pop("variations")
     spec["architecture"]["preprocess"] = str(architecture.preprocess)
     spec["architecture"]["auxiliary_input"] = str(architecture.variations.auxiliary_input)
+    state = model.network.state_dict() | (halves(model.network) if half else {})
     tree = {
-        "state": {_renamed(key, *STORED): value.cpu().numpy() for key, value in model.network.state_dict().items()},
+        "state": {_renamed(key, *STORED): value.cpu().numpy() for key, value in state.items()},
+        "deviations": _deviations(model.network),
         "config": spec,
         "recipe": model.recipe,
         "history": model.history,
@@ -78,14 +85,51 @@ def save_model(path: str | Path, model: TrainedModel, command: str, parent_diges
     return write_file(Path(path), SCHEMA, tree, seed=model.seed, command=command, parent_digest=parent_digest)
 
 
-def save(model: TrainedModel, path: str | Path) -> str:
-    """Write a trained model to ``hybrid.h5``; return the file's digest."""
-    return save_model(path, model, "hybrid.save", model.parent_digest)
+def halves(network: Network) -> dict[str, Tensor]:
+    """Trainable kernels and matrices of a network in float16, by their names in its state.
+
+    They are nearly all of a file. The front end, whose steps turn the smallest change of a drive into a whole spike,
+    normalisation, and all that is not trained are left out: files keep every bit of them. Raises :class:`UserError` for
+    a weight beyond the range of float16.
+    """
+    halved = {}
+    for name, weight in network.named_parameters():
+        if weight.requires_grad and weight.ndim > 1 and not name.startswith("frontend."):
+            halved[name] = weight.detach().half()
+            largest = weight.detach().abs().max().item()
+            check(bool(halved[name].isfinite().all()), f"weight {largest:g} of {name} is beyond float16: keep float32")
+    return halved
+
+
+def save(model: TrainedModel, path: str | Path, *, half: bool = False) -> str:
+    """Write a trained model to ``hybrid.h5``; return the file's digest.
+
+    ``half`` rounds the trainable weights to float16 (:func:`hybrid.storage.halves`), which makes the file half as
+    large. It is read as float32 again.
+    """
+    return save_model(path, model, "hybrid.save", model.parent_digest, half=half)
+
+
+def model_file(path: str | Path) -> Path:
+    """The file of a trained network, or of one that ships with the package (``pretrained:NAME``)."""
+    return resolve(path, SHIPPED_NETWORKS)
 
 
 def load_model(path: str | Path) -> TrainedModel:
-    """Read ``hybrid.h5``. Raises :class:`UserError` for a missing, damaged, foreign or altered file."""
-    return read_file(Path(path), SCHEMA, _model_from_tree)
+    """Read ``hybrid.h5``, or a trained network that ships with the package (``pretrained:NAME``).
+
+    Raises :class:`UserError` for a missing, damaged, foreign or altered file.
+    """
+    return read_file(model_file(path), SCHEMA, _model_from_tree)
+
+
+def _deviations(network: Network) -> Tree:
+    """Deviations of the layers of a front end that draws them, by the layers' names; they are no part of its state."""
+    frontend = getattr(network, "frontend", None)
+    if not isinstance(frontend, SpikingFrontEnd) or not frontend.variability:
+        return {}
+    layers = enumerate(frontend.layers, 1)
+    return {f"conv{number}": layer.deviations.cpu().numpy() for number, layer in layers if layer.has_deviations}
 
 
 def _renamed(key: str, old: str, new: str) -> str:
@@ -110,6 +154,10 @@ def _model_from_tree(tree: Tree) -> TrainedModel:
         raise UserError(
             f"its weights do not fit the network that {architecture.backbone} is here ({problem})"
         ) from error
+    for name, values in tree.get("deviations", {}).items():
+        # Files of networks that draw none, and older ones, lack them.
+        assert isinstance(network.frontend, SpikingFrontEnd)
+        network.frontend.layers[int(name.removeprefix("conv")) - 1].deviations = torch.from_numpy(values)
     return TrainedModel(
         spec=spec,
         network=network.eval(),

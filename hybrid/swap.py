@@ -21,7 +21,7 @@ from bridge.frontend import SpikingFrontEnd
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend
 from hybrid.architecture import build_model
 from hybrid.network import HybridNetwork, TrainableFrontEnd, contrast
-from hybrid.storage import TrainedModel, load_model, save_model
+from hybrid.storage import TrainedModel, load_model, model_file, save_model
 from snn.data import balanced_subset, load_images
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.errors import check
@@ -39,7 +39,7 @@ class SwapConfig:
     """Replace the first activations of a trained mu by the step functions of a front end; write a lambda."""
 
     model: tyro.conf.Positional[Path]
-    """File written by hybrid.train --variant mu."""
+    """File written by hybrid.train --variant mu, or pretrained:NAME."""
     frontend: Path
     """File with the step functions, written by bridge.convert, or pretrained:cifar10-fd."""
     out: Path
@@ -112,7 +112,7 @@ def percentile(values: Tensor) -> Tensor:
 def run(config: SwapConfig) -> None:
     """The command: load, swap, write, report."""
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
-    outputs = Outputs(config.out, options=config.options, inputs=[config.model, file])
+    outputs = Outputs(config.out, options=config.options, inputs=[model_file(config.model), file])
     model = load_model(config.model)
     frontend, _, _ = load_frontend(file)
     # Images that the model was trained on.

@@ -17,5 +17,12 @@ def resolve(file: str | Path, folder: Path) -> Path:
         return Path(file)
     shipped = folder / f"{name.removeprefix(PREFIX)}.h5"
     names = ", ".join(PREFIX + path.stem for path in sorted(folder.glob("*.h5")))
-    check(shipped.is_file(), f"{name} does not ship with this package; choose from: {names}")
+    remedy = f"choose from: {names}" if names else "no such file does; give a file of your own"
+    check(shipped.is_file(), f"{name} does not ship with this package; {remedy}")
     return shipped
+
+
+def plain_name(file: str | Path) -> str:
+    """A file's name in tables: without folder and suffix, and without the prefix if it ships."""
+    name = str(file)
+    return name.removeprefix(PREFIX) if name.startswith(PREFIX) else Path(file).stem

@@ -1,0 +1,103 @@
+"""Write a trained network as a small file, which can ship with the package.
+
+Trainable kernels and matrices are rounded to float16; the front end, normalisation and all that is not trained keep
+every bit. Whoever reads the file has float32 again. A file in the folder ``hybrid/shipped`` is taken by its name,
+``pretrained:NAME``.
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from hybrid.evaluation import predict
+from hybrid.storage import TrainedModel, load_model, model_file, save_model
+from snn.data import load_images
+from snn.data_source import DataSource
+from snn.runtime.cli import RunOptions, command_line, run_command
+from snn.runtime.device import choose_device
+from snn.runtime.errors import UserError, check
+from snn.runtime.outputs import Outputs
+
+FOLDER = "folder:"
+
+
+@dataclass(frozen=True)
+class ShipConfig:
+    """Write a trained network with its weights in float16, and tell how its answers differ."""
+
+    model: tyro.conf.Positional[Path]
+    """File written by hybrid.train or hybrid.swap."""
+    out: Path
+    """File to write, for example hybrid/shipped/NAME.h5."""
+    data: str | None = None
+    """Test images to compare answers on, if not those of the training run: digits, cifar10 or folder:PATH."""
+    root: Path | None = None
+    """Folder that holds CIFAR-10, if not that of the training run."""
+    limit_test: int = 1000
+    """Compare at most this many test images, balanced over classes."""
+    options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        check(self.limit_test >= 1, f"`limit_test` {self.limit_test}: give 1 or more")
+
+
+def without_places(source: DataSource) -> DataSource:
+    """``source`` without the places where its images lay: of ``folder:PATH``, the last part of the path is kept."""
+    data = FOLDER + Path(source.data).name if source.data.startswith(FOLDER) else source.data
+    return replace(source, data=data, root=DataSource.root, download=False)
+
+
+def compare(model: TrainedModel, rounded: TrainedModel, config: ShipConfig) -> dict[str, float]:
+    """How the logits of two networks differ on test images; {} where those of the training run are not there."""
+    source = model.data_source.override(data=config.data, root=config.root, limit_test=config.limit_test)
+    try:
+        images = load_images(source, "test", config.options.seed).images.float() / 255
+    except UserError as error:
+        if config.data is not None or config.root is not None:
+            raise
+        print(f"answers were not compared: {error}")
+        return {}
+    check(
+        images.shape[1:] == model.spec.input_shape,
+        f"`data` {source.data}: its images have shape {tuple(images.shape[1:])}, the network is for "
+        f"{model.spec.input_shape}; give images like those of its training",
+    )
+    device = choose_device(config.options.device)
+    before, after = (predict(each.network, images, device) for each in (model, rounded))
+    return {
+        "images": len(images),
+        "largest_logit": before.abs().max().item(),
+        "max_logit_difference": (after - before).abs().max().item(),
+        "same_class_percent": 100 * (after.argmax(1) == before.argmax(1)).double().mean().item(),
+    }
+
+
+def run(config: ShipConfig) -> None:
+    """The command: load, round, write, compare, report."""
+    file = model_file(config.model)
+    outputs = Outputs(config.out, options=config.options, inputs=[file])
+    model = load_model(file)
+    shipped = replace(model, data_source=without_places(model.data_source))
+    digest = save_model(config.out, shipped, command_line("hybrid.ship", config), model.digest, half=True)
+    sizes = {"bytes": config.out.stat().st_size, "bytes_before": file.stat().st_size}
+    print(f"{sizes['bytes'] / 1e6:.2f} MB, before {sizes['bytes_before'] / 1e6:.2f} MB")
+    measured = compare(model, load_model(config.out), config)
+    if measured:
+        print(
+            f"logits differ by at most {measured['max_logit_difference']:.2g} (the largest is "
+            f"{measured['largest_logit']:.2g}); {measured['same_class_percent']:.2f} % of {measured['images']} test "
+            "images keep their class"
+        )
+    outputs.finish({**sizes, **measured, "digest": digest, "parent_digest": model.digest})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m hybrid.ship``."""
+    return run_command(ShipConfig, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
