@@ -111,7 +111,7 @@ def test_weights_beyond_the_range_are_refused(pipeline, tmp_path):
     weight = next(p for p in model.network.main.parameters() if p.ndim > 1)
     with torch.no_grad():
         weight.flatten()[0] = -70000.0
-    with pytest.raises(UserError, match="weight 70000 of main.* is beyond float16"):
+    with pytest.raises(UserError, match=r"weight 70000 of main.* is beyond float16"):
         save_model(tmp_path / "x.h5", model, "test", "", half=True)
     assert not (tmp_path / "x.h5").exists()
 
@@ -213,7 +213,7 @@ def test_names_of_shipped_networks_read_well():
 
 def test_unknown_names_are_refused_where_nothing_ships(tmp_path, monkeypatch):
     monkeypatch.setattr("hybrid.storage.SHIPPED_NETWORKS", tmp_path)
-    with pytest.raises(UserError, match="pretrained:x does not ship with this package; .*a file of your own"):
+    with pytest.raises(UserError, match=r"pretrained:x does not ship with this package; .*a file of your own"):
         hybrid.load("pretrained:x")
 
 
