@@ -11,8 +11,8 @@ tested on further ones, clean and with noise added to the raw images. With ``--a
 and tested on the test images. Controls (:mod:`snn.controls`) have the same inhibition and response. Of several layers,
 each is probed alone and together with those below it.
 
-Results are kept in ``--out``: what it holds already is not computed again, so an interrupted command goes on, and the
-table shows everything that the file holds for the same images.
+Results are kept in ``--out``: what it holds already stays and is not computed again, so an interrupted command goes
+on, and the table shows everything that the file holds for the same images.
 """
 
 import csv
@@ -50,7 +50,7 @@ from snn.data_source import DataSource
 from snn.learner import learn
 from snn.learning import PRESETS, Conductances, Learning, PresetName
 from snn.network import LearnedLayer, SpikingNetwork
-from snn.runtime.cli import RunOptions, run_command
+from snn.runtime.cli import RunOptions, check_left_out, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, write_csv
 from snn.runtime.progress import progress
@@ -114,11 +114,26 @@ class FeaturesConfig:
         self.sizes.check()
         for name in ("rules", "seeds", "conductances", "responses", "conditions"):
             check(len(getattr(self, name)) > 0, f"`{name}`: give at least one")
+        if self.all:
+            check_left_out(self, ("fit_images", "test_images"), "`all` takes all images")
+        else:
+            limit = self.data_source.limit_test
+            check(limit is None, f"`limit_test` {limit}: only with `all` do test images test; give `test_images`")
+        if self.snn:
+            check_left_out(self, ("preset", "rules", "seeds"), f"the network of `snn` {self.snn} has its own")
 
     @property
     def sizes(self) -> Sizes:
         """Of the parts of the images."""
         return Sizes(self.learn_images, self.fit_images, self.test_images)
+
+    @property
+    def images(self) -> str:
+        """Which images the probe's are, in words."""
+        source = self.data_source
+        settings = {name: getattr(source, name) for name in ("image_size", "limit_train", "limit_test")}
+        changed = [f", {name} {value}" for name, value in settings.items() if value is not None]
+        return f"{source.data}, {'test' if self.all else 'training'} images" + "".join(changed)
 
     def learning_with(self, rule: str) -> Learning:
         """Settings of learning by this rule."""
@@ -194,16 +209,18 @@ class Results:
 
     def holds(self, conditions: Iterable[Noise], **key: object) -> bool:
         """Whether there is a result of this key for all conditions."""
-        there = {row["condition"] for row in self.rows if all(row[name] == str(key[name]) for name in key)}
-        return there >= set(map(str, conditions))
+        return self._conditions(key) >= set(map(str, conditions))
 
     def add(self, rows: Iterable[Row], **key: object) -> None:
-        """Take rows of this key in, in place of such as are there, and write the file."""
-        key = {name: str(value) for name, value in key.items()}
-        self.rows = [row for row in self.rows if any(row[name] != key[name] for name in key)]
+        """Take in rows of this key, but for conditions of which there are rows, and write the file."""
+        held = self._conditions(key)
         # As text, as they are when they are read again.
-        self.rows += [{name: str((row | key).get(name, "")) for name in COLUMNS} for row in rows]
+        added = [{name: str((row | key).get(name, "")) for name in COLUMNS} for row in rows]
+        self.rows += [row for row in added if row["condition"] not in held]
         write_csv(self.path, self.rows)
+
+    def _conditions(self, key: dict[str, object]) -> set[str]:
+        return {row["condition"] for row in self.rows if all(row[name] == str(key[name]) for name in key)}
 
 
 def settings_text(config: FeaturesConfig) -> str:
@@ -226,6 +243,14 @@ def settings_text(config: FeaturesConfig) -> str:
 def run(config: FeaturesConfig) -> None:
     """The command: learn, probe, print, write."""
     outputs, began = Outputs(config.out, options=RunOptions()), perf_counter()
+    preset, rule = PRESETS[config.preset], config.learning.stdp.rule
+    if config.snn:
+        settled = (
+            f"`snn` {config.snn}: its network has learned with settings of its own; leave out all others of learning"
+        )
+        check(config.learning in (preset, Learning()), settled)
+    else:
+        check(rule == preset.stdp.rule, f"`rule` {rule}: this command has `rules` for it; give it there")
     results, given, digest = Results(config.out), None, ""
     if config.snn:
         given, _, digest = load_network(config.snn)
@@ -240,7 +265,7 @@ def run(config: FeaturesConfig) -> None:
     check(given is None or given.input_shape == shape, f"{config.snn} is not for images of shape {shape}")
     sizes = {name: len(getattr(split, name)) for name in ("learn", "fit", "test")}
     data = replace(config.data_source, root=Path(), download=False)
-    images = {"data": f"{data.data}, {'test' if config.all else 'training'} images"}
+    images = {"data": config.images}
     images |= {f"{name}_images": str(count) for name, count in sizes.items() if not (given and name == "learn")}
     # Everything that decides a result, apart from what has a column of its own.
     identity = hashlib.sha256(repr((config.learning_with("fd"), data, images, digest)).encode()).hexdigest()[:12]
@@ -269,7 +294,8 @@ def run(config: FeaturesConfig) -> None:
                 rows = [row | learned_figures(network.layers[int(row["layers"].split("-")[-1]) - 1]) for row in rows]
             results.add(rows, **key)
     shown = [row for row in results.rows if all(row[name] == images[name] for name in images)]
-    print(tables(shown, [str(condition) for condition in conditions]), learning_table(shown), sep="\n\n")
+    columns = dict.fromkeys([*map(str, conditions), *(row["condition"] for row in shown)])
+    print(tables(shown, list(columns)), learning_table(shown), sep="\n\n")
     print(
         f"\n{images['data']}: {sizes['learn']} images learned, {sizes['fit']} fit the classifier, {sizes['test']} test "
         f"it; accuracy in %, mean ± standard deviation over the seeds; {perf_counter() - began:.0f} s"

@@ -42,7 +42,7 @@ from snn.learner import learn
 from snn.network import SpikingNetwork
 from snn.neuron import norse_parameters
 from snn.retina import encoder_input
-from snn.runtime.cli import RunOptions, run_command
+from snn.runtime.cli import RunOptions, check_left_out, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, write_csv
 from snn.runtime.random import draw_seeds
@@ -86,6 +86,8 @@ class FrontEndConfig:
         for name in ("batch_size", "repeats", "loop_repeats"):
             check(getattr(self, name) >= 1, f"`{name}` {getattr(self, name)}: give 1 or more")
         check(len(self.snn) > 0, "`snn`: give at least one file")
+        if self.presets:
+            check_left_out(self, ("snn",), "`presets` learns networks of its own")
 
 
 class NorseLoop(nn.Module):
@@ -259,5 +261,10 @@ def speed_rows(times: Mapping[Case, list[float]], batch_size: int) -> list[dict]
     return rows
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m benchmarks.frontend``."""
+    return run_command(FrontEndConfig, run, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(FrontEndConfig, run, None))
+    sys.exit(main())

@@ -36,7 +36,7 @@ from benchmarks.presets import learning_speed, learning_table
 from benchmarks.safe_dnn_stdp import layer_spikes, starting_gain
 from snn.data import load_images
 from snn.data_source import DataSource
-from snn.runtime.cli import run_command
+from snn.runtime.cli import check_left_out, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import check_outputs, write_csv
 from snn.runtime.progress import progress
@@ -111,6 +111,11 @@ class BenchmarkConfig:
         check(self.threads >= 1, f"`threads` {self.threads}: expected 1 or more")
         check(self.time_limit > 0, f"`time_limit` {self.time_limit}: must be positive")
         check(0 <= self.seed < 2**32, f"`seed` {self.seed}: expected a whole number from 0 to {2**32 - 1}")
+        if self.presets:
+            of_peers = ("workloads", "batches", "tracks", "peers", "peer_python", "time_limit")
+            check_left_out(self, of_peers, "`presets` times no other library")
+        else:
+            check_left_out(self, ("data_source",), "only `presets` takes images")
 
     def interpreters(self) -> dict[str, Path]:
         """Where each peer's Python is, whether it exists or not."""
@@ -323,5 +328,10 @@ def measure_libraries(config: BenchmarkConfig) -> list[dict]:
     return rows(results)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``python -m benchmarks.stdp``."""
+    return run_command(BenchmarkConfig, run, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(BenchmarkConfig, run, None))
+    sys.exit(main())

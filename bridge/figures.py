@@ -24,13 +24,16 @@ def draw_responses(conversion: Conversion, path: Path) -> None:
     layers = zip(panels, conversion.layers, conversion.frontend.layers, strict=True)
     for number, (panel, (spiking, response, _), converted) in enumerate(layers, 1):
         right = float(np.quantile(response.drive, 0.9995) * 1.05)
-        figure.colorbar(_draw_density(panel, response, right, hertz), ax=panel, label="neurons (%)", pad=0.02)
+        # Inhibited neurons are silent, however low their drive is.
+        left = max(min(0.0, float(np.quantile(response.drive, 0.0005))), -right / 3)
+        density = _draw_density(panel, response, (left, right), hertz)
+        figure.colorbar(density, ax=panel, label="neurons (%)", pad=0.02)
         single = response.single_drive <= right
         rate = response.single_count[single] * hertz
         label = "one neuron, constant current"
         panel.plot(response.single_drive[single], rate, color="C0", linewidth=1.2, linestyle="--", label=label)
-        _draw_steps(panel, converted, right, hertz)
-        panel.set_xlim(0, right)
+        _draw_steps(panel, converted, (left, right), hertz)
+        panel.set_xlim(left, right)
         panel.set_ylim(-hertz / 2, (response.count.max() + 2) * hertz)
         panel.set_xlabel("drive: mean current")
         panel.set_title(f"layer {number}, threshold {spiking.v_threshold[0].item():.1f} mV", fontsize=10)
@@ -39,17 +42,17 @@ def draw_responses(conversion: Conversion, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _draw_density(panel: Axes, response: Response, right: float, hertz: float) -> QuadMesh:
-    """Share of the neurons by drive up to ``right`` and rate; ``hertz`` is the rate of one spike in a presentation."""
-    bins = (np.linspace(0, right, 61), np.arange(response.count.max() + 2) - 0.5)
+def _draw_density(panel: Axes, response: Response, limits: tuple[float, float], hertz: float) -> QuadMesh:
+    """Share of all neurons by drive, within limits, and rate; ``hertz`` is the rate of one spike in a presentation."""
+    bins = (np.linspace(*limits, 61), np.arange(response.count.max() + 2) - 0.5)
     density, x_edges, y_edges = np.histogram2d(response.drive, response.count, bins=bins)
-    percent = np.where(density > 0, density / density.sum() * 100, np.nan).T
+    percent = np.where(density > 0, density / len(response.drive) * 100, np.nan).T
     return panel.pcolormesh(x_edges, y_edges * hertz, percent, cmap="Greys", norm="log")
 
 
-def _draw_steps(panel: Axes, layer: ConvertedLayer, right: float, hertz: float) -> None:
+def _draw_steps(panel: Axes, layer: ConvertedLayer, limits: tuple[float, float], hertz: float) -> None:
     """The layer's step function; of channels' own functions, the highest."""
-    sau, drives = layer.activation, torch.linspace(0, right, 800)
+    sau, drives = layer.activation, torch.linspace(*limits, 800)
     own = sau.edges.ndim == 2
     steps = sau(drives.expand(1, len(layer.weight), -1))[0] if own else sau(drives)[None]
     label = f"SAU, {sau.edges.shape[-1]} steps" + (" (one channel's)" if own else "")

@@ -1,10 +1,12 @@
 """What a network of spiking layers is learned with: every setting that decides the result, apart from data and seed."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from snn.parameters import Encoding, LayerParameters, LIFParameters, RetinaParameters, STDPParameters
-from snn.runtime.errors import check
+from snn.runtime.errors import check, check_choice
+
+FeedForward = Literal["none", "learning", "frozen", "both"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,12 @@ class Homeostasis:
 class Inhibition:
     """Inhibition by interneurons that the layer's own inputs drive (ours; cross-depth inhibition is the paper's)."""
 
-    feed_forward: Literal["none", "learning", "frozen", "both"] = "none"
+    feed_forward: FeedForward = "none"
     """Where each channel's drive is ``sum_j G_j s_j - mean(G) sum_j s_j``, so that it follows contrast and not the
     number of its inputs that spike: while a layer learns, once it has learned, or both (paper: none)."""
+
+    def __post_init__(self) -> None:
+        check_choice("feed_forward", self.feed_forward, get_args(FeedForward))
 
     @property
     def while_learning(self) -> bool:

@@ -2,16 +2,20 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 
 from snn.registries import ENCODERS, RULES
-from snn.runtime.errors import check
+from snn.runtime.errors import check, check_choice
 from snn.timegrid import whole_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+RetinaKind = Literal["none", "whiten", "dog"]
+Pairing = Literal["post", "two-sided"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Encoding:
 class RetinaParameters:
     """How intensities become contrast before they become spikes (:mod:`snn.retina`)."""
 
-    kind: Annotated[Literal["none", "whiten", "dog"], tyro.conf.arg(name="retina", prefix_name=False)] = "none"
+    kind: Annotated[RetinaKind, tyro.conf.arg(name="retina", prefix_name=False)] = "none"
     """Contrast channels before the encoder: none (the paper: intensities), whiten (ON and OFF of a whitening filter
     that is learned from training images), dog (ON and OFF of a difference of Gaussians)."""
     kernel_size: int = 7
@@ -93,16 +97,17 @@ class RetinaParameters:
     """Contrast that becomes 1, the encoder's highest rate: this quantile of the contrasts of training images."""
 
     def __post_init__(self) -> None:
+        check_choice("retina", self.kind, get_args(RetinaKind))
         check(
             self.kernel_size % 2 == 1 and self.kernel_size >= 3,
             f"retina of `kernel_size` {self.kernel_size}: must be odd, 3 or more",
         )
-        check(self.epsilon > 0, f"retina `epsilon` {self.epsilon}: must be positive")
-        check(self.noise >= 0, f"retina `noise` {self.noise}: must not be negative")
+        check(0 < self.epsilon < math.inf, f"retina `epsilon` {self.epsilon}: must be positive and finite")
+        check(0 <= self.noise < math.inf, f"retina `noise` {self.noise}: must be 0 or more, and finite")
         check(self.patches >= 1000, f"retina `patches` {self.patches}: give 1000 or more to measure a covariance")
         check(
-            0 < self.centre < self.surround,
-            f"retina `centre` {self.centre}, `surround` {self.surround}: expected 0 < centre < surround",
+            0 < self.centre < self.surround < math.inf,
+            f"retina `centre` {self.centre}, `surround` {self.surround}: expected 0 < centre < surround, finite",
         )
         check(0 < self.quantile <= 1, f"retina `quantile` {self.quantile}: expected more than 0, at most 1")
 
@@ -197,7 +202,7 @@ class STDPParameters:
 
     rule: Annotated[str, RULES.flag] = "fd"
     """Learning rule: fd (Eq. 5), stochastic (Eq. 5 with phi = 0), deterministic (probability 1), or one of a plugin."""
-    pairing: Literal["post", "two-sided"] = "post"
+    pairing: Pairing = "post"
     """Presynaptic spikes that a postsynaptic spike is paired with: post, the last one before it, for LTP or LTD;
     two-sided, that one for LTP and the next one after it for LTD (Eq. 5 as printed)."""
     alpha_p: float = 0.005
@@ -236,6 +241,7 @@ class STDPParameters:
 
     def __post_init__(self) -> None:
         RULES.check(self.rule)
+        check_choice("pairing", self.pairing, get_args(Pairing))
         for name in ("alpha_p", "alpha_d", "tau_p", "tau_d", "ltp_window"):
             check(getattr(self, name) > 0, f"STDP `{name}` = {getattr(self, name)}: must be positive")
         check(self.ltd_delay is None or self.ltd_delay >= 0, f"`ltd_delay` = {self.ltd_delay}: must not be negative")

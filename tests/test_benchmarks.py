@@ -14,9 +14,11 @@ from benchmarks import features
 from benchmarks.features import main as probe_features
 from benchmarks.frequency_dependence import Events, chances, synaptic_events
 from benchmarks.frequency_dependence import main as draw_frequency_dependence
+from benchmarks.frontend import main as time_frontend
 from benchmarks.frontend import simulators
 from benchmarks.presets import first_layers, learning_table
 from benchmarks.probe import Sizes, fit_classifier, split_images, with_noise
+from benchmarks.stdp import main as time_stdp
 from hybrid.conditions import Noise
 from snn.data import load_images
 from snn.data_source import DataSource
@@ -97,6 +99,58 @@ def test_results_are_kept_and_an_interrupted_run_ends_as_if_it_had_not_been(tmp_
     # Other settings are other results.
     with pytest.raises(pytest.fail.Exception, match="learned again"):
         probe_features([*command, "--output-rate", "3"])
+
+
+@pytest.mark.slow
+def test_no_result_is_lost_or_taken_for_another(tmp_path):
+    out, at_once = tmp_path / "features.csv", tmp_path / "at_once.csv"
+    small = [*SMALL, "--conductances", "learned", "--responses", "simulated"]
+    noisy = ["--conditions", "clean", "awgn:10"]
+    assert probe_features([*small, "--conditions", "clean", "--out", str(out)]) == 0
+    first = read(out)
+    assert [row["condition"] for row in first] == ["clean"] * 2
+    assert probe_features([*small, *noisy, "--out", str(out)]) == 0
+    # What was there stays, what is new comes behind it and is what a command makes that had nothing to begin with.
+    assert read(out)[:2] == first
+    assert probe_features([*small, *noisy, "--out", str(at_once)]) == 0
+    assert sorted(map(repr, read(out))) == sorted(map(repr, read(at_once)))
+    assert probe_features([*small, "--conditions", "awgn:15", "--out", str(out)]) == 0
+    assert len(read(out)) == 6
+    # Images of another size, and others, as many of them.
+    for number, flags in enumerate((["--image-size", "10"], ["--limit-train", "500"]), 4):
+        assert probe_features([*small, *flags, "--conditions", "clean", "--out", str(out)]) == 0
+        rows = read(out)
+        assert len(rows) == 2 * number
+        assert rows[:2] == first
+        pixels, learned = rows[-2:]
+        assert pixels["run"] == first[0]["run"]
+        assert (pixels["data"], learned["data"]) == (
+            f"digits, training images, {' '.join(flags)[2:].replace('-', '_')}",
+        ) * 2
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "named"),
+    [
+        (probe_features, ["--stdp.rule", "stochastic", "--rules", "fd"], "--stdp.rule stochastic"),
+        (probe_features, ["--snn", "x.h5", "--rules", "stochastic"], "--rules would be ignored"),
+        (
+            probe_features,
+            ["--snn", "x.h5", "--preset", "cifar10", "--seeds", "3"],
+            "--preset, --seeds would be ignored",
+        ),
+        (probe_features, ["--snn", "x.h5", "--output-rate", "3"], "--snn x.h5"),
+        (probe_features, ["--all", "--fit-images", "100"], "--fit-images would be ignored"),
+        (probe_features, ["--limit-test", "100"], "--limit-test 100"),
+        (time_frontend, ["--presets", "--snn", "x.h5"], "--snn would be ignored"),
+        (time_stdp, ["--data", "folder:images", "--limit-train", "3"], "--data, --limit-train would be ignored"),
+        (time_stdp, ["--presets", "--tracks", "rule"], "--tracks would be ignored"),
+    ],
+)
+def test_flags_without_effect_are_refused(capsys, command, flags, named):
+    assert command(flags) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert named in line
 
 
 def test_pixels_are_probed_as_scikit_learn_does(tmp_path):

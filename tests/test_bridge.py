@@ -18,6 +18,7 @@ from bridge.frontend import (
     LayerSpec,
     SpikingFrontEnd,
     fine_steps,
+    first_input,
     input_spikes,
     spikes_per_step,
     whole_spikes,
@@ -29,6 +30,7 @@ from snn.encoding import encode
 from snn.engines.norse import convolve, hold
 from snn.layer import SpikingConv2d
 from snn.parameters import Encoding, LayerParameters, LIFParameters
+from snn.retina import Retina
 from snn.runtime.errors import UserError
 from snn.storage import load_network, save
 
@@ -366,6 +368,20 @@ def test_drives_behind_a_retina_are_mean_currents_of_its_spikes(contrast, quanti
     assert fidelity.off_share == pytest.approx(((outputs[0] - counts[1]).abs() >= 1).double().mean().item())
     assert fidelity.off_share < 0.1
     assert fidelity.correlation > 0.9
+
+
+def test_colours_behind_a_retina_reach_their_own_channels():
+    # A retina that treats no two colours alike, on images without any symmetry.
+    generator = torch.Generator().manual_seed(0)
+    retina = Retina(torch.randint(-8, 9, (3, 3, 3, 3), generator=generator) / 8, torch.tensor([40.0, -60.0, 90.0]))
+    images = torch.randint(256, (5, 3, 9, 9), dtype=torch.uint8, generator=generator)
+    p = Encoding(f_min=1, f_max=40, quiet=30.0)
+    simulated = encode(retina.encode(images), p, torch.arange(5)).sum(0).float()
+    assert torch.equal(first_input(images / 255, p, True, retina), simulated)
+    # Without the floor: contrast in steps a quarter as large as the encoder's levels, above the lowest rate.
+    steps, lowest = first_input(images / 255, p, False, retina), round(1020 / 39)
+    assert (steps.min(), steps.max()) == (lowest, 1020 + lowest)
+    assert ((steps - lowest) / 4 - retina.encode(images).float()).abs().max() <= 0.5
 
 
 def test_retina_and_inhibition_are_stored(contrast, tmp_path):

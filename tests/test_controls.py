@@ -113,6 +113,22 @@ def test_gabor_functions_without_a_retina_lie_around_the_middle(pipeline):
     torch.testing.assert_close((alone.conductance - 0.5).abs().amax((1, 2, 3)), torch.full((6,), 0.5))
 
 
+def test_positive_parts_of_a_gabor_function_are_excited_by_on_cells(contrast, monkeypatch):
+    network, source, _ = load_network(contrast.snn)
+    images = load_images(source, "train", 0).images[:40]
+    # In place of the bank: a bright centre in a dark surround, and the reverse.
+    centre = torch.full((1, 1, 3, 3), -1 / 8).double()
+    centre[..., 1, 1] = 1.0
+    bank = torch.cat([centre, -centre] * 3)
+    monkeypatch.setattr("snn.controls.gabor_bank", lambda *_: bank)
+    layer = control(network, images, "gabor").layers[0].layer
+    spots = torch.full((2, 1, 9, 9), 128, dtype=torch.uint8)
+    spots[0, 0, 4, 4], spots[1, 0, 4, 4] = 178, 78
+    drive = torch.nn.functional.conv2d(network.retina.encode(spots).float(), layer.weight)[:, :, 3, 3]
+    bright, dark = drive
+    assert (bright - dark).sign().tolist() == [1, -1] * 3
+
+
 def spectrum(kernel, points=256):
     """Power of a square kernel over its frequencies in cycles per pixel, and these: (points, points) each."""
     frequency = np.fft.fftfreq(points)
@@ -149,6 +165,14 @@ def test_orientations_and_frequencies_of_a_bank_are_spread():
     symmetric = [(kernel[0] * kernel[0, ::-1, ::-1]).sum() / (kernel**2).sum() for kernel in bank]
     assert min(symmetric) < -0.8
     assert max(symmetric) > 0.8
+    # Odd kernels rise along their orientation, of 0 to 180 degrees, or fall.
+    place = np.arange(size) - size // 2
+    odd = []
+    for kernel, (angle, frequency) in zip(bank[:, 0], peaks, strict=True):
+        across = np.cos(np.radians(angle)) * place + np.sin(np.radians(angle)) * place[:, None]
+        odd.append((kernel * np.sin(2 * np.pi * frequency * across)).sum() / np.abs(kernel).sum())
+    assert sum(value > 0.3 for value in odd) >= 6
+    assert sum(value < -0.3 for value in odd) >= 6
 
 
 def test_a_gabor_function_has_the_bandwidths_of_simple_cells():

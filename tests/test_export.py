@@ -128,7 +128,7 @@ def test_onnx_carries_retina_and_inhibition(colourful, tmp_path, quantised):
     network, images = colourful
     frontend = convert(network, images, quantise_input=quantised).frontend
     assert (frontend.layers[0].weight < 0).any()
-    assert export_onnx(frontend, tmp_path / "model.onnx", torch.Generator().manual_seed(1)) == 0
+    assert export_onnx(frontend, tmp_path / "model.onnx", torch.Generator().manual_seed(1)) == (0, 1)
     smooth = natural_images(50, 3, 14, seed=1) / 255
     noise = torch.randn(smooth.shape, generator=torch.Generator().manual_seed(0))
     # Halves of a step, which are rounded to even: intensities n/1020 and (n + 1/2)/1020.
@@ -256,7 +256,7 @@ def test_export_command_of_contrast(contrast, tmp_path, capsys):
     for name in ("onnx", "nir"):
         assert main([str(contrast.frontend), "--format", name, "--out", str(tmp_path / f"x.{name}")]) == 0
     out = capsys.readouterr().out
-    assert "largest difference of a feature 0.0e+00" in out
+    assert "100.00% of the features are the same bits; largest difference of a feature 0.0e+00" in out
     assert "spikes of the last layer agree" in out
     _, retina = stored_encoder(tmp_path / "x.nir")
     assert torch.equal(retina.filters, load_frontend(contrast.frontend).frontend.retina.filters)
@@ -346,7 +346,9 @@ def test_strides_and_shapes_are_in_the_graph():
 def test_export_command_writes_what_it_says(pipeline, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([str(pipeline.frontend), "--format", "onnx"]) == 0
-    assert "largest difference of a feature 0.0e+00" in capsys.readouterr().out
+    assert (
+        "100.00% of the features are the same bits; largest difference of a feature 0.0e+00" in capsys.readouterr().out
+    )
     assert main([str(pipeline.frontend), "--format", "nir", "--out", "spiking.nir", "--json", "figures.json"]) == 0
     assert "wrote spiking.nir" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"frontend.onnx", "spiking.nir", "figures.json"}

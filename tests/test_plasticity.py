@@ -200,7 +200,9 @@ def test_presentations_too_long_for_the_spike_times_are_refused():
         both_counts(spikes, spikes, Rates(spikes[0].long(), torch.zeros(1)), (1, 1, 0), 0.1, FD, torch.tensor([0]))
 
 
-@pytest.mark.parametrize("wrong", [{"gamma_p": 1.2}, {"tau_d": 0.0}, {"g_min": 1.0}, {"n_cap": 0}, {"phi_p": -0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"gamma_p": 1.2}, {"tau_d": 0.0}, {"g_min": 1.0}, {"n_cap": 0}, {"phi_p": -0.1}, {"pairing": "two_sided"}]
+)
 def test_impossible_rules_are_refused(wrong):
     with pytest.raises(UserError):
         STDPParameters(**wrong)

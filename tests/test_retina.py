@@ -281,12 +281,18 @@ def test_what_cannot_be_done_is_refused_in_one_line():
         ({"kernel_size": 4}, "odd"),
         ({"kernel_size": 1}, "3 or more"),
         ({"epsilon": 0.0}, "positive"),
+        ({"epsilon": float("inf")}, "finite"),
+        ({"noise": float("inf")}, "finite"),
+        ({"surround": float("inf")}, "finite"),
+        ({"kind": "whitn"}, "`retina` whitn: unknown; choose from none, whiten, dog"),
         ({"patches": 10}, "1000 or more"),
         ({"centre": 2.0, "surround": 1.0}, "centre < surround"),
         ({"quantile": 0.0}, "more than 0"),
     ):
         with pytest.raises(UserError, match=words):
-            RetinaParameters(kind="whiten", **wrong)
+            RetinaParameters(**{"kind": "whiten"} | wrong)
+    with pytest.raises(UserError, match="`feed_forward` frozn: unknown; choose from none, learning, frozen, both"):
+        Inhibition("frozn")
 
 
 def test_a_retina_does_not_depend_on_the_number_of_threads():

@@ -8,6 +8,7 @@ finds.
 
 import copy
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,14 @@ CHECKED_IMAGES = 16
 """Images on which :func:`export_onnx` runs the file."""
 TOLERANCE = 1e-5
 """Largest difference of a feature that :func:`export_onnx` accepts."""
+
+
+class Agreement(NamedTuple):
+    """Features by onnxruntime beside PyTorch's."""
+
+    largest_difference: float
+    same_share: float
+    """Share of the features that are the same bits."""
 
 
 class FoldedLayer(nn.Module):
@@ -119,8 +128,8 @@ def run_in_onnxruntime(path: str | Path, images: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def export_onnx(frontend: SpikingFrontEnd, path: str | Path, generator: torch.Generator) -> float:
-    """Write the front end to ``path``; return the largest difference of the file's features from PyTorch's.
+def export_onnx(frontend: SpikingFrontEnd, path: str | Path, generator: torch.Generator) -> Agreement:
+    """Write the front end to ``path``; return how the file's features agree with PyTorch's.
 
     Both run on :data:`CHECKED_IMAGES` images (:func:`bridge.export.images.check_images`). Raises
     :class:`snn.runtime.errors.UserError` for a difference of more than :data:`TOLERANCE`.
@@ -128,10 +137,11 @@ def export_onnx(frontend: SpikingFrontEnd, path: str | Path, generator: torch.Ge
     write_onnx(frontend, path)
     images = check_images(CHECKED_IMAGES, frontend.spec.input_shape, generator) / 255
     with torch.no_grad():
-        difference = (run_in_onnxruntime(path, images) - frontend(images)).abs().max().item()
+        difference = (run_in_onnxruntime(path, images) - frontend(images)).abs()
+    agreement = Agreement(difference.max().item(), (difference == 0).double().mean().item())
     check(
-        difference <= TOLERANCE,
-        f"features by onnxruntime differ by up to {difference:g} from PyTorch's (at most {TOLERANCE:g} is expected); "
-        "nothing was written: use another version of onnxruntime or torch, and report it",
+        agreement.largest_difference <= TOLERANCE,
+        f"features by onnxruntime differ by up to {agreement.largest_difference:g} from PyTorch's (at most "
+        f"{TOLERANCE:g} is expected); nothing was written: use another version of onnxruntime or torch, and report it",
     )
-    return difference
+    return agreement

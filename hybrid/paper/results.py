@@ -87,7 +87,7 @@ def table_rows(name: str, number: int, metric: str, cells: Iterable[Cell], folde
                 "factor": cell.line.factor,
                 "condition": cell.condition,
                 "metric": metric,
-                **_mean(values),
+                **mean_over_seeds(values),
                 "values_percent": " ".join(f"{value:.3f}" for value in values),
                 "standard_error_percent": results[0]["standard_error_percent"],
                 "seeds": len(values),
@@ -100,7 +100,8 @@ def table_rows(name: str, number: int, metric: str, cells: Iterable[Cell], folde
     return rows
 
 
-def _mean(values: Sequence[float]) -> Row:
+def mean_over_seeds(values: Sequence[float]) -> Row:
+    """Mean and standard deviation (ddof=1; "" of one value), as rows hold them."""
     deviation = round(float(np.std(values, ddof=1)), 3) if len(values) > 1 else ""
     return {"ours_percent": round(float(np.mean(values)), 3), "deviation_percent": deviation}
 
@@ -113,7 +114,7 @@ def _by_seed(rows: Sequence[Row]) -> dict[tuple[str, str], np.ndarray]:
 def _derived(table: str, model: str, condition: str, seeds: np.ndarray) -> Row:
     """A row computed from others, for which the paper has no number."""
     row = {"table": table, "model": model, "factor": "", "condition": condition}
-    return row | _mean(seeds.tolist()) | {"paper_percent": "", "difference_percent": ""}
+    return row | mean_over_seeds(seeds.tolist()) | {"paper_percent": "", "difference_percent": ""}
 
 
 def recovered_rows(rows: Sequence[Row], baseline: str) -> list[Row]:
@@ -163,7 +164,9 @@ def category_rows(rows: Sequence[Row]) -> list[Row]:
     for model in dict.fromkeys(row["model"] for row in rows):
         for category, names in wanted.items():
             members = [v for (m, c), v in values.items() if m == model and Corruption.parse(c).corruption in names]
-            means.append(_derived("corruptions", model, category, np.mean(members, axis=0)))
+            mean = np.mean(members, axis=0)
+            row = _derived("corruptions", model, category, mean)
+            means.append(row | {"values_percent": " ".join(f"{value:.3f}" for value in mean)})
     return means
 
 

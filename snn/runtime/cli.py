@@ -9,10 +9,10 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -181,6 +181,24 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
         lines = [line.strip("│╭╮╰╯─ ") for line in captured.getvalue().splitlines()]
         message = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
         raise UserError(f"{message}; see {program} --help") from stop
+
+
+def check_left_out(config: Any, names: Iterable[str], reason: str) -> None:
+    """Raise :class:`UserError` if one of these fields has another value than its default, as it would be ignored.
+
+    ``reason`` follows the names of such fields in the message.
+    """
+    given = []
+    for field in fields(config):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        value = getattr(config, field.name)
+        if field.name in names and value != default:
+            # Flags of a group have the names of its own fields.
+            parts = fields(default) if is_dataclass(default) else ()
+            changed = [part.name for part in parts if getattr(value, part.name) != getattr(default, part.name)]
+            given += changed or [field.name]
+    shown = ", ".join(f"`{name}`" for name in given)
+    check(not given, f"{shown} would be ignored: {reason}; leave {'them' if len(given) > 1 else 'it'} out")
 
 
 def command_line(module: str, config: object) -> str:

@@ -1,5 +1,7 @@
 """The one exception for what a caller or user can put right."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A value that cannot be used; the message names the value, what was expected, and the remedy.
@@ -13,3 +15,9 @@ def check(condition: bool, message: str) -> None:
     """Raise :class:`UserError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise UserError(message)
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise :class:`UserError` unless ``value``, which the argument ``name`` has, is one of ``choices``."""
+    choices = tuple(choices)
+    check(value in choices, f"`{name}` {value}: unknown; choose from {', '.join(choices)}")
