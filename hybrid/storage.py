@@ -19,7 +19,7 @@ from snn.runtime.errors import UserError
 from snn.runtime.h5 import PARENT, Schema, read_file, write_file
 from snn.runtime.tree import Tree, from_tree
 
-SCHEMA = Schema("hybrid/5", "python -m hybrid.train --out FILE", LOCATION, older=("hybrid/4",))
+SCHEMA = Schema("hybrid/5", "python -m hybrid.train --out FILE", (*LOCATION, "threads"), older=("hybrid/4",))
 
 STORED = ("join.norm.", "feature_norm.")
 """Start of a parameter's name in the network, and in the file."""
@@ -43,6 +43,8 @@ class TrainedModel:
     """Digest of the file that the model was read from ("": none)."""
     parent_digest: str = ""
     """Digest of the front end's file ("": none)."""
+    threads: int = 0
+    """CPU threads of the training, on whose number its last bits depend; 0: not known."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -74,6 +76,7 @@ def save_model(path: str | Path, model: TrainedModel, command: str, parent_diges
         "recipe": model.recipe,
         "history": model.history,
         "input": input_tree(model.data_source, shape),
+        "threads": model.threads,
     }
     return write_file(Path(path), SCHEMA, tree, seed=model.seed, command=command, parent_digest=parent_digest)
 
@@ -119,6 +122,7 @@ def _model_from_tree(tree: Tree) -> TrainedModel:
         recipe=tree["recipe"],
         digest=tree["digest"],
         parent_digest=tree[PARENT],
+        threads=tree.get("threads", 0),
     )
 
 
