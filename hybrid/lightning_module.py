@@ -78,6 +78,8 @@ class Classifier(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.metrics = metrics
+        self.threads: int | None = None
+        """CPU threads of this process; None: as many as it gets."""
         self.network, self.recipe, self.augmentation, self.seed = network, recipe, augmentation, seed
         self.data: dict[str, tuple[Tensor, Tensor]] = {"train": training, "val": held_out}
         names = [f"{part}_{what}" for part in PARTS for what in ("loss", "accuracy")]
@@ -85,6 +87,9 @@ class Classifier(lightning.LightningModule):
         self.sums = {part: torch.zeros(3) for part in PARTS}
 
     def on_fit_start(self) -> None:
+        # Lightning gives several processes their share when it starts them.
+        if self.threads:
+            torch.set_num_threads(self.threads)
         self.data = {part: (x.to(self.device), y.to(self.device)) for part, (x, y) in self.data.items()}
         half = torch.rand(len(self.data["train"][1]), generator=stream(self.seed, "flips")) < 0.5
         self.mirrored_first = half.to(self.device)
@@ -218,7 +223,7 @@ class Checkpoints(Callback):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["identity"] = self.identity
+        checkpoint["identity"], checkpoint["threads"] = self.identity, torch.get_num_threads()
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         # Between two steps, as a checkpoint within one is not resumed to the same bits; all processes save together.

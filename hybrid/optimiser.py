@@ -14,6 +14,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 MOMENTUM = 0.9
 """Of SGD; orthogonal steps have less (K. Jordan's airbench)."""
 ORTHOGONAL_MOMENTUM = 0.6
+IMAGE_CHANNELS = 8
+"""A convolution of so many input channels, or fewer, reads images or their contrast."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -73,4 +75,5 @@ def one_cycle(step: int, steps: int, warmup: float = 0.2) -> float:
 def hidden_kernels(network: nn.Module) -> list[nn.Parameter]:
     """Weights of all trainable convolutions but those that read images, in the order of the network."""
     convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
-    return [c.weight for c in convolutions if c.weight.requires_grad and c.groups == 1 and c.in_channels > 8]
+    hidden = (c for c in convolutions if c.groups == 1 and c.in_channels > IMAGE_CHANNELS)
+    return [kernel for c in hidden for kernel in c.parameters() if kernel.requires_grad and kernel.ndim == 4]

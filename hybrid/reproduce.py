@@ -118,7 +118,7 @@ def how_made(config: ReproduceConfig, experiments: Experiments) -> str:
 def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     """The command: make missing runs, then write all parts; ``snakemake`` holds further options of Snakemake."""
     cifar, traffic = experiments(config)
-    place = Place(config.runs, config.options.device, config.root, config.options.plugin)
+    place = Place(config.runs, config.options.device, config.root, config.options.plugin, config.engine.threads)
     stand_in = "" if config.traffic else " (standing in for traffic images)"
     writer = Writer(config.out, place, cifar, traffic, how_made(config, cifar), stand_in, config.options.figures)
     parts = [PARTS[name] for name in config.wanted]

@@ -21,7 +21,7 @@ from snn.runtime.h5 import PARENT, Schema, read_file, write_file
 from snn.runtime.pretrained import resolve
 from snn.runtime.tree import Tree, from_tree
 
-SCHEMA = Schema("hybrid/5", "python -m hybrid.train --out FILE", LOCATION, older=("hybrid/4",))
+SCHEMA = Schema("hybrid/5", "python -m hybrid.train --out FILE", (*LOCATION, "threads"), older=("hybrid/4",))
 
 SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
 """Trained networks that ship with the package (:func:`snn.runtime.pretrained.resolve`)."""
@@ -47,6 +47,8 @@ class TrainedModel:
     """Digest of the file that the model was read from ("": none)."""
     parent_digest: str = ""
     """Digest of the front end's file ("": none)."""
+    threads: int = 0
+    """CPU threads of the training, on whose number its last bits depend; 0: not known."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -81,6 +83,7 @@ def save_model(path: str | Path, model: TrainedModel, command: str, parent_diges
         "recipe": model.recipe,
         "history": model.history,
         "input": input_tree(model.data_source, shape),
+        "threads": model.threads,
     }
     return write_file(Path(path), SCHEMA, tree, seed=model.seed, command=command, parent_digest=parent_digest)
 
@@ -167,6 +170,7 @@ def _model_from_tree(tree: Tree) -> TrainedModel:
         recipe=tree["recipe"],
         digest=tree["digest"],
         parent_digest=tree[PARENT],
+        threads=tree.get("threads", 0),
     )
 
 

@@ -127,6 +127,7 @@ def run(config: TrainConfig) -> None:
         "held_out_accuracy_share": last["val_accuracy"],
         "train_loss_nat": last["train_loss"],
         "held_out_loss_nat": last["val_loss"],
+        "threads": model.threads,
         "seed": seed,
         "digest": digest,
     }

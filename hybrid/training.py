@@ -6,6 +6,8 @@ import pickle
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
+from typing import Literal
 
 import lightning
 import numpy as np
@@ -14,6 +16,7 @@ import tyro
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from bridge.frontend import SpikingFrontEnd
 from hybrid.architecture import Architecture, ModelSpec, build_model, class_names, open_frontend
@@ -28,6 +31,7 @@ from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
 from snn.runtime.processes import group_size
 from snn.runtime.random import stream
+from snn.runtime.threads import fastest, numbers_of_threads, seconds_by_threads, use_threads
 
 PROGRESS = "progress.ckpt"
 """Where training stands: Lightning's checkpoint."""
@@ -35,6 +39,10 @@ PATCHES = 20_000
 """Patches whose covariance whitens the first layer."""
 FLOOR = 5e-4
 """Added to the variances of patches (airbench)."""
+MEASURING = 8.0
+"""Seconds in which numbers of threads are measured, about."""
+FEW = 8
+"""Images that tell how many can be measured in that time."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,14 @@ class Hardware:
     """Processes (each with a GPU or a share of the CPU's cores) on each node, which share every mini-batch."""
     num_nodes: int = 1
     """Nodes; start the command on each, for example with torchrun."""
+    threads: Literal["auto"] | int = "auto"
+    """CPU threads of each process; auto: those with which a few steps of this training are fastest (OMP_NUM_THREADS is
+    the largest number), or, of several processes, an equal share. Results differ in their last bits between numbers of
+    threads, so --resume keeps the number that the training was started with."""
+
+    def __post_init__(self) -> None:
+        valid = self.threads == "auto" or (isinstance(self.threads, int) and self.threads >= 1)
+        check(valid, f"`threads` {self.threads}: give auto, or 1 or more")
 
     def group(self) -> tuple[torch.device, int, int]:
         """The device, processes on each node, and nodes: torchrun's where it started this process."""
@@ -67,8 +83,11 @@ class Checkpointing:
     def __post_init__(self) -> None:
         check(self.checkpoint_interval >= 0, f"`checkpoint_interval` {self.checkpoint_interval}: expected 0 or more")
 
-    def unfinished(self, identity: str) -> Path | None:
-        """The checkpoint to go on from, or None to start; a :class:`UserError` if it is of another training."""
+    def unfinished(self, identity: str) -> tuple[Path, int | None] | None:
+        """The checkpoint to go on from and its number of threads (None: not known), or None to start.
+
+        Raises :class:`UserError` if it is of another training.
+        """
         path = self.folder / PROGRESS if self.folder else None
         if path is None or not path.exists():
             return None
@@ -77,7 +96,8 @@ class Checkpointing:
             f"{path} holds unfinished training: go on with `resume`, remove the file, or give another `out`",
         )
         try:
-            stored = torch.load(path, map_location="cpu", weights_only=True).get("identity")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            stored, threads = checkpoint.get("identity"), checkpoint.get("threads")
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
             message = f"{path} is not a checkpoint of this command ({error}); remove it to start again"
             raise UserError(message) from error
@@ -86,7 +106,7 @@ class Checkpointing:
             f"{path} is of a training with other settings, images, front end or seed: go on with those it was started "
             "with, remove it, or give another `out`",
         )
-        return path
+        return path, threads
 
 
 def train(
@@ -113,15 +133,17 @@ def train(
         checkpointing: where progress is written (None: nowhere).
 
     Returns:
-        The trained model. All processes return the same weights; their running statistics differ.
+        The trained model. All processes return the same weights; their running statistics differ. The same arguments
+        give the same bits on the same machine with the same number of threads (``hardware.threads``).
 
     Raises:
         UserError: unknown backbone or variant, images of another shape than the front end's or network's, too few
             images, or progress of another training.
     """
     data, recipe, checkpointing = _labelled(data), recipe or Recipe(), checkpointing or Checkpointing()
+    hardware = hardware or Hardware()
     spec, converted, parent_digest = _describe(network, data, frontend)
-    device, devices, nodes = (hardware or Hardware()).group()
+    device, devices, nodes = hardware.group()
     kept, held_out = _split(data, recipe, seed, processes=devices * nodes)
     # torchvision and Lightning draw from the global generators: seeded here, once.
     lightning.seed_everything(seed, verbose=False)
@@ -141,7 +163,11 @@ def train(
         held_out=(data.images[held_out], data.labels[held_out]),
         metrics=folder / "metrics.csv" if folder else None,
     )
-    _fit(module, device, devices, nodes, checkpointing, training_identity(spec, recipe, seed, data, model))
+    start = checkpointing.unfinished(identity := training_identity(spec, recipe, seed, data, model))
+    with use_threads(torch.get_num_threads()):
+        module.threads = _threads(module, hardware, device, processes=devices * nodes, started=start and start[1])
+        _fit(module, device, devices, nodes, checkpointing, identity, start and start[0])
+        threads = torch.get_num_threads()
     return TrainedModel(
         spec=spec,
         network=model.cpu().to(memory_format=torch.contiguous_format).eval(),
@@ -150,6 +176,7 @@ def train(
         history={name: np.array(values) for name, values in module.history.items()},
         recipe=recipe.as_tree(),
         parent_digest=parent_digest,
+        threads=threads,
     )
 
 
@@ -165,7 +192,9 @@ def whiten_first_layer(network: Network, images: Tensor, seed: int) -> None:
         return
     size = first.kernel_size[0]
     patches = network.normalise(random_patches(images, size, PATCHES, stream(seed, "first layer")).double() / 255)
-    variance, axes = torch.linalg.eigh(torch.cov(patches.flatten(1).T))
+    # A training that goes on is recognised by these filters, however many threads it now has.
+    with use_threads(1):
+        variance, axes = torch.linalg.eigh(torch.cov(patches.flatten(1).T))
     filters = (axes / (variance + FLOOR).sqrt()).T.flip(0).reshape(-1, *first.weight.shape[1:])
     pairs = min(len(filters), len(first.weight) // 2)
     with torch.no_grad():
@@ -228,11 +257,64 @@ def _split(data: Images, recipe: Recipe, seed: int, processes: int) -> tuple[np.
     return kept, held_out
 
 
+def _threads(
+    module: Classifier, hardware: Hardware, device: torch.device, processes: int, started: int | None
+) -> int | None:
+    """Threads of this process; None: as many as it gets. ``started``: with how many the training was started."""
+    if started is not None:
+        if hardware.threads not in ("auto", started):
+            print(f"threads: {started}, as the training was started with, not {hardware.threads}", flush=True)
+        return started
+    if hardware.threads != "auto":
+        return hardware.threads
+    limit = torch.get_num_threads()
+    if processes > 1 or device.type != "cpu" or limit == 1:
+        return None
+    seconds, images = measure_threads(module, limit)
+    chosen = fastest(seconds)
+    words = ", ".join(f"{number}: {value:.3g} s" for number, value in seconds.items())
+    print(f"threads: {chosen}; a step of {images} images takes {words}", flush=True)
+    return chosen
+
+
+def measure_threads(module: Classifier, limit: int) -> tuple[dict[int, float], int]:
+    """Seconds of forward and backward with 1, 2, 4, ... threads up to ``limit``, and of how many images.
+
+    The images are those of one mini-batch, or, of a large network, as many as can be measured in :data:`MEASURING`
+    seconds. A copy of the network computes, and the global generator is restored, so that training is not changed.
+    """
+    network = copy.deepcopy(module.network).train()
+    images, labels = (values[: module.recipe.batch_size] for values in module.data["train"])
+    images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
+
+    def step(count: int) -> None:
+        network.zero_grad()
+        cross_entropy(network(images[:count]), labels[:count]).backward()
+
+    began = perf_counter()
+    # Dropout draws from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(2):
+            started = perf_counter()
+            step(FEW)
+        each = (perf_counter() - started) / min(FEW, len(images))
+        left = MEASURING - (perf_counter() - began)
+        # Three turns at least: one that is not measured, and two that are.
+        count = min(len(images), max(FEW, int(left / (3 * len(numbers_of_threads(limit)) * each))))
+        return seconds_by_threads(lambda: step(count), limit, left), count
+
+
 def _fit(
-    module: Classifier, device: torch.device, devices: int, nodes: int, checkpointing: Checkpointing, identity: str
+    module: Classifier,
+    device: torch.device,
+    devices: int,
+    nodes: int,
+    checkpointing: Checkpointing,
+    identity: str,
+    start: Path | None,
 ) -> None:
     """Run Lightning's loop to its end."""
-    folder, start = checkpointing.folder, checkpointing.unfinished(identity)
+    folder = checkpointing.folder
     callbacks: list[Callback] = [TrainingProgress()]
     if module.recipe.average:
         # Averaged, the frozen values of the front end would change in their last bits.

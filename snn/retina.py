@@ -27,7 +27,7 @@ from snn.parameters import RetinaParameters
 from snn.patches import random_patches
 from snn.runtime.errors import check
 from snn.runtime.random import stream
-from snn.runtime.threads import one_thread
+from snn.runtime.threads import use_threads
 from snn.runtime.tree import Tree
 
 LEVELS = 255
@@ -171,7 +171,7 @@ def whitening(patches: Tensor, epsilon: float, noise: float = 0.0) -> tuple[Tens
     """
     colours, size = patches.shape[1], patches.shape[-1]
     # How a library splits these sums among threads would show in their last bits.
-    with one_thread():
+    with use_threads(1):
         variance, axes = torch.linalg.eigh(torch.cov(patches.flatten(1).T))
         variance = variance.clamp(min=0)
         passed = (variance + epsilon).rsqrt()

@@ -1,6 +1,7 @@
 """Benchmarks that say what is learned: probe, kept results, counted events; and that presets are timed as they are."""
 
 import csv
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,10 @@ from benchmarks.frontend import simulators
 from benchmarks.presets import first_layers, learning_table
 from benchmarks.probe import Sizes, fit_classifier, split_images, with_noise
 from benchmarks.stdp import main as time_stdp
+from benchmarks.training_step import main as profile_step
+from benchmarks.training_step import step_gflop
+from hybrid.architecture import baseline
+from hybrid.complexity import count_macs
 from hybrid.conditions import Noise
 from snn.data import load_images
 from snn.data_source import DataSource
@@ -297,3 +302,22 @@ def test_norses_loop_counts_as_the_simulator_does_with_retina_and_inhibition(dig
     ours, theirs = (simulate() for simulate in simulators(network, digits.images[:10]).values())
     assert ours.float().mean() > 0.1
     assert (ours == theirs).double().mean() > 0.999
+
+
+def test_a_step_is_three_forward_passes_but_for_the_gradient_of_images():
+    network = baseline((3, 32, 32), backbone="fast_cnn", width=1.0)
+    first = 32 * 32 * 3 * 24 * 9
+    assert step_gflop(network) == pytest.approx(2 * (3 * count_macs(network, (3, 32, 32)) - first) / 1e9)
+
+
+def test_the_time_of_a_step_is_divided_among_kinds_of_work(tmp_path):
+    out, figures = tmp_path / "step.csv", tmp_path / "step.json"
+    size = ["--width", "0.25", "--batch-size", "16", "--steps", "2", "--out", str(out), "--json", str(figures)]
+    assert profile_step([*size, "--variant", "safe", "--frontend", "pretrained:cifar10-retina"]) == 0
+    shares = {row["kind"]: float(row["share"]) for row in read(out)}
+    assert sum(shares.values()) == pytest.approx(1, abs=0.05)
+    assert {"retina", "front end", "images and augmentation", "optimiser", "loss and accuracy"} <= set(shares)
+    assert shares["convolution, backward"] > shares["images and augmentation"] > 0
+    written = json.loads(figures.read_text())
+    assert written["share_of_peak"] * written["peak_after_gflop_per_s"] <= written["gflop_per_s"] * (1 + 1e-9)
+    assert profile_step([*size, "--steps", "0"]) == 2

@@ -110,6 +110,7 @@ OTHER = {
     "plugin": ("rules.py",),
     "preset": "imagenet",
     "embedding": 64,
+    "threads": 3,
 }
 """Another valid value of each field whose type does not suggest one."""
 
@@ -206,7 +207,7 @@ def parsed(run, place):
 
 @pytest.mark.parametrize("scale", ["full", "small"])
 def test_command_lines_are_read_as_the_configurations_they_were_made_of(scale):
-    place = Place(Path("runs"), "cpu", Path("images"), ("math", "cmath"))
+    place = Place(Path("runs"), "cpu", Path("images"), ("math", "cmath"), threads=3)
     # All sorts of networks and evaluations; other seeds and backbones have the same flags.
     sorts = {}
     for run in runs_of_all_tables(scale):
@@ -221,6 +222,8 @@ def test_command_lines_are_read_as_the_configurations_they_were_made_of(scale):
     assert len(sorts) > 40
     for run in sorts.values():
         assert parsed(run, place) == run.configuration(place)
+    trainings = [run.configuration(place) for run in sorts.values() if run.module == "hybrid.train"]
+    assert {config.hardware.threads for config in trainings} == {3}
 
 
 def test_flags_are_only_of_fields_that_differ(digits):

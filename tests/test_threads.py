@@ -1,6 +1,7 @@
 """Work that threads share: the same results, in order, however many they are. (``make test`` uses one a process.)"""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from snn.data import load_images
 from snn.data_source import DataSource
 from snn.learner import learn
 from snn.learning import Learning
-from snn.runtime.threads import for_each
+from snn.runtime.threads import fastest, for_each, numbers_of_threads, seconds_by_threads
 
 
 @pytest.fixture
@@ -54,3 +55,34 @@ def test_learned_values_and_features_do_not_depend_on_the_number_of_threads(use_
                                                                              part.history.wins))])  # fmt: skip
     for one, several in zip(*results, strict=True):
         assert torch.equal(one, several)
+
+
+def test_the_fastest_number_of_threads_is_measured_and_ties_go_to_fewer(use_threads):
+    use_threads(3)
+    assert [numbers_of_threads(limit) for limit in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+    # Two threads of a busy machine that wait for each other.
+    duration = {1: 0.02, 2: 0.06, 4: 0.005}
+    seconds = seconds_by_threads(lambda: time.sleep(duration[torch.get_num_threads()]), 4, budget=5.0)
+    assert torch.get_num_threads() == 3
+    assert sorted(seconds, key=seconds.get) == [4, 1, 2]
+    assert all(seconds[number] >= duration[number] for number in duration)
+    assert fastest(seconds) == 4
+    assert fastest({1: 0.02, 2: 0.06}) == 1
+    assert fastest({1: 1.0, 2: 1.0, 4: 0.99}) == 1
+    assert fastest({1: 1.0, 2: 0.6, 4: 0.59}) == 2
+
+
+def test_measuring_ends_when_its_time_is_used(use_threads):
+    use_threads(1)
+    calls = []
+
+    def work():
+        calls.append(torch.get_num_threads())
+        time.sleep(0.02)
+
+    seconds_by_threads(work, 2, budget=0.01)
+    # One turn that is not measured, and one that is.
+    assert calls == [1, 2, 1, 2]
+    calls.clear()
+    seconds_by_threads(work, 2, budget=60.0)
+    assert calls == [1, 2] * 6

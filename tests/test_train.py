@@ -1,6 +1,7 @@
 """Training as a procedure: interruption, several processes, seeds, recipes, what noise-trained networks see."""
 
 import copy
+import json
 import os
 import signal
 import subprocess
@@ -26,13 +27,13 @@ from hybrid.lightning_module import Batches, Classifier
 from hybrid.recipe import RECIPES, Recipe
 from hybrid.storage import load_model
 from hybrid.train import TrainConfig, main, with_preset
-from hybrid.training import PROGRESS
+from hybrid.training import PROGRESS, Hardware, train
 from snn.data import image_shape, load_images
 from snn.data_source import DataSource
 from snn.runtime.errors import UserError
 
 SMALL = ["--data", "digits", "--limit-train", "140", "--width", "0.1", "--epochs", "3", "--batch-size", "16",
-         "--variant", "baseline", "--no-figures"]  # fmt: skip
+         "--variant", "baseline", "--no-figures", "--threads", "1"]  # fmt: skip
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -146,8 +147,8 @@ def by_two(folder: Path, name: str, *arguments: str) -> list[str]:
     return command(*SMALL, "--device", "cpu", "--devices", "2", "--out", str(folder / f"{name}.h5"), *arguments)
 
 
-def result_of(arguments: list[str]) -> str:
-    result = subprocess.run(arguments, env=ALONE, capture_output=True, text=True, check=False)
+def result_of(arguments: list[str], environment: dict[str, str] = ALONE) -> str:
+    result = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -224,6 +225,77 @@ def test_batches_are_a_permutation_of_all_images_that_goes_on_anywhere():
     assert torch.equal(torch.cat(list(batches)), first[32:])
     step[0] = 6
     assert not torch.equal(torch.cat(list(batches)), first)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_measuring_threads_does_not_change_the_training(two_threads, capsys):
+    data = load_images(DataSource(limit_train=140), "train", seed=0)
+    # MobileNetV2 has dropout, which draws from the global generator, and running statistics.
+    architecture, recipe = Architecture("mobilenet_v2", "baseline", width=0.1), Recipe(epochs=1, batch_size=16)
+    results = []
+    for _ in range(2):
+        threads = results[0].threads if results else "auto"
+        results.append(train(data, architecture, recipe, hardware=Hardware(threads=threads)))
+        results[-1].history["random"] = torch.random.get_rng_state().numpy()
+        assert torch.get_num_threads() == 2
+    measured, given = results
+    assert capsys.readouterr().out.count("threads: ") == 1
+    assert measured.threads == given.threads in (1, 2)
+    for name, values in measured.network.state_dict().items():
+        assert torch.equal(values, given.network.state_dict()[name]), name
+    for name, values in measured.history.items():
+        np.testing.assert_array_equal(values, given.history[name])
+
+
+@pytest.mark.slow
+def test_a_resumed_training_keeps_its_number_of_threads(tmp_path):
+    # Threads that wait without work would keep other processes from theirs.
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+
+    def arguments(name: str, threads: str) -> list[str]:
+        words = command(*SMALL, "--out", str(tmp_path / f"{name}.h5"), "--checkpoint-interval", "0")
+        words += [
+            "--epochs",
+            "2",
+            "--backbone",
+            "fast_cnn",
+            "--threads",
+            threads,
+            "--json",
+            str(tmp_path / f"{name}.json"),
+        ]
+        return words
+
+    result_of(arguments("whole", "2"), environment)
+    progress = tmp_path / "cut_training" / PROGRESS
+    process = subprocess.Popen(
+        arguments("cut", "2"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 90
+    while not progress.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait(timeout=60)
+    assert torch.load(progress, weights_only=True)["threads"] == 2
+    printed = result_of([*arguments("cut", "1"), "--resume"], environment)
+    assert "threads: 2, as the training was started with, not 1" in printed
+    whole, cut = (load_model(tmp_path / f"{name}.h5") for name in ("whole", "cut"))
+    assert whole.digest == cut.digest
+    assert whole.threads == cut.threads == 2
+    assert json.loads((tmp_path / "cut.json").read_text())["threads"] == 2
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "many"])
+def test_threads_are_auto_or_a_number(threads, tmp_path, capsys):
+    assert main([*SMALL, "--threads", threads, "--out", str(tmp_path / "x.h5")]) == 2
+    assert "threads" in capsys.readouterr().err
 
 
 def test_noise_training_sees_noise_and_is_recorded(tmp_path):

@@ -52,14 +52,19 @@ class FastAdapter(Adapter[FastCNN]):
         return FastCNN(classes, width)
 
     def use_small_strides(self, network: FastCNN) -> None:
-        network.stem = block(3, network.stem[0].out_channels)
+        network.stem = block(3, _channels(network.stem))
 
     def drop_stem(self, network: FastCNN, channels: int, stride: int) -> None:
-        network.stem = nn.Identity()
-        first, *kept = network.stages
         # The dropped block has halved the resolution: the next one does it in its place.
-        rebuilt = block(channels, first[1][0].out_channels, pool=stride)
-        network.stages = nn.Sequential(nn.Sequential(rebuilt, *first[2:]), *kept)
+        first, *others = network.stages
+        _, following, *kept = first.children()
+        rebuilt = block(channels, _channels(following), pool=stride)
+        network.stem, network.stages = nn.Sequential(), nn.Sequential(nn.Sequential(rebuilt, *kept), *others)
+
+
+def _channels(block: nn.Module) -> int:
+    """Channels that leave a block."""
+    return next(module.out_channels for module in block.modules() if isinstance(module, nn.Conv2d))
 
 
 def block(c_in: int, c_out: int, kernel_size: int = 3, stride: int = 1, pool: int = 1) -> nn.Sequential:

@@ -50,7 +50,8 @@ NOT_DECIDING: dict[type, tuple[str, ...]] = {
     ConvertConfig: ("snn", "out", "root"),
     TrainConfig: ("out", "frontend", "preset"),
     Checkpointing: ("folder", "resume", "checkpoint_interval"),
-    Hardware: ("device",),
+    # The number of threads moves the last bits; each file records it.
+    Hardware: ("device", "threads"),
     SwapConfig: ("model", "frontend", "out", "root"),
     EvaluateConfig: ("models", "out", "attack_model", "cifar10_c", "root", "batch_size"),
     DataSource: ("root", "download"),
@@ -71,6 +72,8 @@ class Place:
     """Folder that holds CIFAR-10, if not the commands' default."""
     plugin: tuple[str, ...] = ()
     """What runs import first."""
+    threads: int | None = None
+    """CPU threads of each training; None: up to its share of the cores, as many as are fastest."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ class Run:
             changes["resume"] = True
         elif isinstance(self.config, TrainConfig):
             changes["checkpointing"] = replace(self.config.checkpointing, resume=True)
+            if place.threads is not None:
+                changes["hardware"] = replace(self.config.hardware, threads=place.threads)
         elif place.root is not None:
             changes["root"] = place.root
         return replace(self.config, **changes)

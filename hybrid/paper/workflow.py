@@ -37,7 +37,8 @@ class Engine:
     jobs: int = 1
     """Runs made at the same time."""
     threads: int | None = None
-    """Threads of each run; None: an equal share of this machine's cores."""
+    """Threads of each run; None: an equal share of this machine's cores, of which a training takes as many as are
+    fastest."""
     executor: str = "local"
     """Where Snakemake makes runs: local, or the name of an installed executor plugin, for example slurm."""
     profile: str | None = None
@@ -54,7 +55,7 @@ class Engine:
 
     @property
     def share(self) -> int:
-        """Threads of each run."""
+        """Threads of each run: Snakemake sets OMP_NUM_THREADS to it."""
         # PyTorch knows of OMP_NUM_THREADS and of processors that this process may not use.
         return self.threads or max(1, torch.get_num_threads() // self.jobs)
 
