@@ -22,7 +22,15 @@ import numpy as np
 # Started as a file: imports find the rest of the checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hybrid.paper.results import Row, category_rows, mean_over_seeds, read_rows, table_lines
+from hybrid.paper.results import (
+    Row,
+    category_rows,
+    mean_over_seeds,
+    paired,
+    read_rows,
+    table_lines,
+    values_by_seed,
+)
 from snn.runtime.errors import UserError, check
 
 DOCUMENT = Path(__file__).with_name("results.md")
@@ -110,14 +118,23 @@ class Tables:
             mean = float(_cell(row, column))
             deviation = "" if terms[0].column else row["deviation_percent"]
             return Value(-mean if negative else mean, None if deviation == "" else float(deviation))
-        seeds = [self._seeds(term) for term in terms]
-        many = {len(values) for term, values in zip(terms, seeds, strict=True) if not term.column}
-        check(len(many) <= 1, f"numbers of seeds differ: {sorted(many)}; give rows of equal ones")
-        row = mean_over_seeds((-sum(seeds) if negative else seeds[0] - sum(seeds[1:])).tolist())
+        rows = [self._row(term) for term in terms]
+        measured = [
+            values_by_seed(row | {"values_percent": _cell(row, "values_percent")})
+            for term, row in zip(terms, rows, strict=True)
+            if not term.column
+        ]
+        many = sorted({len(values) for values in measured})
+        named = all(row.get("training_seeds") for row in rows)
+        check(named or len(many) <= 1, f"numbers of seeds differ: {many}; give rows of equal ones")
+        common = iter(paired(*measured)) if measured else iter(())
+        check(not measured or paired(*measured).size > 0, "the rows have no seed in common")
+        seeds = [
+            np.array(float(_cell(row, COLUMNS[term.column]))) if term.column else next(common)
+            for term, row in zip(terms, rows, strict=True)
+        ]
+        row = mean_over_seeds(np.atleast_1d(-sum(seeds) if negative else seeds[0] - sum(seeds[1:])).tolist())
         return Value(row["ours_percent"], None if row["deviation_percent"] == "" else row["deviation_percent"])
-
-    def _seeds(self, term: Term) -> np.ndarray:
-        return np.array(list(map(float, _cell(self._row(term), COLUMNS.get(term.column, "values_percent")).split())))
 
     def _row(self, term: Term) -> Row:
         rows = self._rows(term.table)

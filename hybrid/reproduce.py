@@ -65,6 +65,8 @@ class ReproduceConfig:
     """Passes of supervised training, in place of the recipe's."""
     width: float | None = None
     """Multiplier of the backbones' channels, in place of the scale's."""
+    partial: bool = False
+    """Make no run: write the tables from those that are there, however few seeds they have."""
     dry_run: bool = False
     """Only list the commands, in order; those whose file exists are marked as done."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
@@ -136,7 +138,8 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         check_outputs(folder / "log.txt")
     check_outputs(config.options.json)
-    make(runs, place, config.engine, snakemake)
+    if not config.partial:
+        make(runs, place, config.engine, snakemake)
     for part in parts:
         files = writer.write(part)
         if isinstance(part, TableSpec) and (part.number or part.derived):

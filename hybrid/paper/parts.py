@@ -14,6 +14,7 @@ from hybrid.paper.runs import Place, Run
 from hybrid.paper.tables import FigureSpec, Part, TableSpec
 from hybrid.storage import TrainedModel, history_rows, load_model
 from snn.runtime.device import choose_device
+from snn.runtime.errors import check
 from snn.runtime.outputs import write_atomically, write_csv
 
 EMBEDDED = 1000
@@ -68,13 +69,16 @@ class Writer:
         cells = part.cells(plan)
         lines = list(dict.fromkeys(cell.line for cell in cells))
         rows = table_rows(part.name, part.number, part.metric, cells, self.place.folder)
-        data, seeds = plan.source.data, rows[0]["seeds"]
+        lacking = f"no run of {part.name} is there: make one, or leave out `partial`"
+        check(bool(rows), lacking)
+        data, seeds = plan.source.data, max(row["seeds"] for row in rows)
         note = self.stand_in if part.data == "traffic" else ""
+        few = "" if all(row["seeds"] == seeds for row in rows) else "up to "
         compared = any(row["paper_percent"] != "" for row in rows)
         caption = (
             f"{part.metric} accuracy in %, {data}{note}, {rows[0]['images']} "
             f"{'held-out training' if part.evaluation.split == 'held-out' else 'test'} images; {self.provenance}. Ours"
-            + (f" ± standard deviation over {seeds} training seeds" if seeds > 1 else " (one training seed)")
+            + (f" ± standard deviation over {few}{seeds} training seeds" if seeds > 1 else " (one training seed)")
             + ("; in brackets the paper's number and the difference." if compared else ".")
         )
         text = [caption, "", *table_lines(rows)]

@@ -1,7 +1,7 @@
 """Results of runs as rows (CSV) and as Markdown; the same functions write the tables and check those of a document."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,6 +53,8 @@ class Cell:
     """Evaluations, one for each training seed."""
     models: tuple[Run, ...]
     """The model of each evaluation whose accuracy is meant."""
+    seeds: tuple[int, ...]
+    """Seeds of their trainings."""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -64,7 +66,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def table_rows(name: str, number: int, metric: str, cells: Iterable[Cell], folder: Path) -> list[Row]:
     """One row for each cell of table ``name``: our mean and deviation over seeds, the paper's number, the difference.
 
-    ``number`` is that of the paper's table to compare with (0: none); ``folder`` holds all runs.
+    ``number`` is that of the paper's table to compare with (0: none). ``folder`` holds the runs; seeds whose run it
+    lacks are left out, and cells without any.
     """
     # A file holds many cells, and is read once.
     read = cache(read_rows)
@@ -77,7 +80,11 @@ def table_rows(name: str, number: int, metric: str, cells: Iterable[Cell], folde
 
     rows = []
     for cell in cells:
-        results = [measured(cell, run, model) for run, model in zip(cell.runs, cell.models, strict=True)]
+        trainings = zip(cell.seeds, cell.runs, cell.models, strict=True)
+        there = {seed: measured(cell, run, model) for seed, run, model in trainings if run.file(folder).exists()}
+        if not there:
+            continue
+        results = list(there.values())
         values = [float(row["value_percent"]) for row in results]
         paper = paper_value(number, cell.line.paper, cell.condition, metric)
         rows.append(
@@ -91,6 +98,7 @@ def table_rows(name: str, number: int, metric: str, cells: Iterable[Cell], folde
                 "values_percent": " ".join(f"{value:.3f}" for value in values),
                 "standard_error_percent": results[0]["standard_error_percent"],
                 "seeds": len(values),
+                "training_seeds": " ".join(map(str, there)),
                 "images": results[0]["images"],
                 "paper_percent": "" if paper is None else paper,
                 "difference_percent": "" if paper is None else round(float(np.mean(values)) - paper, 3),
@@ -106,14 +114,28 @@ def mean_over_seeds(values: Sequence[float]) -> Row:
     return {"ours_percent": round(float(np.mean(values)), 3), "deviation_percent": deviation}
 
 
-def _by_seed(rows: Sequence[Row]) -> dict[tuple[str, str], np.ndarray]:
-    """Values of each model under each condition, one for each seed."""
-    return {(r["model"], r["condition"]): np.array(list(map(float, r["values_percent"].split()))) for r in rows}
+def values_by_seed(row: Row) -> dict[str, float]:
+    """Values of a row of a table by the seed of the training."""
+    values = list(map(float, row["values_percent"].split()))
+    # Rows that do not name their seeds have them from 0 on.
+    names = row.get("training_seeds") or " ".join(map(str, range(len(values))))
+    return dict(zip(names.split(), values, strict=True))
+
+
+def paired(*values: Mapping[str, float]) -> np.ndarray:
+    """Values of the seeds that all have, (number of arguments, seeds)."""
+    common = [seed for seed in values[0] if all(seed in others for others in values)]
+    return np.array([[each[seed] for seed in common] for each in values])
+
+
+def _by_seed(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """Values of each model under each condition, by seed."""
+    return {(row["model"], row["condition"]): values_by_seed(row) for row in rows}
 
 
 def _derived(table: str, model: str, condition: str, seeds: np.ndarray) -> Row:
     """A row computed from others, for which the paper has no number."""
-    row = {"table": table, "model": model, "factor": "", "condition": condition}
+    row = {"table": table, "model": model, "factor": "", "condition": condition, "seeds": len(seeds)}
     return row | mean_over_seeds(seeds.tolist()) | {"paper_percent": "", "difference_percent": ""}
 
 
@@ -127,13 +149,15 @@ def recovered_rows(rows: Sequence[Row], baseline: str) -> list[Row]:
     Returns:
         Rows of the networks under the conditions that cost the baseline :data:`LEAST_LOSS` points or more on average.
     """
-    values = _by_seed(rows)
-    clean, shares = values[baseline, "clean"], []
-    for (model, condition), ours in values.items():
-        loss = clean - values[baseline, condition]
-        if model != baseline and loss.mean() >= LEAST_LOSS:
+    values, shares = _by_seed(rows), []
+    for (model, condition), own in values.items():
+        if model == baseline:
+            continue
+        ours, clean, noisy = paired(own, *(values.get((baseline, name), {}) for name in ("clean", condition)))
+        loss = clean - noisy
+        if len(loss) and loss.mean() >= LEAST_LOSS:
             # A ratio of means: in a mean of ratios, a seed whose baseline loses little would dominate.
-            gain = ours - values[baseline, condition]
+            gain = ours - noisy
             share = gain.mean() / loss.mean()
             # Contribution of each seed to the ratio's deviation, to first order.
             each = (gain - share * loss) / loss.mean()
@@ -145,15 +169,17 @@ def recovered_rows(rows: Sequence[Row], baseline: str) -> list[Row]:
 def difference_rows(rows: Sequence[Row], pairs: Iterable[tuple[str, str, str]], conditions: Iterable[str]) -> list[Row]:
     """Differences between pairs of networks in points, seed by seed: what a part contributes.
 
-    Each pair is the name of the difference, a model, and the model that is subtracted.
+    Each pair is the name of the difference, a model, and the model that is subtracted. Pairs without a common seed are
+    left out.
     """
-    values = _by_seed(rows)
-    return [
-        _derived("contributions", name, condition, values[model, condition] - values[other, condition])
-        | {"compared": f"{model} less {other}"}
-        for name, model, other in pairs
-        for condition in conditions
-    ]
+    values, differences = _by_seed(rows), []
+    for name, model, other in pairs:
+        for condition in conditions:
+            first, second = paired(*(values.get((which, condition), {}) for which in (model, other)))
+            if len(first):
+                row = _derived("contributions", name, condition, first - second)
+                differences.append(row | {"compared": f"{model} less {other}"})
+    return differences
 
 
 def category_rows(rows: Sequence[Row]) -> list[Row]:
@@ -164,7 +190,7 @@ def category_rows(rows: Sequence[Row]) -> list[Row]:
     for model in dict.fromkeys(row["model"] for row in rows):
         for category, names in wanted.items():
             members = [v for (m, c), v in values.items() if m == model and Corruption.parse(c).corruption in names]
-            mean = np.mean(members, axis=0)
+            mean = np.mean(paired(*members), axis=0)
             row = _derived("corruptions", model, category, mean)
             means.append(row | {"values_percent": " ".join(f"{value:.3f}" for value in mean)})
     return means
@@ -192,12 +218,14 @@ def table_lines(rows: Sequence[Row]) -> list[str]:
     factors = {row["model"]: row["factor"] for row in rows}
     unit = " (%)" if rows[0]["table"] == "recovered" else ""
     first = "contribution" if rows[0]["table"] == "contributions" else "network"
-    with_factor = any(factors.values())
-    names = [first, *(["tried for"] if with_factor else []), *(f"`{c}`{unit}" for c in conditions)]
+    seeds = {row["model"]: str(row.get("seeds", "")) for row in rows}
+    with_factor, with_seeds = any(factors.values()), len(set(seeds.values())) > 1
+    optional = [*(["tried for"] if with_factor else []), *(["seeds"] if with_seeds else [])]
+    names = [first, *optional, *(f"`{c}`{unit}" for c in conditions)]
     lines = []
     for model, factor in factors.items():
         cells = [_cell(by_place[model, c]) if (model, c) in by_place else "" for c in conditions]
-        lines.append([model, *([factor] if with_factor else []), *cells])
+        lines.append([model, *([factor] if with_factor else []), *([seeds[model]] if with_seeds else []), *cells])
     return markdown(names, lines, len(conditions))
 
 

@@ -133,7 +133,7 @@ class TableSpec:
             line = Line(
                 f"{entry.name} {used}" if self.named else entry.name,
                 entry.name,
-                backbone,
+                used,
                 entry.network.factor if self.search else "",
                 paper=f"{entry.name} {backbone}" if self.named else entry.name,
             )
@@ -145,7 +145,7 @@ class TableSpec:
                 plan.evaluate(group, conditions, config, source)
                 for group, source in zip(measured, sources, strict=True)
             )
-            cells += [Cell(line, condition, runs, trained) for condition in conditions]
+            cells += [Cell(line, condition, runs, trained, tuple(seeds)) for condition in conditions]
         return cells
 
     def runs(self, plan: Experiments) -> list[Run]:
