@@ -1,7 +1,6 @@
 """Training as a procedure: interruption, several processes, seeds, recipes, what noise-trained networks see."""
 
 import copy
-import json
 import os
 import signal
 import subprocess
@@ -27,7 +26,7 @@ from hybrid.lightning_module import Batches, Classifier
 from hybrid.recipe import RECIPES, Recipe
 from hybrid.storage import load_model
 from hybrid.train import TrainConfig, main, with_preset
-from hybrid.training import PROGRESS, Hardware, train
+from hybrid.training import PROGRESS, Checkpointing, Hardware, train
 from snn.data import image_shape, load_images
 from snn.data_source import DataSource
 from snn.runtime.errors import UserError
@@ -147,8 +146,8 @@ def by_two(folder: Path, name: str, *arguments: str) -> list[str]:
     return command(*SMALL, "--device", "cpu", "--devices", "2", "--out", str(folder / f"{name}.h5"), *arguments)
 
 
-def result_of(arguments: list[str], environment: dict[str, str] = ALONE) -> str:
-    result = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+def result_of(arguments: list[str]) -> str:
+    result = subprocess.run(arguments, env=ALONE, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -254,42 +253,21 @@ def test_measuring_threads_does_not_change_the_training(two_threads, capsys):
         np.testing.assert_array_equal(values, given.history[name])
 
 
-@pytest.mark.slow
-def test_a_resumed_training_keeps_its_number_of_threads(tmp_path):
-    # Threads that wait without work would keep other processes from theirs.
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-
-    def arguments(name: str, threads: str) -> list[str]:
-        words = command(*SMALL, "--out", str(tmp_path / f"{name}.h5"), "--checkpoint-interval", "0")
-        words += [
-            "--epochs",
-            "2",
-            "--backbone",
-            "fast_cnn",
-            "--threads",
-            threads,
-            "--json",
-            str(tmp_path / f"{name}.json"),
-        ]
-        return words
-
-    result_of(arguments("whole", "2"), environment)
-    progress = tmp_path / "cut_training" / PROGRESS
-    process = subprocess.Popen(
-        arguments("cut", "2"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 90
-    while not progress.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait(timeout=60)
-    assert torch.load(progress, weights_only=True)["threads"] == 2
-    printed = result_of([*arguments("cut", "1"), "--resume"], environment)
-    assert "threads: 2, as the training was started with, not 1" in printed
-    whole, cut = (load_model(tmp_path / f"{name}.h5") for name in ("whole", "cut"))
-    assert whole.digest == cut.digest
-    assert whole.threads == cut.threads == 2
-    assert json.loads((tmp_path / "cut.json").read_text())["threads"] == 2
+def test_a_resumed_training_keeps_its_number_of_threads(tmp_path, capsys):
+    data, recipe = load_images(DataSource(limit_train=140), "train", seed=0), Recipe(epochs=2, batch_size=16)
+    checkpointing, before = Checkpointing(tmp_path / "progress", resume=True, checkpoint_interval=0), None
+    for threads in (2, 1, "auto"):
+        # The first leaves a checkpoint of its last step, from which the others go on.
+        architecture = Architecture("fast_cnn", "baseline", width=0.1)
+        model = train(data, architecture, recipe, hardware=Hardware(threads=threads), checkpointing=checkpointing)
+        assert torch.load(tmp_path / "progress" / PROGRESS, weights_only=True)["threads"] == model.threads == 2
+        printed = "threads: 2, as the training was started with, not 1" in capsys.readouterr().out
+        assert printed == (threads == 1)
+        before = before or model
+        for name, values in model.network.state_dict().items():
+            assert torch.equal(values, before.network.state_dict()[name]), name
+    hybrid.save(model, tmp_path / "model.h5")
+    assert hybrid.load(tmp_path / "model.h5").threads == 2
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "many"])
