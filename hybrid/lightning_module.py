@@ -31,6 +31,8 @@ from snn.runtime.random import stream
 
 PARTS = ("train", "val")
 VALIDATION_BATCH = 256
+SMALL = 0.75
+"""Size of the images of the first passes, as a share of the whole size (``small_share``)."""
 
 
 class Batches:
@@ -110,7 +112,7 @@ class Classifier(lightning.LightningModule):
             images = cover(images, self.recipe.cutout, draws)
         images = images.float() / 255
         if self.global_step < self.recipe.small_share * self.trainer.estimated_stepping_batches:
-            images = interpolate(images, scale_factor=0.75, mode="bilinear", antialias=True)
+            images = interpolate(images, scale_factor=SMALL, mode="bilinear", antialias=True)
         noise, dropout = torch.randint(2**62, (2,), generator=draws).tolist()
         images = self.recipe.train_noise.apply(images, torch.Generator(self.device).manual_seed(noise))
         # torchvision's dropout draws from the global generator.

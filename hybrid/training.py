@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy
 from bridge.frontend import SpikingFrontEnd
 from hybrid.architecture import Architecture, ModelSpec, build_model, class_names, open_frontend
 from hybrid.augment import resolve_augmentation
-from hybrid.lightning_module import Checkpoints, Classifier, TrainingProgress
+from hybrid.backbones import BACKBONES
+from hybrid.lightning_module import SMALL, Checkpoints, Classifier, TrainingProgress
 from hybrid.network import Network
 from hybrid.recipe import Recipe
 from hybrid.storage import TrainedModel
@@ -143,6 +144,12 @@ def train(
     data, recipe, checkpointing = _labelled(data), recipe or Recipe(), checkpointing or Checkpointing()
     hardware = hardware or Hardware()
     spec, converted, parent_digest = _describe(network, data, frontend)
+    smallest, small = BACKBONES[spec.architecture.backbone].smallest, round(SMALL * data.shape[1])
+    check(
+        not recipe.small_share or small >= smallest,
+        f"`small_share` {recipe.small_share}: trains on images of {small} pixels, and {spec.architecture.backbone} "
+        f"needs {smallest}; leave it out",
+    )
     device, devices, nodes = hardware.group()
     kept, held_out = _split(data, recipe, seed, processes=devices * nodes)
     # torchvision and Lightning draw from the global generators: seeded here, once.

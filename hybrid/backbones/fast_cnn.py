@@ -44,7 +44,7 @@ class FastCNN(nn.Module):
 class FastAdapter(Adapter[FastCNN]):
     """:class:`FastCNN`, whose blocks are single convolutions."""
 
-    stem, head, strides = "stem.0", "classifier", (8, 2)
+    stem, head, strides, smallest = "stem.0", "classifier", (8, 2), 8
     # A second fully connected layer costs accuracy here.
     embedding = 0
 
