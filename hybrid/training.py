@@ -56,13 +56,13 @@ class Hardware:
     """Processes (each with a GPU or a share of the CPU's cores) on each node, which share every mini-batch."""
     num_nodes: int = 1
     """Nodes; start the command on each, for example with torchrun."""
-    threads: Literal["auto"] | int = "auto"
-    """CPU threads of each process; auto: those with which a few steps of this training are fastest (OMP_NUM_THREADS is
-    the largest number), or, of several processes, an equal share. Results differ in their last bits between numbers of
-    threads, so --resume keeps the number that the training was started with."""
+    threads: Literal["auto"] | int | None = None
+    """CPU threads of each process; None: the cores (or OMP_NUM_THREADS), or, of several processes, an equal share;
+    auto: those up to that number with which a few steps of this training are fastest. Results differ in their last bits
+    between numbers of threads, so --resume keeps the number that the training was started with."""
 
     def __post_init__(self) -> None:
-        valid = self.threads == "auto" or (isinstance(self.threads, int) and self.threads >= 1)
+        valid = self.threads in (None, "auto") or (isinstance(self.threads, int) and self.threads >= 1)
         check(valid, f"`threads` {self.threads}: give auto, or 1 or more")
 
     def group(self) -> tuple[torch.device, int, int]:
@@ -269,7 +269,7 @@ def _threads(
 ) -> int | None:
     """Threads of this process; None: as many as it gets. ``started``: with how many the training was started."""
     if started is not None:
-        if hardware.threads not in ("auto", started):
+        if hardware.threads not in (None, "auto", started):
             print(f"threads: {started}, as the training was started with, not {hardware.threads}", flush=True)
         return started
     if hardware.threads != "auto":

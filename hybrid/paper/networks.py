@@ -101,6 +101,9 @@ BASELINE_COUNTED = BASELINE.but("spike counts", "spike counts").has(preprocess=C
 """What spike counts do alone."""
 RETINA_MU = RETINA.but("mu", "training").has(variant="mu")
 """RETINA with a trained layer in place of the learned one, behind the same retina."""
+MU_COUNTED = RETINA_MU.but("spike counts", "spike counts").has(preprocess=COUNTS)
+RANDOM = RETINA.but("random conductances", "conductances").converts("random")
+"""RETINA without what its layer learned."""
 
 ABLATIONS = (
     BASELINE,
@@ -109,7 +112,7 @@ ABLATIONS = (
     MU,
     RETINA,
     RETINA.but("shuffled conductances", "conductances").converts("shuffled"),
-    RETINA.but("random conductances", "conductances").converts("random"),
+    RANDOM,
     RETINA.but("Gabor kernels", "conductances").converts("gabor"),
     RETINA.but("k-means kernels", "conductances").converts("kmeans"),
     RETINA.but("plain stochastic STDP", "rule").learns(rule="stochastic"),
@@ -121,7 +124,7 @@ ABLATIONS = (
     COUNTED,
     COUNTED.but("random conductances", "conductances").converts("random"),
     COUNTED.but("auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=8),
-    RETINA_MU.but("spike counts", "spike counts").has(preprocess=COUNTS),
+    MU_COUNTED,
 )
 CONTRIBUTIONS = (
     ("learned conductances, not random ones", "retina safe", "retina safe, random conductances"),

@@ -73,7 +73,7 @@ class Place:
     plugin: tuple[str, ...] = ()
     """What runs import first."""
     threads: int | None = None
-    """CPU threads of each training; None: up to its share of the cores, as many as are fastest."""
+    """CPU threads of each training; None: its share of the cores."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from hybrid.paper.networks import (
     DETERMINISTIC,
     EVALUATE,
     MU,
+    MU_COUNTED,
+    RANDOM,
     RETINA,
     SAFE,
     SEARCH,
@@ -191,7 +193,7 @@ def _noise_entries(trained: Mapping[str, tuple[str, ...]], *networks: Network) -
 
 OURS = (AVERAGE_TRAINED, SAFE, RETINA, COUNTED)
 """Networks of the paper's tables beside baselines, and those that the search chose."""
-COMPARED = (BASELINE, BASELINE_COUNTED, noise_trained("awgn:30"), SAFE, MU, RETINA, COUNTED)
+COMPARED = (BASELINE, BASELINE_COUNTED, noise_trained("awgn:30"), SAFE, MU, RANDOM, RETINA, MU_COUNTED, COUNTED)
 """Networks that are compared at noises that none of them has seen."""
 TABLE3 = ("clean", "awgn:25", "awgn:15", "awgn:10", "awgn:5")
 TABLE4 = ("clean", "awgn:10", "awgn:5")

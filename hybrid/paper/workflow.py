@@ -37,8 +37,7 @@ class Engine:
     jobs: int = 1
     """Runs made at the same time."""
     threads: int | None = None
-    """Threads of each run; None: an equal share of this machine's cores, of which a training takes as many as are
-    fastest."""
+    """Threads of each run; None: an equal share of this machine's cores."""
     executor: str = "local"
     """Where Snakemake makes runs: local, or the name of an installed executor plugin, for example slurm."""
     profile: str | None = None
