@@ -270,7 +270,7 @@ def test_a_description_is_stored_flat_with_every_option(pipeline, tmp_path):
     assert stored == {
         "backbone": "mobilenet_v2", "variant": "safe", "width": 0.25, "auxiliary_maps": 8, "preprocess": "none",
         "auxiliary_kernel": 5, "auxiliary_activation": "relu6", "auxiliary_input": "none", "auxiliary_drop": 0.25,
-        "variability": False, "feature_norm": False,
+        "auxiliary_source": "image", "variability": False, "feature_norm": False,
     }  # fmt: skip
     assert load_model(tmp_path / "network.h5").spec == network.spec
 

@@ -111,6 +111,13 @@ OTHER = {
     "preset": "imagenet",
     "embedding": 64,
     "threads": 3,
+    "optimiser": "muon",
+    "border": "reflect",
+    "flips": "alternating",
+    "first_layer": "whitening",
+    "small_share": 0.25,
+    "average": 0.5,
+    "auxiliary_source": "retina",
 }
 """Another valid value of each field whose type does not suggest one."""
 
@@ -118,7 +125,8 @@ OTHER = {
 def other_value(name, value):
     # Noise is a tuple of conditions in one command, and a variance in another.
     if name in OTHER and not (name == "noise" and isinstance(value, float)):
-        return OTHER[name]
+        # An encoder and a retina are of a kind.
+        return "whiten" if (name, value) == ("kind", "none") else OTHER[name]
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -205,7 +213,7 @@ def parsed(run, place):
     return configs[0]
 
 
-@pytest.mark.parametrize("scale", ["full", "small"])
+@pytest.mark.parametrize("scale", SCALES)
 def test_command_lines_are_read_as_the_configurations_they_were_made_of(scale):
     place = Place(Path("runs"), "cpu", Path("images"), ("math", "cmath"), threads=3)
     # All sorts of networks and evaluations; other seeds and backbones have the same flags.
@@ -339,14 +347,17 @@ def test_dry_runs_list_commands_and_make_nothing(tmp_path, capsys):
     assert len(PARTS) == 14
 
 
-@pytest.mark.parametrize(("limit", "learned", "corrupted"), [(None, 4000, 1000), (300, 300, 300), (9000, 4000, 1000)])
+@pytest.mark.parametrize(("limit", "learned", "corrupted"), [(None, None, 1000), (300, 300, 300), (9000, 9000, 1000)])
 def test_a_limit_of_images_holds_for_every_run(limit, learned, corrupted):
     limits = dict(limit_train=limit, limit_test=limit)
-    cifar, _ = experiments(ReproduceConfig(("table2",), scale="reduced", data="folder:images", **limits))
+    cifar, _ = experiments(ReproduceConfig(("table2",), scale="fast", data="folder:images", **limits))
     evaluate, *_ = PARTS["corruptions"].runs(cifar)
     assert cifar.learn(SAFE).config.data_source.limit_train == learned
     assert evaluate.config.limit_test == corrupted
-    assert cifar.train(SAFE).config.data_source.limit_train == (limit or 15000)
+    assert cifar.train(SAFE).config.data_source.limit_train == limit
+    few = replace(cifar, scale=replace(cifar.scale, learned=4000))
+    assert few.learn(SAFE).config.data_source.limit_train == min(4000, limit or 4000)
+    assert few.train(SAFE).config.data_source.limit_train == limit
 
 
 @pytest.mark.needs_reproduce
