@@ -144,7 +144,7 @@ def train(
     data, recipe, checkpointing = _labelled(data), recipe or Recipe(), checkpointing or Checkpointing()
     hardware = hardware or Hardware()
     spec, converted, parent_digest = _describe(network, data, frontend)
-    smallest, small = BACKBONES[spec.architecture.backbone].smallest, round(SMALL * data.shape[1])
+    smallest, small = BACKBONES[spec.architecture.backbone].smallest, int(SMALL * data.shape[1])
     check(
         not recipe.small_share or small >= smallest,
         f"`small_share` {recipe.small_share}: trains on images of {small} pixels, and {spec.architecture.backbone} "

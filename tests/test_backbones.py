@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from bridge.storage import load_frontend
 from hybrid.architecture import Architecture, ModelSpec, build_model
 from hybrid.backbones import BACKBONES, Adapter, full_backbone, last_linear, main_cnn, register_backbone
 from hybrid.backbones.base import EMBEDDING
+from hybrid.complexity import count_macs
 from hybrid.evaluate import main as evaluate_command
 from hybrid.network import embed
 from hybrid.preprocess import Preprocess
@@ -87,6 +89,67 @@ def test_what_is_kept_works_at_its_usual_resolution(name, size, stride):
 @pytest.mark.parametrize("name", [n for n in BACKBONES if BACKBONES[n].has_width])
 def test_width_makes_networks_narrower(name):
     assert count(full_backbone(name, 3, 10, 32, width=0.25)) < 0.5 * count(full_backbone(name, 3, 10, 32))
+
+
+@pytest.mark.parametrize(
+    ("size", "dropped", "resolutions"),
+    [
+        # Stem, then two convolutions in each of three stages, the first before its 2 x 2 maximum. Stem and the first
+        # of them are dropped; the maximum behind the second then leaves the resolution that theirs left.
+        (32, None, [32, 32, 16, 16, 8, 8, 4]),
+        (32, 1, [32, 16, 8, 8, 4]),
+        (32, 4, [8, 8, 4, 4, 2]),
+        (224, None, [56, 56, 28, 28, 14, 14, 7]),
+        (224, 1, [224, 28, 14, 14, 7]),
+        (224, 4, [56, 28, 14, 14, 7]),
+        (8, None, [8, 8, 4, 4, 2, 2, 1]),
+    ],
+)
+def test_fast_cnn_halves_its_resolution_in_each_stage(size, dropped, resolutions):
+    if dropped is None:
+        network, images = full_backbone("fast_cnn", 3, 10, size, width=0.25), torch.rand(1, 3, size, size)
+    else:
+        network = main_cnn("fast_cnn", 18, 10, size, width=0.25, front_stride=dropped)
+        images = torch.rand(1, 18, size // dropped, size // dropped)
+    seen = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda m, inputs, output: seen.append(output.shape[-1]))
+    with torch.no_grad():
+        assert network.eval()(images).shape == (1, 10)
+    assert seen == resolutions
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    # 7 x 7 pixels at stride 4 only where the stem reads a large image.
+    first = (7, 4) if size == 224 and dropped is None else (3, 1)
+    assert [(c.kernel_size[0], c.stride[0]) for c in convolutions] == [first] + [(3, 1)] * (len(seen) - 1)
+    widths = [8, 16, 16, 64, 64, 64, 64] if dropped is None else [16, 64, 64, 64, 64]
+    assert [c.out_channels for c in convolutions] == widths
+
+
+def test_fast_cnn_has_widths_of_eights_one_linear_layer_and_images_of_8_pixels_or_more():
+    for width in (0.03, 0.3, 0.75, 1.0, 1.37):
+        network = full_backbone("fast_cnn", 1, 7, 8, width=width).eval()
+        convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+        assert convolutions[0].in_channels == 1
+        for found, base in zip(convolutions, [24, 64, 64, 256, 256, 256, 256], strict=True):
+            assert found.out_channels % 8 == 0
+            assert found.out_channels == 8 or abs(found.out_channels - width * base) <= 4
+        assert network(torch.rand(2, 1, 8, 8)).shape == (2, 7)
+        assert sum(isinstance(m, nn.Linear) for m in network.modules()) == 1
+        assert sum(isinstance(m, nn.Linear) for m in full_backbone("fast_cnn", 1, 7, 8, width, 32).modules()) == 2
+    with pytest.raises(UserError, match="images of 7 pixels: fast_cnn needs 8"):
+        full_backbone("fast_cnn", 1, 7, 7)
+
+
+def test_fast_cnn_costs_what_its_convolutions_do():
+    # Places, input and output channels of each 3 x 3 convolution.
+    places = [32**2, 32**2, 16**2, 16**2, 8**2, 8**2, 4**2]
+    channels = [3, 24, 64, 64, 256, 256, 256, 256]
+    weights = [9 * a * b for a, b in pairwise(channels)]
+    products = [n * kernel for n, kernel in zip(places, weights, strict=True)]
+    network = full_backbone("fast_cnn", 3, 10, 32)
+    assert count_macs(network, (3, 32, 32)) == sum(products) + 256 * 10
+    assert count(network) == sum(weights) + 2 * sum(channels[1:]) + 256 * 10 + 10
 
 
 def test_impossible_backbones_are_refused():
@@ -163,7 +226,9 @@ def test_a_backbone_of_a_plugin_is_trained_and_evaluated_by_the_commands(pipelin
 
 @pytest.mark.parametrize("name", list(BACKBONES))
 def test_the_embedding_lies_between_two_fully_connected_layers(name):
-    network = build_model(spec("baseline", name)).eval()
+    # One has such layers only where it is told.
+    own = BACKBONES[name].embedding
+    network = build_model(spec("baseline", name, embedding=None if own else EMBEDDING)).eval()
     images = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
         embedding, logits = embed(network, images)

@@ -19,6 +19,8 @@ from benchmarks.frontend import main as time_frontend
 from benchmarks.frontend import simulators
 from benchmarks.presets import first_layers, learning_table
 from benchmarks.probe import Sizes, fit_classifier, split_images, with_noise
+from benchmarks.recipe import CHANGES, gains
+from benchmarks.recipe import main as measure_recipe
 from benchmarks.stdp import main as time_stdp
 from benchmarks.training_step import main as profile_step
 from benchmarks.training_step import step_gflop
@@ -33,6 +35,7 @@ from snn.learner import learn
 from snn.learning import PRESETS, Learning
 from snn.parameters import LayerParameters, RetinaParameters
 from snn.registries import RULES
+from snn.runtime.outputs import write_csv
 
 SMALL = ["--learn-images", "60", "--fit-images", "200", "--test-images", "100", "--seeds", "0", "--min-updates", "5"]
 SMALL += ["--maps", "4", "--kernel-sizes", "3", "--retina.kernel-size", "5", "--retina.patches", "2000"]
@@ -321,3 +324,57 @@ def test_the_time_of_a_step_is_divided_among_kinds_of_work(tmp_path):
     written = json.loads(figures.read_text())
     assert written["share_of_peak"] * written["peak_after_gflop_per_s"] <= written["gflop_per_s"] * (1 + 1e-9)
     assert profile_step([*size, "--steps", "0"]) == 2
+
+
+def test_gains_are_differences_from_the_recipe_seed_by_seed():
+    def rows(change, cost, clean, noisy):
+        return [
+            {"change": change, "condition": condition, "seed": str(seed), "accuracy_percent": str(value),
+             "processor_ms_per_image": str(cost)}
+            for condition, values in (("clean", clean), ("awgn:15", noisy)) for seed, value in values.items()
+        ]  # fmt: skip
+
+    made = [
+        *rows("SGD, not Muon", 1.5, {0: 60.0, 2: 64.0}, {0: 40.0, 2: 45.0}),
+        *rows("recipe fast", 2.0, {0: 66.0, 1: 90.0, 2: 66.0}, {0: 41.0, 1: 70.0, 2: 42.0}),
+        *rows("cutout of 8 pixels", 2.25, {1: 91.5}, {1: 70.0}),
+        *rows("half of the passes at 24 pixels", 1.0, {7: 50.0}, {7: 30.0}),
+    ]
+    # -6 and -2, -1 and +3: seeds 0 and 2 alone; a seed that the recipe lacks gives no gain.
+    assert gains(made) == [
+        ("recipe fast", "3", "74.0", "", "51.0", "", "2.00"),
+        ("SGD, not Muon", "2", "62.0", "-4.0 ± 2.8", "42.5", "+1.0 ± 2.8", "1.50"),
+        ("cutout of 8 pixels", "1", "91.5", "+1.5", "70.0", "+0.0", "2.25"),
+        ("half of the passes at 24 pixels", "1", "50.0", "", "30.0", "", "1.00"),
+    ]
+
+
+@pytest.mark.slow
+def test_parts_of_the_recipe_are_measured_and_an_interrupted_run_goes_on(tmp_path, capsys):
+    out = tmp_path / "recipe.csv"
+    small = ["--image-size", "16", "--limit-train", "100", "--epochs", "1", "--batch-size", "32", "--seeds", "0"]
+    small += ["--width", "0.1", "--out", str(out)]
+    assert measure_recipe(small) == 0
+    assert "Accuracy (%) on held-out training images, 1 passes, fast_cnn x 0.1" in capsys.readouterr().out
+    rows = read(out)
+    assert {(row["change"], row["condition"]) for row in rows} == {
+        (c, n) for c in CHANGES for n in ("clean", "awgn:15")
+    }
+    assert len(rows) == 2 * len(CHANGES)
+    # A fifth of the images is held out.
+    assert {row["images"] for row in rows} == {"20"}
+    assert all(0 <= float(row["accuracy_percent"]) <= 100 for row in rows)
+    losses = {row["change"]: row["train_loss_nat"] for row in rows}
+    # In one pass with few steps, flips by turns and averages have no time; the others train otherwise.
+    assert len(set(losses.values())) > 6
+    write_csv(out, rows[:-4])
+    assert measure_recipe(small) == 0
+    again = read(out)
+    assert again[:-4] == rows[:-4]
+    timing = ("seconds", "processor_ms_per_image")
+    plain = [[{k: v for k, v in row.items() if k not in timing} for row in each] for each in (rows, again)]
+    assert sorted(map(repr, plain[0])) == sorted(map(repr, plain[1]))
+    for other in (["--epochs", "2"], ["--width", "0.2"], ["--limit-train", "90"]):
+        assert measure_recipe([*small, *other]) == 2
+        assert "holds results of other images or settings" in capsys.readouterr().err
+    assert read(out) == again

@@ -20,6 +20,7 @@ from hybrid.optimiser import one_cycle
 from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe
 from hybrid.storage import SCHEMA, TrainedModel, load_model, save, save_model
+from hybrid.swap import main as swap_command
 from hybrid.train import main as train_command
 from hybrid.training import train
 from hybrid.variations import Variations
@@ -270,7 +271,7 @@ def test_a_description_is_stored_flat_with_every_option(pipeline, tmp_path):
     assert stored == {
         "backbone": "mobilenet_v2", "variant": "safe", "width": 0.25, "auxiliary_maps": 8, "preprocess": "none",
         "auxiliary_kernel": 5, "auxiliary_activation": "relu6", "auxiliary_input": "none", "auxiliary_drop": 0.25,
-        "variability": False, "feature_norm": False,
+        "auxiliary_source": "image", "variability": False, "feature_norm": False,
     }  # fmt: skip
     assert load_model(tmp_path / "network.h5").spec == network.spec
 
@@ -375,3 +376,101 @@ def test_files_of_before_there_were_retinas_are_read(pipeline, tmp_path, monkeyp
     assert old.spec == model.spec
     images = torch.rand(8, 1, 8, 8)
     assert torch.equal(old(images), model(images))
+
+
+def naive_contrast(images, retina):
+    """ON and OFF contrast of intensities in [0, 1], in float64; what it is rounded to is 1/1020."""
+    steps = np.round(images.numpy().astype(float) * 1020)
+    filters, reach = retina.filters.double().numpy(), retina.kernel_size // 2
+    padded = np.pad(steps, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, filters.shape[2:], axis=(2, 3))
+    response = np.einsum("bcyxij,dcij->bdyx", windows, filters) + retina.offset.double().numpy()[:, None, None]
+    return np.round(np.concatenate([response, -response], 1).clip(0, 1020)) / 1020
+
+
+@pytest.fixture(scope="module")
+def mu_behind_retina(contrast):
+    """A trained mu, the front end whose retina it has, and its images."""
+    data, frontend = (
+        load_images(DataSource(limit_train=120), "train", seed=0),
+        load_frontend(contrast.frontend).frontend,
+    )
+    architecture = Architecture("fast_cnn", "mu", width=0.25)
+    before = copy.deepcopy(frontend.state_dict())
+    model = train(data, architecture, Recipe(epochs=1, batch_size=16), frontend=frontend)
+    assert all(torch.equal(value, before[name]) for name, value in frontend.state_dict().items())
+    return model, frontend, data.images
+
+
+def test_a_mu_reads_the_contrast_of_the_front_ends_retina_which_is_not_trained(mu_behind_retina, tmp_path):
+    model, frontend, images = mu_behind_retina
+    network, seen = model.network, []
+    assert torch.equal(network.frontend.retina.filters, frontend.retina.filters)
+    assert torch.equal(network.frontend.retina.offset, frontend.retina.offset)
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert any(name.startswith("frontend.layers.0.conv") for name in trained)
+    assert not any("retina" in name for name in trained)
+    x = images[:20] / 255
+    handle = network.frontend.layers[0].conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    logits = model(x)
+    handle.remove()
+    expected = naive_contrast(x, frontend.retina)
+    assert (expected > 0).mean() > 0.1
+    np.testing.assert_allclose(seen[0].numpy(), expected, atol=1e-6)
+    # The layers, and what is behind them, are told apart by what they read: only the auxiliary CNN sees the images.
+    features = network.frontend.layers(torch.from_numpy(expected).float())
+    joined = torch.cat((features, network.auxiliary(network.normalise(x))), 1)
+    torch.testing.assert_close(network.main(joined), logits)
+    save(model, tmp_path / "mu.h5")
+    again = load_model(tmp_path / "mu.h5")
+    assert again.spec == model.spec
+    assert torch.equal(again.network.frontend.retina.filters, frontend.retina.filters)
+    assert torch.equal(again(x), logits)
+
+
+def test_a_lambda_of_a_mu_behind_a_retina_follows_its_activations(mu_behind_retina, contrast, tmp_path):
+    model, _, images = mu_behind_retina
+    save(model, tmp_path / "mu.h5")
+    files = [str(tmp_path / "mu.h5"), "--frontend", str(contrast.frontend), "--out", str(tmp_path / "lambda.h5")]
+    assert swap_command([*files, "--images", "120"]) == 0
+    made = load_model(tmp_path / "lambda.h5")
+    assert made.spec.architecture.variant == "lambda"
+    layer, retina = model.network.frontend.layers[0], model.network.frontend.retina
+    with torch.no_grad():
+        seen = torch.from_numpy(naive_contrast(images / 255, retina)).float()
+        drive = layer.norm(layer.conv(seen)).relu()
+        top = drive.flatten().quantile(0.999)
+        stepped = made.network.frontend(images / 255)
+    activation = made.network.frontend.layers[0].activation
+    torch.testing.assert_close(activation.heights.max(), top, rtol=1e-4, atol=0)
+    torch.testing.assert_close(activation.edges[activation.edges.isfinite()].max(), top, rtol=1e-4, atol=0)
+    assert torch.equal(made.network.frontend.retina.filters, retina.filters)
+    assert torch.corrcoef(torch.stack((drive.flatten(), stepped.flatten())))[0, 1] > 0.8
+    assert torch.equal(load_model(tmp_path / "lambda.h5")(images / 255), made(images / 255))
+
+
+def test_the_auxiliary_cnn_reads_the_contrast_of_the_retina(contrast, pipeline, tmp_path):
+    variations = Variations(auxiliary_source="retina", auxiliary_input=Preprocess("average:2"))
+    torch.manual_seed(0)
+    images, seen = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)), []
+    for variant in ("safe", "mu"):
+        network = safe_dnn(contrast.frontend, "fast_cnn", width=0.25, variant=variant, variations=variations).eval()
+        assert network.auxiliary[0].in_channels == 2
+        network.auxiliary.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        with torch.no_grad():
+            logits = network(images)
+            averaged = Preprocess("average:2").build()(images)
+            np.testing.assert_allclose(seen[-1].numpy(), naive_contrast(averaged, network.frontend.retina), atol=1e-6)
+            # Images are not normalised on any path.
+            network.normalise.mean.fill_(5.0)
+            assert torch.equal(network(images), logits)
+        again = load_model(saved(network, tmp_path))
+        assert again.spec == network.spec
+        assert again.network.auxiliary_behind_retina
+        assert torch.equal(again(images), logits)
+    with pytest.raises(UserError, match="`auxiliary_source` retina needs a `frontend` that has a retina"):
+        safe_dnn(pipeline.frontend, "fast_cnn", variations=variations)
+    with pytest.raises(UserError, match="`auxiliary_source` retina"):
+        baseline((1, 8, 8), "fast_cnn", variations=variations)
+    with pytest.raises(UserError, match="`auxiliary_source` lgn: unknown"):
+        Variations(auxiliary_source="lgn")

@@ -22,6 +22,7 @@ from hybrid.paper.networks import (
     DETERMINISTIC,
     MU,
     NOWHERE,
+    RETINA,
     SAFE,
     SEARCH,
     lambda_network,
@@ -29,10 +30,11 @@ from hybrid.paper.networks import (
 )
 from hybrid.paper.numbers import paper_rows, paper_value
 from hybrid.paper.results import table_lines, table_rows
-from hybrid.paper.runs import NOT_DECIDING, TEMPLATES, Place, Run, arguments, default, in_order
+from hybrid.paper.runs import NOT_DECIDING, TEMPLATES, Place, Run, arguments, default, in_order, missing_runs
 from hybrid.paper.tables import COMPARED, PARTS
 from hybrid.paper.workflow import Engine, make
 from hybrid.preprocess import Preprocess
+from hybrid.recipe import RECIPES
 from hybrid.reproduce import ReproduceConfig, experiments, main
 from hybrid.storage import load_model
 from snn.data_source import DataSource
@@ -111,6 +113,13 @@ OTHER = {
     "preset": "imagenet",
     "embedding": 64,
     "threads": 3,
+    "optimiser": "muon",
+    "border": "reflect",
+    "flips": "alternating",
+    "first_layer": "whitening",
+    "small_share": 0.25,
+    "average": 0.5,
+    "auxiliary_source": "retina",
 }
 """Another valid value of each field whose type does not suggest one."""
 
@@ -118,7 +127,8 @@ OTHER = {
 def other_value(name, value):
     # Noise is a tuple of conditions in one command, and a variance in another.
     if name in OTHER and not (name == "noise" and isinstance(value, float)):
-        return OTHER[name]
+        # An encoder and a retina are of a kind.
+        return "whiten" if (name, value) == ("kind", "none") else OTHER[name]
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -205,7 +215,7 @@ def parsed(run, place):
     return configs[0]
 
 
-@pytest.mark.parametrize("scale", ["full", "small"])
+@pytest.mark.parametrize("scale", SCALES)
 def test_command_lines_are_read_as_the_configurations_they_were_made_of(scale):
     place = Place(Path("runs"), "cpu", Path("images"), ("math", "cmath"), threads=3)
     # All sorts of networks and evaluations; other seeds and backbones have the same flags.
@@ -339,14 +349,17 @@ def test_dry_runs_list_commands_and_make_nothing(tmp_path, capsys):
     assert len(PARTS) == 14
 
 
-@pytest.mark.parametrize(("limit", "learned", "corrupted"), [(None, 4000, 1000), (300, 300, 300), (9000, 4000, 1000)])
+@pytest.mark.parametrize(("limit", "learned", "corrupted"), [(None, None, 1000), (300, 300, 300), (9000, 9000, 1000)])
 def test_a_limit_of_images_holds_for_every_run(limit, learned, corrupted):
     limits = dict(limit_train=limit, limit_test=limit)
-    cifar, _ = experiments(ReproduceConfig(("table2",), scale="reduced", data="folder:images", **limits))
+    cifar, _ = experiments(ReproduceConfig(("table2",), scale="fast", data="folder:images", **limits))
     evaluate, *_ = PARTS["corruptions"].runs(cifar)
     assert cifar.learn(SAFE).config.data_source.limit_train == learned
     assert evaluate.config.limit_test == corrupted
-    assert cifar.train(SAFE).config.data_source.limit_train == (limit or 15000)
+    assert cifar.train(SAFE).config.data_source.limit_train == limit
+    few = replace(cifar, scale=replace(cifar.scale, learned=4000))
+    assert few.learn(SAFE).config.data_source.limit_train == min(4000, limit or 4000)
+    assert few.train(SAFE).config.data_source.limit_train == limit
 
 
 @pytest.mark.needs_reproduce
@@ -477,3 +490,119 @@ def test_arguments_put_files_where_the_command_expects_them(digits, tmp_path):
     assert words[words.index("--attack-model") + 1] == str(attacked.file(tmp_path))
     assert words[words.index("--out") + 1] == str(run.file(tmp_path))
     assert run.file(tmp_path).suffix == ".csv"
+
+
+def test_runs_that_are_there_need_not_be_what_they_were_made_from(digits, tmp_path):
+    mixed, safe = digits.model(lambda_network("range")), digits.train(SAFE)
+    wanted = [digits.evaluate((model,), ("clean",)) for model in (mixed, safe)]
+    assert missing_runs(wanted, tmp_path) == in_order(wanted)
+    # The training of the lambda is there, and so it is swapped, but not trained; the front end is still needed.
+    (_, trained), (_, converted) = mixed.inputs
+    trained.file(tmp_path).touch()
+    missing = [run.module for run in missing_runs(wanted, tmp_path)]
+    assert missing == ["snn.learn", "bridge.convert", "hybrid.swap", "hybrid.evaluate", "hybrid.train",
+                       "hybrid.evaluate"]  # fmt: skip
+    # Nothing that a front end is made of, once it is there; nothing at all that results were made of.
+    converted.file(tmp_path).touch()
+    assert [run.module for run in missing_runs(wanted, tmp_path)] == missing[2:]
+    wanted[0].file(tmp_path).touch()
+    assert missing_runs(wanted, tmp_path) == [safe, wanted[1]]
+    wanted[1].file(tmp_path).touch()
+    assert missing_runs(wanted, tmp_path) == []
+
+
+def test_a_field_that_names_its_own_flag_is_given_by_it(digits):
+    run = digits.learn(RETINA)
+    words = arguments(run.config, default(run.config))
+    assert words[words.index("--retina") + 1] == "whiten"
+    assert words[words.index("--retina.epsilon") + 1] == "0.02"
+    assert not any("retina.kind" in word or "learning" in word for word in words)
+    place = Place(Path("runs"))
+    assert parsed(run, place) == run.configuration(place)
+
+
+def test_at_scale_fast_another_backbone_stands_beside_the_papers_numbers(tmp_path):
+    cifar, _ = experiments(ReproduceConfig(("table2",), scale="fast", data="digits"))
+    cells = [cell for cell in PARTS["table2"].cells(cifar) if cell.line.entry == "safe"]
+    line = cells[0].line
+    assert (line.name, line.backbone, line.paper) == ("safe fast_cnn", "fast_cnn", "safe mobilenet_v2")
+    config = cells[0].models[0].config
+    assert (config.architecture.backbone, config.architecture.width, config.preset) == ("fast_cnn", 0.75, "fast")
+    assert config.recipe == RECIPES["fast"]
+    assert len(cells[0].runs) == 3
+    for run, model in zip(cells[0].runs, cells[0].models, strict=True):
+        result(run, model, tmp_path, {cell.condition: 60.0 for cell in cells})
+    for row in table_rows("table2", 2, "top1", cells, tmp_path):
+        paper = paper_value(2, "safe mobilenet_v2", row["condition"], "top1")
+        assert paper is not None
+        assert (row["model"], row["paper_percent"]) == ("safe fast_cnn", paper)
+        assert row["difference_percent"] == pytest.approx(60 - paper, abs=1e-3)
+    # Each line of the paper's table is beside one of ours, but those of its other backbones.
+    shown = {cell.line.paper for cell in PARTS["table2"].cells(cifar)}
+    of_mobilenet = {row["model"] for row in paper_rows(2) if row["model"].endswith("mobilenet_v2")}
+    assert of_mobilenet <= shown
+
+
+def result(run, model, folder, accuracies):
+    """Write a file as an evaluation does: a row for each condition and its accuracy."""
+    with open(run.file(folder), "w", newline="") as file:
+        names = ["model", "condition", "metric", "paths", "value_percent", "standard_error_percent", "images"]
+        writer = csv.DictWriter(file, [*names, "model_digest"])
+        writer.writeheader()
+        for condition, value in accuracies.items():
+            values = (model.name, condition, "top1", "both", value, 0.5, 40, "abc")
+            writer.writerow(dict(zip(writer.fieldnames, values, strict=True)))
+
+
+def test_partial_tables_show_the_runs_that_are_there_and_pair_their_common_seeds(tmp_path, capsys):
+    flags = ["ablations", *TINY, "--seeds", "3", "--partial", "--no-figures"]
+    plan, _ = experiments(ReproduceConfig(("ablations",), scale="small", data="digits", limit_train=90, limit_test=40,
+                                          epochs=1, width=0.1, seeds=3))  # fmt: skip
+    part, runs, out = PARTS["ablations"], tmp_path / "runs", tmp_path / "out"
+    cells = {cell.line.name: cell for cell in part.cells(plan)}
+    accuracies = {
+        "baseline": {0: 50.0, 1: 56.0},
+        "retina safe": {0: 61.0, 1: 65.0, 2: 72.0},
+        "retina safe, random conductances": {1: 60.5, 2: 66.0},
+        "safe": {2: 58.0},
+    }
+    assert main([*flags, "--runs", str(runs), "--out", str(out)]) == 2
+    assert "no run of ablations is there" in capsys.readouterr().err
+    for name, seeds in accuracies.items():
+        for seed, value in seeds.items():
+            # Under noise 10 points less.
+            values = {c: value - 10 * (c != "clean") for c in part.conditions}
+            result(cells[name].runs[seed], cells[name].models[seed], runs, values)
+    before = {path.name for path in runs.iterdir()}
+    assert main([*flags, "--runs", str(runs), "--out", str(out)]) == 0
+    assert {path.name for path in runs.iterdir()} == before
+    assert {path.name for path in out.iterdir()} >= {"ablations.md", "ablations.csv", "contributions.csv"}
+    with open(out / "ablations.csv", newline="") as file:
+        rows = {row["model"]: row for row in csv.DictReader(file) if row["condition"] == "clean"}
+    assert {name: row["training_seeds"] for name, row in rows.items()} == {
+        name: " ".join(map(str, seeds)) for name, seeds in accuracies.items()
+    }
+    for name, seeds in accuracies.items():
+        assert float(rows[name]["ours_percent"]) == pytest.approx(np.mean(list(seeds.values())), abs=1e-3)
+        assert (rows[name]["deviation_percent"] == "") == (len(seeds) == 1)
+    text = (out / "ablations.md").read_text()
+    assert "up to 3 training seeds" in text
+    assert "| network | seeds | `clean` |" in text
+    assert "| baseline | 2 | 53.0 ± 4.2 |" in text
+    assert "| safe | 1 | 58.0 |" in text
+    with open(out / "contributions.csv", newline="") as file:
+        differences = {row["compared"]: row for row in csv.DictReader(file) if row["condition"] == "clean"}
+    # Seeds 1 and 2, then 0 and 1; safe and the baseline have none in common.
+    assert {pair: (row["seeds"], float(row["ours_percent"])) for pair, row in differences.items()} == {
+        "retina safe less retina safe, random conductances": ("2", (4.5 + 6.0) / 2),
+        "retina safe less baseline": ("2", (11.0 + 9.0) / 2),
+    }
+    # As many seeds everywhere: no column for their number.
+    for name in ("baseline", "safe"):
+        for run in cells[name].runs:
+            run.file(runs).unlink(missing_ok=True)
+    cells["retina safe"].runs[0].file(runs).unlink()
+    assert main([*flags, "--runs", str(runs), "--out", str(out)]) == 0
+    text = (out / "ablations.md").read_text()
+    assert "| network | `clean` |" in text
+    assert "over 2 training seeds" in text

@@ -115,3 +115,73 @@ def test_preprocessing_is_done_in_the_order_written():
         Preprocess.parse("average:3+blur", "auxiliary_input")
     with pytest.raises(UserError, match=r"`auxiliary_input` 'average:3'.*Preprocess\('average:3'\)"):
         Variations(auxiliary_input="average:3")
+
+
+INTENSITIES = torch.tensor([0.0, 0.13, 0.37, 0.5, 0.81, 1.0])
+
+
+def variance_by_quadrature(intensity, longest):
+    """Variance of counts over the time of presentation, floor(x + u) - x having f (1 - f), f the fraction of x."""
+    # The inverse of the time, in units of the shortest, is uniform from 300 / longest to 1.
+    least = 300 / longest
+    inverse = least + (1 - least) * (np.arange(200_000) + 0.5) / 200_000
+    fraction = np.mod((3 + 6 * intensity) / inverse, 1)
+    return np.mean(fraction * (1 - fraction) * (inverse / 6) ** 2)
+
+
+@pytest.mark.parametrize("longest", ["300", "450", "1200", "inf"])
+def test_counts_of_longer_presentations_have_the_mean_and_smaller_deviations(longest):
+    images = INTENSITIES.repeat(40_000, 1)[:, None, None]
+    spikes = Preprocess(f"spikes:10,30,300,{longest}").build().train()
+    torch.manual_seed(0)
+    deviations = (spikes(images) - images).double().flatten(1)
+    for column, intensity in enumerate(INTENSITIES.double().numpy()):
+        expected = variance_by_quadrature(intensity, float(longest))
+        found = deviations[:, column]
+        # Where a whole number of spikes lies in the only presentation, it is always counted: the variance is 0.
+        assert found.var().item() == pytest.approx(expected, rel=0.04, abs=1e-7)
+        assert abs(found.mean().item()) <= 5 * (expected / 40_000) ** 0.5 + 1e-6
+    assert spikes.eval()(images) is images
+
+
+def test_deviations_are_inversely_proportional_to_the_time():
+    # An intensity that both times count between two numbers with even chances: 3.5 and 10.5 spikes.
+    images = torch.full((20_000, 1, 1, 1), 1 / 12)
+    found = []
+    for time in (300, 900):
+        torch.manual_seed(0)
+        found.append(Preprocess(f"spikes:10,30,{time}").build().train()(images).std().item())
+    # Half a spike, of which there are 6 and 18 between dark and bright.
+    assert found == pytest.approx([0.5 / 6, 0.5 / 18], rel=0.01)
+
+
+def test_all_pixels_of_an_image_share_its_presentation_and_images_do_not():
+    # Half of each image has one intensity, half another: neither is a whole number of spikes for long.
+    halves = torch.tensor([0.2133, 0.6917]).repeat_interleave(500).repeat(200, 1)[:, None, None]
+    torch.manual_seed(0)
+    seen = Preprocess("spikes:10,30,300,inf").build().train()(halves).flatten(1)
+    spacings = []
+    for image in seen:
+        steps = []
+        for half in image.split(500):
+            levels = half.unique()
+            # Two counts that follow each other; values of one differ in their last bits.
+            steps.append((levels.max() - levels.min()).item())
+            assert ((levels - levels.min() < 1e-6) | (levels.max() - levels < 1e-6)).all()
+        if min(steps) > 1e-4:
+            assert steps[0] == pytest.approx(steps[1], rel=1e-2, abs=2e-6)
+            spacings.append(steps[0])
+    # One spike of 6, in the shortest presentation; its share is uniform.
+    shares = 6 * np.array(spacings)
+    assert len(shares) > 150
+    assert shares.max() <= 1 + 1e-4
+    assert np.histogram(shares, bins=4, range=(0, 1))[0].min() > 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["spikes:10,30,300,299", "spikes:10,30,300,nan", "quantise:10,30,300,400", "spikes:10,30", "spikes:1,2,3,4,5"],
+)
+def test_impossible_presentations_are_refused(text):
+    with pytest.raises(UserError, match="unknown; expected"):
+        Preprocess(text)
