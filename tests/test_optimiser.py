@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import conv2d
 from bridge.storage import load_frontend
 from hybrid.architecture import Architecture, ModelSpec, baseline, build_model
 from hybrid.augment import augment, cover
+from hybrid.lightning_module import Classifier
 from hybrid.optimiser import Muon, hidden_kernels, one_cycle, orthogonal
 from hybrid.recipe import RECIPES, Recipe
 from hybrid.training import Checkpointing, Hardware, train, whiten_first_layer
@@ -155,6 +157,37 @@ def test_hidden_kernels_are_those_of_dense_trainable_convolutions_behind_the_fir
     for parameter in fast.main.stages[1].parameters():
         parameter.requires_grad_(False)
     assert [p.shape[1] for p in hidden_kernels(fast)] == [16, 32, 128, 128]
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
+@pytest.mark.parametrize("optimiser", ["sgd", "muon"])
+def test_every_trainable_parameter_is_in_one_group_with_its_rate_and_decay(optimiser):
+    recipe = Recipe(epochs=1, batch_size=4, learning_rate=0.3, muon_rate=0.07, weight_decay=0.01, optimiser=optimiser)
+    network = baseline((1, 8, 8), "fast_cnn", 4, width=0.5)
+    # A kernel's bias is no kernel.
+    network.main.stages[2][1][0].bias = nn.Parameter(torch.zeros(128))
+    network.main.stages[0][1][0].weight.requires_grad_(False)
+    data = torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8) % 4
+    module = Classifier(network, recipe, "none", 0, training=data, held_out=data)
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module)
+    (optimizer,) = trainer.optimizers
+    assert isinstance(optimizer, Muon if optimiser == "muon" else torch.optim.SGD)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(groups)
+    assert groups.keys() == {id(p) for p in network.parameters() if p.requires_grad}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        turned = optimiser == "muon" and parameter.ndim == 4 and not name.startswith("main.stem")
+        group = groups[id(parameter)]
+        assert group.get("orthogonal", False) == turned, name
+        assert group["initial_lr"] == (0.07 if turned else 0.3)
+        assert group["momentum"] == (0.6 if turned else 0.9)
+        assert group["weight_decay"] == (0.01 if parameter.ndim > 1 and not turned else 0)
 
 
 def test_the_rate_rises_over_the_share_of_warmup():
