@@ -54,6 +54,10 @@ class Architecture:
         check(self.embedding is None or self.embedding >= 0, f"`embedding` {self.embedding}: must be 0 or more")
         check_preprocess(self.preprocess, "preprocess")
         self.variations.check_variant(self.variant)
+        check(
+            self.auxiliary_maps > 0 or self.variations.auxiliary_source == "image",
+            "`auxiliary_source` retina: `auxiliary_maps` is 0, so there is no auxiliary CNN; leave one of them out",
+        )
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,6 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         variant = self.architecture.variant
-        has_retina = self.frontend is not None and self.frontend.retina_size > 0
-        check(
-            self.architecture.variations.auxiliary_source == "image" or has_retina,
-            "`auxiliary_source` retina needs a `frontend` that has a retina, such as pretrained:cifar10-retina",
-        )
         if variant == "baseline":
             check(self.frontend is None, "`variant` baseline has no place for `frontend`; leave one of them out")
             return
@@ -82,6 +81,11 @@ class ModelSpec:
             self.frontend is not None,
             f"`variant` {variant} needs `frontend` FILE, made by python -m bridge.convert; the conventional network is "
             "`variant` baseline",
+        )
+        has_retina = self.frontend is not None and self.frontend.retina_size > 0
+        check(
+            self.architecture.variations.auxiliary_source == "image" or has_retina,
+            "`auxiliary_source` retina needs a `frontend` that has a retina, such as pretrained:cifar10-retina",
         )
         shape = self.frontend and self.frontend.input_shape
         check(

@@ -61,6 +61,13 @@ class Batches:
         pass
 
 
+class Uncopied(dict[str, tuple[Tensor, Tensor]]):
+    """Images that a copy of the module shares: an average of weights has such a copy."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Uncopied":
+        return self
+
+
 class Classifier(lightning.LightningModule):
     """The training and validation steps, and a history with one row for each epoch, also in the CSV file ``metrics``.
 
@@ -83,7 +90,9 @@ class Classifier(lightning.LightningModule):
         self.threads: int | None = None
         """CPU threads of this process; None: as many as it gets."""
         self.network, self.recipe, self.augmentation, self.seed = network, recipe, augmentation, seed
-        self.data: dict[str, tuple[Tensor, Tensor]] = {"train": training, "val": held_out}
+        self.data: dict[str, tuple[Tensor, Tensor]] = Uncopied(train=training, val=held_out)
+        self.mirrored_first = torch.rand(len(training[1]), generator=stream(seed, "flips")) < 0.5
+        """Which images are mirrored in the first pass, where flips alternate."""
         names = [f"{part}_{what}" for part in PARTS for what in ("loss", "accuracy")]
         self.history: dict[str, list[float]] = {name: [] for name in (*names, "learning_rate")}
         self.sums = {part: torch.zeros(3) for part in PARTS}
@@ -92,9 +101,7 @@ class Classifier(lightning.LightningModule):
         # Lightning gives several processes their share when it starts them.
         if self.threads:
             torch.set_num_threads(self.threads)
-        self.data = {part: (x.to(self.device), y.to(self.device)) for part, (x, y) in self.data.items()}
-        half = torch.rand(len(self.data["train"][1]), generator=stream(self.seed, "flips")) < 0.5
-        self.mirrored_first = half.to(self.device)
+        self.data = Uncopied({part: (x.to(self.device), y.to(self.device)) for part, (x, y) in self.data.items()})
 
     def train_dataloader(self) -> Batches:
         return Batches(len(self.data["train"][1]), self.recipe.batch_size, self.seed, lambda: self.global_step)
@@ -126,7 +133,7 @@ class Classifier(lightning.LightningModule):
         """Which of these images, by their indices, to mirror in this pass; None: chance decides."""
         if self.recipe.flips == "random":
             return None
-        return self.mirrored_first[rows].cpu() ^ bool(self.current_epoch % 2)
+        return self.mirrored_first[rows.cpu()] ^ bool(self.current_epoch % 2)
 
     def validation_step(self, rows: Tensor, index: int) -> None:
         images, labels = (values[rows] for values in self.data["val"])
@@ -150,8 +157,9 @@ class Classifier(lightning.LightningModule):
             # The sums are equal in all processes, which therefore end together.
             check(
                 math.isfinite(loss),
-                f"training diverged with `learning_rate` {self.recipe.learning_rate}: the loss is no longer a number; "
-                "lower it",
+                f"training diverged with `learning_rate` {self.recipe.learning_rate}"
+                + (f" and `muon_rate` {self.recipe.muon_rate}" if self.recipe.optimiser == "muon" else "")
+                + ": the loss is no longer a number; lower it",
             )
         self.history["learning_rate"].append(self.trainer.optimizers[0].param_groups[0]["lr"])
         if self.logger:

@@ -14,8 +14,10 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 MOMENTUM = 0.9
 """Of SGD; orthogonal steps have less (K. Jordan's airbench)."""
 ORTHOGONAL_MOMENTUM = 0.6
-IMAGE_CHANNELS = 8
-"""A convolution of so many input channels, or fewer, reads images or their contrast."""
+TINY = 1e-7
+"""Keeps a kernel of zeros from a division by its norm."""
+IMAGE_CHANNELS = 6
+"""A convolution of so many input channels, or fewer, reads images or their contrast (ON and OFF of three colours)."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -47,7 +49,7 @@ class Muon(torch.optim.Optimizer):
                 change = gradient.add_(mean, alpha=group["momentum"])
                 if group["orthogonal"]:
                     change = orthogonal(change.flatten(1)).view(weight.shape)
-                    weight.mul_(len(weight) ** 0.5 / weight.norm())
+                    weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=TINY))
                 weight.add_(change, alpha=-group["lr"])
         return loss
 
@@ -57,7 +59,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     x = matrix.bfloat16() if matrix.is_cuda else matrix
     wide = x.T if len(x) > x.shape[1] else x
-    wide = wide / (wide.norm() + 1e-7)
+    wide = wide / (wide.norm() + TINY)
     for _ in range(STEPS):
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide

@@ -141,8 +141,11 @@ def _read_step(text: str, whole: str) -> nn.Module:
     if len(values) in lengths.get(name, ()) and bool(values) == bool(colon):
         encoding = Encoding(f_min=values[0], f_max=values[1], presentation=values[2]) if values else Encoding()
         longest = values[3] if len(values) == 4 else None
-        if longest is None or longest >= encoding.presentation:
-            return Spikes(encoding, name == "spikes", longest)
+        check(
+            longest is None or longest >= encoding.presentation,
+            f"{whole}: LONGEST, {longest} ms, must be at least T, {encoding.presentation} ms",
+        )
+        return Spikes(encoding, name == "spikes", longest)
     raise UserError(f"{whole}: unknown; expected {EXPECTED}")
 
 

@@ -140,7 +140,15 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     check_outputs(config.options.json)
     if not config.partial:
         make(runs, place, config.engine, snakemake)
+    there = {part.name: any(run.file(config.runs).exists() for run in writer.runs(part)) for part in parts}
+    check(
+        not config.partial or any(there.values()),
+        f"no run of {', '.join(there)} is there: make one, or leave out `partial`",
+    )
     for part in parts:
+        if config.partial and not there[part.name]:
+            print(f"no run of {part.name} is there")
+            continue
         files = writer.write(part)
         if isinstance(part, TableSpec) and (part.number or part.derived):
             print(files[0].read_text())

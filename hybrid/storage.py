@@ -25,6 +25,8 @@ SCHEMA = Schema("hybrid/5", "python -m hybrid.train --out FILE", (*LOCATION, "th
 
 SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
 """Trained networks that ship with the package (:func:`snn.runtime.pretrained.resolve`)."""
+RETINA_FILTERS = "frontend.retina.filters"
+"""Name of the retina's filters in the state of a network that has one."""
 STORED = ("join.norm.", "feature_norm.")
 """Start of a parameter's name in the network, and in the file."""
 
@@ -149,6 +151,11 @@ def _model_from_tree(tree: Tree) -> TrainedModel:
     spec = from_tree(ModelSpec, config, architecture=architecture, input_shape=shape, frontend=frontend)
     network = build_model(spec)
     state = {_renamed(key, *reversed(STORED)): torch.from_numpy(value) for key, value in tree["state"].items()}
+    check(
+        RETINA_FILTERS in state or RETINA_FILTERS not in network.state_dict(),
+        f"it was trained when {architecture.variant} had no retina, which it now shares with the spiking layers; train "
+        "it anew",
+    )
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

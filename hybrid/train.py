@@ -58,9 +58,15 @@ def completed(config: TrainConfig, parent_digest: str) -> bool:
         return replace(source, root=Path(), download=False)
 
     model = load_model(config.out)
-    same = (model.spec.architecture, model.recipe, model.seed, model.parent_digest, images(model.data_source)) == (
+    same = (
+        model.spec.architecture,
+        Recipe.from_tree(model.recipe),
+        model.seed,
+        model.parent_digest,
+        images(model.data_source),
+    ) == (
         config.architecture,
-        config.recipe.as_tree(),
+        config.recipe,
         config.options.seed,
         parent_digest,
         images(config.data_source),

@@ -325,7 +325,7 @@ def _fit(
     callbacks: list[Callback] = [TrainingProgress()]
     if module.recipe.average:
         # Averaged, the frozen values of the front end would change in their last bits.
-        callbacks.append(EMAWeightAveraging(use_buffers=False, decay=module.recipe.average))
+        callbacks.append(EMAWeightAveraging(device, use_buffers=False, decay=module.recipe.average))
     if folder:
         folder.mkdir(exist_ok=True)
         callbacks.append(Checkpoints(folder / PROGRESS, identity, checkpointing.checkpoint_interval))

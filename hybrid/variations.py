@@ -58,6 +58,10 @@ class Variations:
             f"`variability` is a property of spiking neurons: use it with `variant` safe, not {variant}",
         )
         check(
+            variant != "baseline" or self.auxiliary_source == "image",
+            "`auxiliary_source` retina: `variant` baseline has no retina and no auxiliary CNN; leave it out",
+        )
+        check(
             variant != "baseline" or not self.feature_norm,
             "`feature_norm` normalises the features of a front end, which `variant` baseline does not have",
         )

@@ -153,7 +153,7 @@ class Experiments:
             options=RunOptions(seed),
         )
         inputs = () if variant == "baseline" else (("frontend", self.convert(network)),)
-        return Run(f"{variant}-{backbone}-seed{seed}", config, inputs)
+        return Run(f"{variant}-{stand_in}-seed{seed}", config, inputs)
 
     def model(self, network: Network, backbone: str = "mobilenet_v2", seed: int = 0) -> Run:
         """The run whose file holds the finished network: its training, or for a lambda the swap."""

@@ -1,7 +1,7 @@
 """Networks of the tables, of the ablations and of the search, made of the commands' own configurations.
 
-The search changes one factor at a time, then joins what helped. All that was tried is listed, and shown in the figure
-of the frontier; choices rest on held-out training images alone (python -m hybrid.reproduce frontier).
+The networks behind a retina are those of trials on held-out training images. The search lists one factor at a time
+around them, for the figure of the frontier (python -m hybrid.reproduce frontier).
 """
 
 from dataclasses import dataclass, replace
@@ -96,7 +96,7 @@ def _contrast(maps: int = 64, epsilon: float = 0.02, **changes: object) -> Learn
 RETINA = Network("retina safe", "front end", _contrast()).has(auxiliary_maps=0)
 """The frozen layer alone, on contrast: no auxiliary CNN, and nothing random in training."""
 COUNTED = RETINA.but("spike counts", "spike counts").has(preprocess=COUNTS)
-"""What the search chose: RETINA trained on spike counts of random phase."""
+"""RETINA trained on spike counts of random phase."""
 BASELINE_COUNTED = BASELINE.but("spike counts", "spike counts").has(preprocess=COUNTS)
 """What spike counts do alone."""
 RETINA_MU = RETINA.but("mu", "training").has(variant="mu")

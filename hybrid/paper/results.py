@@ -218,7 +218,11 @@ def table_lines(rows: Sequence[Row]) -> list[str]:
     factors = {row["model"]: row["factor"] for row in rows}
     unit = " (%)" if rows[0]["table"] == "recovered" else ""
     first = "contribution" if rows[0]["table"] == "contributions" else "network"
-    seeds = {row["model"]: str(row.get("seeds", "")) for row in rows}
+    counts: dict[str, set[int]] = {model: set() for model in factors}
+    for row in rows:
+        counts[row["model"]].add(int(row.get("seeds") or 0))
+    # Conditions of a line can have been measured on different numbers of trainings.
+    seeds = {model: "-".join(map(str, sorted({min(own), max(own)}))) for model, own in counts.items()}
     with_factor, with_seeds = any(factors.values()), len(set(seeds.values())) > 1
     optional = [*(["tried for"] if with_factor else []), *(["seeds"] if with_seeds else [])]
     names = [first, *optional, *(f"`{c}`{unit}" for c in conditions)]

@@ -14,7 +14,7 @@ import tyro
 from bridge.convert import ConvertConfig
 from bridge.storage import SCHEMA as conversion_schema
 from hybrid.augment import resolve_augmentation
-from hybrid.backbones.base import EMBEDDING
+from hybrid.backbones import BACKBONES
 from hybrid.evaluate import EvaluateConfig
 from hybrid.paper.networks import CONVERT, EVALUATE, LEARN, SWAP, TRAIN
 from hybrid.storage import SCHEMA as training_schema
@@ -160,8 +160,9 @@ def _implied(config: Config) -> list[object]:
     """Values behind the "auto", None and bare names of a configuration, which another version may choose otherwise."""
     implied: list[object] = [*sorted(PLUGINS.values())]
     if isinstance(config, TrainConfig | EvaluateConfig):
-        implied += [_deciding(Encoding()), EMBEDDING]
+        implied.append(_deciding(Encoding()))
     if isinstance(config, TrainConfig):
+        implied.append(BACKBONES[config.architecture.backbone].embedding)
         implied.append(resolve_augmentation(config.recipe.augmentation, config.data_source.data))
     return implied
 

@@ -192,7 +192,7 @@ def _noise_entries(trained: Mapping[str, tuple[str, ...]], *networks: Network) -
 
 
 OURS = (AVERAGE_TRAINED, SAFE, RETINA, COUNTED)
-"""Networks of the paper's tables beside baselines, and those that the search chose."""
+"""Networks of the paper's tables beside baselines, and those behind a retina."""
 COMPARED = (BASELINE, BASELINE_COUNTED, noise_trained("awgn:30"), SAFE, MU, RANDOM, RETINA, MU_COUNTED, COUNTED)
 """Networks that are compared at noises that none of them has seen."""
 TABLE3 = ("clean", "awgn:25", "awgn:15", "awgn:10", "awgn:5")
