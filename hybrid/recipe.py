@@ -106,7 +106,7 @@ RECIPES: dict[str, Recipe] = {
     # 50,000 images of 32 pixels. Large batches keep a GPU busy, and the rate grows with them (0.1 for 128 images, as
     # usual for CIFAR). Few images are held out.
     "cifar10": Recipe(epochs=100, batch_size=512, learning_rate=0.4, holdout=0.02),
-    # 50,000 images of 32 pixels in an hour on one core, with backbone fast_cnn (docs/hybrid.md: what each part pays).
+    # 50,000 images of 32 pixels in an hour on one core: for fast_cnn (benchmarks/recipe.py measures its parts).
     "fast": Recipe(
         epochs=18,
         batch_size=1024,

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hybrid.backbones import BACKBONES
 from hybrid.conditions import Noise
 from hybrid.paper.experiments import SCALES, Experiments
 from hybrid.paper.networks import (
@@ -187,7 +188,7 @@ def test_identity_follows_schemas_inputs_and_image_files(digits, image_folder, m
 
 def test_identity_follows_plugins_and_what_auto_and_none_stand_for(digits, monkeypatch):
     before = digits.train(BASELINE).identity
-    monkeypatch.setattr("hybrid.paper.runs.EMBEDDING", 64)
+    monkeypatch.setattr(BACKBONES["mobilenet_v2"], "embedding", 64)
     assert digits.train(BASELINE).identity != before
     monkeypatch.undo()
     assert digits.train(BASELINE).identity == before
