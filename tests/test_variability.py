@@ -183,5 +183,5 @@ def test_all_pixels_of_an_image_share_its_presentation_and_images_do_not():
     ["spikes:10,30,300,299", "spikes:10,30,300,nan", "quantise:10,30,300,400", "spikes:10,30", "spikes:1,2,3,4,5"],
 )
 def test_impossible_presentations_are_refused(text):
-    with pytest.raises(UserError, match="unknown; expected|LONGEST"):
+    with pytest.raises(UserError, match=r"unknown; expected|LONGEST"):
         Preprocess(text)
