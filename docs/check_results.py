@@ -127,8 +127,9 @@ class Tables:
         many = sorted({len(values) for values in measured})
         named = all(row.get("training_seeds") for row in rows)
         check(named or len(many) <= 1, f"numbers of seeds differ: {many}; give rows of equal ones")
-        common = iter(paired(*measured)) if measured else iter(())
-        check(not measured or paired(*measured).size > 0, "the rows have no seed in common")
+        aligned = paired(*measured) if measured else np.empty((0, 1))
+        check(not measured or aligned.size > 0, "the rows have no seed in common")
+        common = iter(aligned)
         seeds = [
             np.array(float(_cell(row, COLUMNS[term.column]))) if term.column else next(common)
             for term, row in zip(terms, rows, strict=True)

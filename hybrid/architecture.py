@@ -14,7 +14,7 @@ from hybrid.backbones import BACKBONES, check_backbone, full_backbone, main_cnn
 from hybrid.network import BaselineNetwork, HybridNetwork, Network, Normalise, TrainableFrontEnd
 from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preprocess_flag
 from hybrid.variations import Variations
-from snn.runtime.errors import check
+from snn.runtime.errors import check, check_choice
 
 Variant = Literal["safe", "baseline", "mu", "lambda"]
 
@@ -46,10 +46,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         check_backbone(self.backbone, self.width)
-        check(
-            self.variant in get_args(Variant),
-            f"`variant` {self.variant}: unknown; choose from {', '.join(get_args(Variant))}",
-        )
+        check_choice("variant", self.variant, get_args(Variant))
         check(self.auxiliary_maps >= 0, f"`auxiliary_maps` {self.auxiliary_maps}: must be 0 or more")
         check(self.embedding is None or self.embedding >= 0, f"`embedding` {self.embedding}: must be 0 or more")
         check_preprocess(self.preprocess, "preprocess")

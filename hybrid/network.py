@@ -86,8 +86,12 @@ class TrainableFrontEnd(nn.Module):
             c_in = layer.channels
         self.layers = nn.Sequential(*layers)
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Input of the first layer."""
+        return contrast(images, self.retina) if self.retina else images
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(contrast(images, self.retina) if self.retina else images)
+        return self.layers(self.encode(images))
 
 
 def contrast(images: Tensor, retina: Retina) -> Tensor:

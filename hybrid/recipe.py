@@ -11,7 +11,7 @@ from hybrid.conditions import Noise, condition_flag
 from hybrid.conditions.drawn import CLEAN
 from hybrid.image_size import IMAGENET_RECIPE
 from snn.data import balanced_subset
-from snn.runtime.errors import check
+from snn.runtime.errors import check, check_choice
 from snn.runtime.tree import Tree, from_tree
 
 RecipeName = Literal["auto", "digits", "cifar10", "imagenet", "fast"]
@@ -76,8 +76,7 @@ class Recipe:
             ("flips", Flips),
             ("first_layer", FirstLayer),
         ):
-            value, names = getattr(self, name), get_args(choices)
-            check(value in names, f"`{name}` {value}: unknown; choose from {', '.join(names)}")
+            check_choice(name, getattr(self, name), get_args(choices))
         check(0 <= self.label_smoothing < 1, f"`label_smoothing` {self.label_smoothing}: expected 0 to below 1")
         check(0 < self.holdout < 1, f"`holdout` {self.holdout}: must lie between 0 and 1")
         check(

@@ -125,7 +125,8 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     writer = Writer(config.out, place, cifar, traffic, how_made(config, cifar), stand_in, config.options.figures)
     parts = [PARTS[name] for name in config.wanted]
     # All runs at once, so that independent ones can be made at the same time.
-    runs = [run for part in parts for run in writer.runs(part)]
+    runs_of = {part.name: writer.runs(part) for part in parts}
+    runs = [run for wanted in runs_of.values() for run in wanted]
     if config.dry_run:
         needed = {run.identity for run in missing_runs(runs, config.runs)}
         for run in in_order(runs):
@@ -140,7 +141,7 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     check_outputs(config.options.json)
     if not config.partial:
         make(runs, place, config.engine, snakemake)
-    there = {part.name: any(run.file(config.runs).exists() for run in writer.runs(part)) for part in parts}
+    there = {name: any(run.file(config.runs).exists() for run in wanted) for name, wanted in runs_of.items()}
     check(
         not config.partial or any(there.values()),
         f"no run of {', '.join(there)} is there: make one, or leave out `partial`",

@@ -20,7 +20,7 @@ from torch import Tensor
 from bridge.frontend import SpikingFrontEnd
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend
 from hybrid.architecture import build_model
-from hybrid.network import HybridNetwork, TrainableFrontEnd, contrast
+from hybrid.network import HybridNetwork, TrainableFrontEnd
 from hybrid.storage import TrainedModel, load_model, model_file, save_model
 from snn.data import balanced_subset, load_images
 from snn.runtime.cli import RunOptions, command_line, run_command
@@ -83,9 +83,7 @@ def swap(model: TrainedModel, frontend: SpikingFrontEnd, images: Tensor, scale: 
     assert isinstance(network, HybridNetwork)
     assert isinstance(network.frontend, TrainableFrontEnd)
     network.load_state_dict(model.network.state_dict(), strict=False)
-    x = network.frontend_input(network.preprocess(images.float() / 255))
-    if network.frontend.retina is not None:
-        x = contrast(x, network.frontend.retina)
+    x = network.frontend.encode(network.frontend_input(network.preprocess(images.float() / 255)))
     last = frontend.layers[-1]
     for layer, converted in zip(network.frontend.layers, frontend.layers, strict=True):
         edges, heights = converted.activation.edges.clone(), converted.activation.heights.clone()

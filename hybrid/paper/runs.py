@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, cached_property
 from itertools import chain
@@ -222,25 +222,23 @@ def _words(value: object) -> list[str]:
     return [word for item in value for word in _words(item)] if isinstance(value, tuple) else [str(value)]
 
 
+def in_order(runs: Iterable[Run], needed: Callable[[Run], bool] = lambda run: True) -> list[Run]:
+    """These runs and all that they depend on, each once, inputs first.
+
+    Runs that are not ``needed`` are left out, with what only they depend on.
+    """
+
+    def chain_of(run: Run) -> Iterator[Run]:
+        if needed(run):
+            yield from chain.from_iterable(chain_of(source) for _, source in run.inputs)
+            yield run
+
+    return list({run.identity: run for wanted in runs for run in chain_of(wanted)}.values())
+
+
 def missing_runs(runs: Iterable[Run], folder: Path) -> list[Run]:
     """Those of ``runs`` whose file is not there, and what they are still to be made from; each once, inputs first.
 
     What a run that exists was made from need not be there any more.
     """
-
-    def needed(run: Run) -> Iterator[Run]:
-        if not run.file(folder).exists():
-            yield from chain.from_iterable(needed(source) for _, source in run.inputs)
-            yield run
-
-    return list({run.identity: run for wanted in runs for run in needed(wanted)}.values())
-
-
-def in_order(runs: Iterable[Run]) -> list[Run]:
-    """These runs and all that they depend on, each once, inputs first."""
-
-    def needed(run: Run) -> Iterator[Run]:
-        yield from chain.from_iterable(needed(source) for _, source in run.inputs)
-        yield run
-
-    return list({run.identity: run for wanted in runs for run in needed(wanted)}.values())
+    return in_order(runs, lambda run: not run.file(folder).exists())
