@@ -43,6 +43,8 @@ class EvaluateConfig:
     draws: int = 1
     """Passes over each image, whose class probabilities are averaged, of models that draw at random in their encoder
     while they are trained (--preprocess spikes, --variations.variability). 1: their encoder gives its mean instead."""
+    mirror: bool = False
+    """Average the class probabilities of each image and of its mirror image (left to right), at twice the time."""
     attack_model: Path | None = None
     """Model whose gradient fgsm takes; the gradients of the models themselves are never taken."""
     preprocess: Annotated[Preprocess, preprocess_flag()] = UNCHANGED
@@ -86,6 +88,7 @@ def print_tables(rows: list[dict], repeats: int) -> None:
     spread = deviation if repeats > 1 else "standard error"
     draws = max(row["draws"] for row in rows)
     averaged = f", {draws} draws of the encoder" if draws > 1 else ""
+    averaged += ", each averaged with its mirror image" if rows[0]["mirror"] else ""
     for metric in METRICS:
         cells = {(row["condition"], row["model"]): row for row in summarise(rows, metric, "both")}
         lines = []
@@ -131,6 +134,7 @@ def run(config: EvaluateConfig) -> None:
         config.noise,
         repeats=config.repeats,
         draws=config.draws,
+        mirror=config.mirror,
         attack_model=config.attack_model,
         preprocess=config.preprocess,
         cifar10_c=config.cifar10_c,

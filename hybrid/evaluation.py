@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bridge.drawing import Drawing, drawing, random_modules
+from bridge.drawing import drawing, random_modules
 from hybrid.conditions import Condition, Context, Perturbed
 from hybrid.conditions.drawn import Clean, awgn_sigma
 from hybrid.network import Paths
@@ -51,6 +51,7 @@ def predict(
     preprocess: nn.Module | None = None,
     paths: Paths = "both",
     draws: int = 1,
+    mirror: bool = False,
     seed: int = 0,
 ) -> Tensor:
     """Logits (N, classes), on the CPU, of images (N, C, H, W) in [0, 1].
@@ -58,37 +59,36 @@ def predict(
     ``network`` is moved to ``device`` and set to evaluation mode. With ``draws`` above 1, a network that draws in its
     encoder while it is trained (or whose ``preprocess`` does) draws here so many times for each image. The result is
     the logarithm of the mean of the class probabilities. The draws depend on ``seed``, the number of the draw and the
-    place of the image among ``images`` alone. With 1, and in other networks, the encoder gives its mean.
+    place of the image among ``images`` alone. With 1, and in other networks, the encoder gives its mean. With
+    ``mirror``, the network sees each image and its mirror image (left to right), and their answers are averaged
+    likewise.
     """
     step = preprocess or nn.Identity()
     network.to(device).eval()
     encoders = random_modules(step, network) if draws > 1 else []
     arguments = {} if paths == "both" else {"paths": paths}
 
-    def answer(batch: Tensor) -> Tensor:
-        return network(step(batch), **arguments).cpu()
+    def answers(batch: Tensor, rows: Sequence[int]) -> Iterator[Tensor]:
+        for view in (batch, batch.flip(3)) if mirror else (batch,):
+            for draw in range(draws if encoders else 1):
+                with drawing(encoders, [stream(seed, "draw", draw, row) for row in rows] if encoders else []):
+                    yield network(step(view), **arguments).cpu()
 
     logits = []
     with torch.inference_mode():
         for number, batch in enumerate(images.split(batch_size)):
             batch = batch.to(device).contiguous(memory_format=torch.channels_last)
-            if encoders:
-                rows = range(number * batch_size, number * batch_size + len(batch))
-                logits.append(_mean_answer(partial(answer, batch), encoders, rows, draws, seed))
-            else:
-                logits.append(answer(batch))
+            rows = range(number * batch_size, number * batch_size + len(batch))
+            logits.append(_mean_answer(list(answers(batch, rows))))
     return torch.cat(logits)
 
 
-def _mean_answer(
-    answer: Callable[[], Tensor], encoders: Sequence[Drawing], rows: Sequence[int], draws: int, seed: int
-) -> Tensor:
-    """Logarithm of the mean probabilities of ``draws`` calls of ``answer``; ``rows`` are the places of the images."""
-    answers = []
-    for draw in range(draws):
-        with drawing(encoders, [stream(seed, "draw", draw, row) for row in rows]):
-            answers.append(answer())
-    return (torch.stack(answers).double().log_softmax(2).logsumexp(0) - math.log(draws)).to(answers[0])
+def _mean_answer(answers: Sequence[Tensor]) -> Tensor:
+    """Logarithm of the mean class probabilities of several logits; of one, these logits as they are."""
+    if len(answers) == 1:
+        return answers[0]
+    mean = torch.stack(answers).double().log_softmax(2).logsumexp(0) - math.log(len(answers))
+    return mean.to(answers[0])
 
 
 def correct_in(logits: Tensor, labels: Tensor, among: int) -> int:
@@ -104,6 +104,7 @@ def evaluate(
     *,
     repeats: int = 1,
     draws: int = 1,
+    mirror: bool = False,
     attack_model: Model | None = None,
     preprocess: Preprocess | str = "none",
     cifar10_c: str | Path | None = None,
@@ -124,6 +125,8 @@ def evaluate(
         draws: passes over each image of a model that draws in its encoder while it is trained, by ``preprocess``
             ``spikes`` or ``variability`` (:func:`predict`). They are averaged. 1: its encoder gives the mean instead,
             as do those of other models, which have one pass. The noise seed is also that of these draws.
+        mirror: average over each image and its mirror image (:func:`predict`). Attacks take the gradient of the image
+            alone.
         attack_model: whose gradient ``fgsm`` takes, with the mean of its encoder.
         preprocess: what is done to images before all models.
         cifar10_c: folder of the published files for ``cifar10-c``.
@@ -148,7 +151,7 @@ def evaluate(
     check(len(wanted) >= 1, "`conditions`: give at least one, for example clean")
     preprocess = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     step = preprocess.build().eval().to(device)
-    predict_batches = partial(predict, device=device, batch_size=batch_size, preprocess=step)
+    predict_batches = partial(predict, device=device, batch_size=batch_size, preprocess=step, mirror=mirror)
     passes = {name: draws if random_modules(step, subject.network) else 1 for name, subject in subjects.items()}
     check(draws >= 1, f"`draws` {draws}: give 1 or more")
     check(
@@ -175,6 +178,7 @@ def evaluate(
                 "mean_sigma_intensity": "" if condition.snr is None else _mean_sigma(data.images, condition.snr),
                 "source_digest": attack_digest,
                 "preprocess": str(preprocess),
+                "mirror": mirror,
                 "images": len(perturbed.labels),
             }
             every_path = condition == ablated and noise_seed == seed

@@ -115,6 +115,7 @@ RECIPES: dict[str, Recipe] = {
         label_smoothing=0.2,
         border="reflect",
         flips="alternating",
+        small_share=0.5,
         holdout=0.02,
     ),
     # Tens of thousands of images of 64 to 224 pixels.

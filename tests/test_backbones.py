@@ -96,13 +96,13 @@ def test_width_makes_networks_narrower(name):
     [
         # Stem, then two convolutions in each of three stages, the first before its 2 x 2 maximum. Stem and the first
         # of them are dropped; the maximum behind the second then leaves the resolution that theirs left.
-        (32, None, [32, 32, 16, 16, 8, 8, 4]),
-        (32, 1, [32, 16, 8, 8, 4]),
-        (32, 4, [8, 8, 4, 4, 2]),
-        (224, None, [56, 56, 28, 28, 14, 14, 7]),
-        (224, 1, [224, 28, 14, 14, 7]),
-        (224, 4, [56, 28, 14, 14, 7]),
-        (8, None, [8, 8, 4, 4, 2, 2, 1]),
+        (32, None, [32, 32, 16, 16, 16, 8, 8, 8, 4, 4]),
+        (32, 1, [32, 16, 16, 8, 8, 8, 4, 4]),
+        (32, 4, [8, 8, 8, 4, 4, 4, 2, 2]),
+        (224, None, [56, 56, 28, 28, 28, 14, 14, 14, 7, 7]),
+        (224, 1, [224, 28, 28, 14, 14, 14, 7, 7]),
+        (224, 4, [56, 28, 28, 14, 14, 14, 7, 7]),
+        (8, None, [8, 8, 4, 4, 4, 2, 2, 2, 1, 1]),
     ],
 )
 def test_fast_cnn_halves_its_resolution_in_each_stage(size, dropped, resolutions):
@@ -122,7 +122,7 @@ def test_fast_cnn_halves_its_resolution_in_each_stage(size, dropped, resolutions
     # 7 x 7 pixels at stride 4 only where the stem reads a large image.
     first = (7, 4) if size == 224 and dropped is None else (3, 1)
     assert [(c.kernel_size[0], c.stride[0]) for c in convolutions] == [first] + [(3, 1)] * (len(seen) - 1)
-    widths = [8, 16, 16, 64, 64, 64, 64] if dropped is None else [16, 64, 64, 64, 64]
+    widths = [8, 16] * (dropped is None) + [16] * 2 + [64] * 6
     assert [c.out_channels for c in convolutions] == widths
 
 
@@ -131,7 +131,7 @@ def test_fast_cnn_has_widths_of_eights_one_linear_layer_and_images_of_8_pixels_o
         network = full_backbone("fast_cnn", 1, 7, 8, width=width).eval()
         convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
         assert convolutions[0].in_channels == 1
-        for found, base in zip(convolutions, [24, 64, 64, 256, 256, 256, 256], strict=True):
+        for found, base in zip(convolutions, [24, *[64] * 3, *[256] * 6], strict=True):
             assert found.out_channels % 8 == 0
             assert found.out_channels == 8 or abs(found.out_channels - width * base) <= 4
         assert network(torch.rand(2, 1, 8, 8)).shape == (2, 7)
@@ -143,13 +143,28 @@ def test_fast_cnn_has_widths_of_eights_one_linear_layer_and_images_of_8_pixels_o
 
 def test_fast_cnn_costs_what_its_convolutions_do():
     # Places, input and output channels of each 3 x 3 convolution.
-    places = [32**2, 32**2, 16**2, 16**2, 8**2, 8**2, 4**2]
-    channels = [3, 24, 64, 64, 256, 256, 256, 256]
+    places = [n**2 for n in (32, 32, 16, 16, 16, 8, 8, 8, 4, 4)]
+    channels = [3, 24, *[64] * 3, *[256] * 6]
     weights = [9 * a * b for a, b in pairwise(channels)]
     products = [n * kernel for n, kernel in zip(places, weights, strict=True)]
     network = full_backbone("fast_cnn", 3, 10, 32)
     assert count_macs(network, (3, 32, 32)) == sum(products) + 256 * 10
     assert count(network) == sum(weights) + 2 * sum(channels[1:]) + 256 * 10 + 10
+
+
+def test_the_last_convolution_of_a_stage_of_fast_cnn_is_added_to_its_input():
+    torch.manual_seed(0)
+    network = full_backbone("fast_cnn", 3, 10, 32, width=0.25).eval()
+    for stage, resolution in zip(network.stages, (32, 16, 8), strict=True):
+        for module in stage.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.running_mean)
+        features = torch.rand(2, next(stage.parameters()).shape[1], resolution, resolution)
+        (*first, second, last), convolutions = stage, [m for m in stage.modules() if isinstance(m, nn.Conv2d)]
+        with torch.no_grad():
+            before = second(first[0](features))
+            normalised = last[1](nn.functional.conv2d(before, convolutions[2].weight, padding=1))
+            torch.testing.assert_close(stage(features), before + nn.functional.gelu(normalised))
 
 
 def test_impossible_backbones_are_refused():

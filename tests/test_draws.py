@@ -276,3 +276,28 @@ def test_an_attack_takes_the_gradient_of_the_mean(models, conventional, digits):
     answers = predict(conventional, moved, "cpu", draws=3)
     assert attacked["correct"] == (answers.argmax(1) == digits.labels).sum().item()
     assert attacked["draws"] == 3
+
+
+def test_mirror_is_the_mean_over_an_image_and_its_mirror_image(conventional, network, digits):
+    images = pixels(digits)
+    for each in (conventional, network):
+        both = torch.stack([predict(each, images, "cpu"), predict(each, images.flip(3), "cpu")])
+        assert not torch.allclose(both[0], both[1])
+        expected = torch.stack([mean_of(answers) for answers in both.unbind(1)])
+        torch.testing.assert_close(predict(each, images, "cpu", mirror=True), expected)
+        drawn = torch.stack([predict(each, x, "cpu", draws=3, seed=2) for x in (images, images.flip(3))])
+        expected = torch.stack([mean_of(answers) for answers in drawn.unbind(1)])
+        torch.testing.assert_close(predict(each, images, "cpu", draws=3, mirror=True, seed=2), expected)
+
+
+def test_the_command_averages_mirror_images_and_records_it(models, digits, tmp_path, capsys):
+    file, out = tmp_path / "model.h5", tmp_path / "results.csv"
+    save(next(iter(models.values())), file)
+    arguments = [str(file), "--noise", "clean", "awgn:10", "--limit-test", "50"]
+    main([*arguments, "--mirror", "--out", str(out)])
+    assert "each averaged with its mirror image" in " ".join(capsys.readouterr().out.split())
+    rows = list(csv.DictReader(out.open()))
+    assert {row["mirror"] for row in rows} == {"True"}
+    main([*arguments, "--out", str(tmp_path / "plain.csv")])
+    assert "mirror" not in capsys.readouterr().out
+    assert {row["mirror"] for row in csv.DictReader((tmp_path / "plain.csv").open())} == {"False"}

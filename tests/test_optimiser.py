@@ -142,7 +142,7 @@ def test_hidden_kernels_are_those_of_dense_trainable_convolutions_behind_the_fir
         depthwise, reads_image = convolution.groups > 1, convolution.in_channels == 3
         assert (id(convolution.weight) in found) == (not depthwise and not reads_image)
     fast = baseline((1, 8, 8), "fast_cnn", 10, width=0.5)
-    assert [p.shape[1] for p in hidden_kernels(fast)] == [16, 32, 32, 128, 128, 128]
+    assert [p.shape[1] for p in hidden_kernels(fast)] == [16, *[32] * 3, *[128] * 5]
     # Spiking layers are frozen; in their place, layers of 1 and 6 input channels read what is as narrow as images.
     frontend, _, _ = load_frontend(pipeline.frontend)
     for variant in ("safe", "mu"):
@@ -150,7 +150,7 @@ def test_hidden_kernels_are_those_of_dense_trainable_convolutions_behind_the_fir
         network = build_model(spec, copy.deepcopy(frontend))
         turned = set(map(id, hidden_kernels(network)))
         owners = {name for name, parameter in network.named_parameters() if id(parameter) in turned}
-        assert len(owners) == 6
+        assert len(owners) == 9
         # The auxiliary CNN's first layer reads the image.
         assert all(name.startswith("main.stages.") or name == "auxiliary.3.weight" for name in owners)
     for parameter in fast.main.stages[1].parameters():

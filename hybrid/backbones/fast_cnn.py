@@ -2,7 +2,8 @@
 
 Its shape is that of the networks of speed records: D. Page's ResNet-9 (DAWNBench, 2018) and K. Jordan's airbench
 (2024). All its convolutions are dense, so that a CPU computes them near its peak; MobileNetV2's depthwise ones are
-bound by memory. Widths and their order are airbench's; blocks are plain, with batch normalisation and GELU.
+bound by memory. Widths and their order are airbench's, as is the residual connection over the last
+convolution of a stage; each convolution is followed by batch normalisation and GELU.
 """
 
 from torch import Tensor, nn
@@ -12,12 +13,20 @@ from hybrid.backbones.base import Adapter, initialise_convolutions, register_bac
 STEM = 24
 WIDTHS = (64, 256, 256)
 """Channels of the stem and of each stage."""
-BLOCKS = 2
-"""Convolutions in each stage. Behind the first a 2 x 2 maximum halves the resolution."""
+BLOCKS = 3
+"""Convolutions in each stage. Behind the first a 2 x 2 maximum halves the resolution; from the third on, each one's
+output is added to its input."""
+
+
+class Residual(nn.Sequential):
+    """Layers whose input is added to their output."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + super().forward(features)
 
 
 class FastCNN(nn.Module):
-    """Stem, three stages of two convolutions, the maximum over all places and one linear layer.
+    """Stem, three stages of three convolutions, the maximum over all places and one linear layer.
 
     Normalised images (B, 3, H, W) to logits (B, classes).
     """
@@ -29,8 +38,8 @@ class FastCNN(nn.Module):
         self.stem = block(3, stem, kernel_size=7, stride=4)
         stages, c_in = [], stem
         for c_out in channels:
-            others = [block(c_out, c_out) for _ in range(BLOCKS - 1)]
-            stages.append(nn.Sequential(block(c_in, c_out, pool=2), *others))
+            second, *others = (block(c_out, c_out) for _ in range(BLOCKS - 1))
+            stages.append(nn.Sequential(block(c_in, c_out, pool=2), second, *(Residual(*each) for each in others)))
             c_in = c_out
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveMaxPool2d(1)

@@ -33,6 +33,8 @@ class Scale:
     holdout: float | None = None
     recipe: RecipeName = "auto"
     """Hyperparameters of supervised training."""
+    mirror: bool = False
+    """Whether evaluation averages over each image and its mirror image."""
     width: float = 1.0
     """Multiplier of the backbones' channels."""
     learned: int | None = None
@@ -64,6 +66,7 @@ SCALES = {
     "fast": Scale(
         seeds=3,
         recipe="fast",
+        mirror=True,
         width=0.75,
         backbones=PAPER_BACKBONES[:1],
         stand_ins={"mobilenet_v2": "fast_cnn"},
@@ -176,6 +179,7 @@ class Experiments:
             evaluation,
             noise=tuple(Condition.parse(text) for text in conditions),
             attack_model=NOWHERE if attacked else None,
+            mirror=self.scale.mirror,
             options=RunOptions(self.seed),
         )
         inputs = (*(("models", model) for model in models), *((("attack_model", attacked),) if attacked else ()))

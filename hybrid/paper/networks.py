@@ -102,6 +102,16 @@ BASELINE_COUNTED = BASELINE.but("spike counts", "spike counts").has(preprocess=C
 RETINA_MU = RETINA.but("mu", "training").has(variant="mu")
 """RETINA with a trained layer in place of the learned one, behind the same retina."""
 MU_COUNTED = RETINA_MU.but("spike counts", "spike counts").has(preprocess=COUNTS)
+LOCAL_MEAN = Preprocess("average:3")
+
+
+def _assisted(network: Network) -> Network:
+    """A copy with an auxiliary CNN on the local mean of the image."""
+    return network.but("auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=16).varies(auxiliary_input=LOCAL_MEAN)
+
+
+ASSISTED = _assisted(COUNTED)
+"""COUNTED with an auxiliary CNN that sees means of 3 x 3 pixels: what the retina removes, without impulses."""
 RANDOM = RETINA.but("random conductances", "conductances").converts("random")
 """RETINA without what its layer learned."""
 
@@ -119,11 +129,14 @@ ABLATIONS = (
     RETINA.but("deterministic STDP", "rule").learns(rule="deterministic"),
     RETINA.but("no steps", "steps").converts(steps=256),
     RETINA.but("more low-pass", "retina").of(_contrast(epsilon=0.1)),
-    RETINA.but("auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=8),
+    _assisted(RETINA),
     RETINA_MU,
     COUNTED,
     COUNTED.but("random conductances", "conductances").converts("random"),
-    COUNTED.but("auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=8),
+    ASSISTED,
+    ASSISTED.but("random conductances", "conductances").converts("random"),
+    ASSISTED.but("mu", "training").has(variant="mu"),
+    COUNTED.but("auxiliary CNN on the image", "auxiliary CNN").has(auxiliary_maps=16),
     MU_COUNTED,
 )
 CONTRIBUTIONS = (
@@ -136,11 +149,26 @@ CONTRIBUTIONS = (
         "retina safe, spike counts",
         "retina safe, spike counts, random conductances",
     ),
+    (
+        "learned conductances, not random ones, with spike counts and auxiliary CNN",
+        "retina safe, spike counts, auxiliary CNN",
+        "retina safe, spike counts, auxiliary CNN, random conductances",
+    ),
     ("FD, not plain stochastic STDP", "retina safe", "retina safe, plain stochastic STDP"),
     ("FD, not deterministic STDP", "retina safe", "retina safe, deterministic STDP"),
     ("steps, not a ReLU that saturates", "retina safe", "retina safe, no steps"),
     ("more low-pass in the retina", "retina safe, more low-pass", "retina safe"),
     ("auxiliary CNN, not none", "retina safe, auxiliary CNN", "retina safe"),
+    (
+        "auxiliary CNN, not none, with spike counts",
+        "retina safe, spike counts, auxiliary CNN",
+        "retina safe, spike counts",
+    ),
+    (
+        "auxiliary CNN on the local mean, not on the image, with spike counts",
+        "retina safe, spike counts, auxiliary CNN",
+        "retina safe, spike counts, auxiliary CNN on the image",
+    ),
     ("a frozen layer, not a trained one (mu)", "retina safe", "retina safe, mu"),
     ("frozen layer behind a retina, not the baseline", "retina safe", "baseline"),
     ("spike counts alone, of the baseline", "baseline, spike counts", "baseline"),
@@ -151,7 +179,18 @@ CONTRIBUTIONS = (
         "retina safe, spike counts",
         "retina safe, mu, spike counts",
     ),
-    ("both, not the baseline", "retina safe, spike counts", "baseline"),
+    (
+        "a frozen layer, not a trained one, with spike counts and auxiliary CNN",
+        "retina safe, spike counts, auxiliary CNN",
+        "retina safe, spike counts, auxiliary CNN, mu",
+    ),
+    (
+        "frozen layer and auxiliary CNN, not spike counts alone",
+        "retina safe, spike counts, auxiliary CNN",
+        "baseline, spike counts",
+    ),
+    ("frozen layer and spike counts, not the baseline", "retina safe, spike counts", "baseline"),
+    ("all three, not the baseline", "retina safe, spike counts, auxiliary CNN", "baseline"),
     ("paper's spiking layers, not trainable ones (mu)", "safe", "mu"),
     ("paper's SAFE, not the baseline", "safe", "baseline"),
     ("step functions in a trained mu (lambda)", "lambda, range", "mu"),

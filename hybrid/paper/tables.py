@@ -15,6 +15,7 @@ from hybrid.evaluate import EvaluateConfig
 from hybrid.paper.experiments import Experiments
 from hybrid.paper.networks import (
     ABLATIONS,
+    ASSISTED,
     AVERAGE,
     AVERAGE_TRAINED,
     BASELINE,
@@ -191,9 +192,20 @@ def _noise_entries(trained: Mapping[str, tuple[str, ...]], *networks: Network) -
     )
 
 
-OURS = (AVERAGE_TRAINED, SAFE, RETINA, COUNTED)
+OURS = (AVERAGE_TRAINED, SAFE, RETINA, COUNTED, ASSISTED)
 """Networks of the paper's tables beside baselines, and those behind a retina."""
-COMPARED = (BASELINE, BASELINE_COUNTED, noise_trained("awgn:30"), SAFE, MU, RANDOM, RETINA, MU_COUNTED, COUNTED)
+COMPARED = (
+    BASELINE,
+    BASELINE_COUNTED,
+    noise_trained("awgn:30"),
+    SAFE,
+    MU,
+    RANDOM,
+    RETINA,
+    MU_COUNTED,
+    COUNTED,
+    ASSISTED,
+)
 """Networks that are compared at noises that none of them has seen."""
 TABLE3 = ("clean", "awgn:25", "awgn:15", "awgn:10", "awgn:5")
 TABLE4 = ("clean", "awgn:10", "awgn:5")
@@ -201,7 +213,7 @@ ONE = PAPER_BACKBONES[:1]
 
 _CORRUPTED = tuple(f"corruption:{name},{severity}" for name in CORRUPTIONS for severity in SEVERITIES)
 _TRAINED5, _TRAINED6 = ({levels[0]: levels for levels in pairs.items()} for pairs in (LEVELS5, LEVELS6))
-_TABLE2 = _noise_entries({"awgn:30": SNR}, AVERAGE_TRAINED, BASELINE_COUNTED, SAFE, MU, RETINA, COUNTED)
+_TABLE2 = _noise_entries({"awgn:30": SNR}, AVERAGE_TRAINED, BASELINE_COUNTED, SAFE, MU, RETINA, COUNTED, ASSISTED)
 _LAMBDAS = (lambda_network("range"), lambda_network("literal"))
 _FIG6 = {"FD stochastic": SAFE, "deterministic": DETERMINISTIC}
 _FIG7 = {"baseline": BASELINE, "mu": MU, "lambda": _LAMBDAS[0], "SAFE": SAFE}
