@@ -1,7 +1,7 @@
 """Write a trained network as a small file, which can ship with the package.
 
-Trainable kernels and matrices are rounded to float16; the front end, normalisation and all that is not trained keep
-every bit. Whoever reads the file has float32 again. A file in the folder ``hybrid/shipped`` is taken by its name,
+Trainable kernels and matrices are rounded to 8 bits (or 16); the front end, normalisation and all that is not trained
+keep every bit. Whoever reads the file has float32 again. A file in the folder ``hybrid/shipped`` is taken by its name,
 ``pretrained:NAME``.
 """
 
@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from hybrid.evaluation import predict
-from hybrid.storage import TrainedModel, load_model, model_file, save_model
+from hybrid.storage import Bits, TrainedModel, load_model, model_file, save_model
 from snn.data import load_images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, command_line, run_command
@@ -26,12 +26,14 @@ FOLDER = "folder:"
 
 @dataclass(frozen=True)
 class ShipConfig:
-    """Write a trained network with its weights in float16, and tell how its answers differ."""
+    """Write a trained network with its weights in few bits, and tell how its answers differ."""
 
     model: tyro.conf.Positional[Path]
     """File written by hybrid.train or hybrid.swap."""
     out: Path
     """File to write, for example hybrid/shipped/NAME.h5."""
+    bits: Bits = 8
+    """Of a trainable weight. 8: one of 255 values, as many as each output channel has; 16: float16."""
     data: str | None = None
     """Test images to compare answers on, if not those of the training run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
@@ -81,7 +83,7 @@ def run(config: ShipConfig) -> None:
     outputs = Outputs(config.out, options=config.options, inputs=[file])
     model = load_model(file)
     shipped = replace(model, data_source=without_places(model.data_source))
-    digest = save_model(config.out, shipped, command_line("hybrid.ship", config), model.digest, half=True)
+    digest = save_model(config.out, shipped, command_line("hybrid.ship", config), model.digest, bits=config.bits)
     sizes = {"bytes": config.out.stat().st_size, "bytes_before": file.stat().st_size}
     print(f"{sizes['bytes'] / 1e6:.2f} MB, before {sizes['bytes_before'] / 1e6:.2f} MB")
     measured = compare(model, load_model(config.out), config)

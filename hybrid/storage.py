@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
 """Trained networks that ship with the package (:func:`snn.runtime.pretrained.resolve`)."""
 RETINA_FILTERS = "frontend.retina.filters"
 """Name of the retina's filters in the state of a network that has one."""
+Bits = Literal[32, 16, 8]
+"""Of a trainable weight in a file (:func:`save`)."""
 STORED = ("join.norm.", "feature_norm.")
 """Start of a parameter's name in the network, and in the file."""
 
@@ -64,11 +66,11 @@ def history_rows(history: Mapping[str, Iterable[float]]) -> list[dict]:
     return [{"epoch": number, **dict(zip(history, row, strict=True))} for number, row in enumerate(rows, 1)]
 
 
-def save_model(path: str | Path, model: TrainedModel, command: str, parent_digest: str, *, half: bool = False) -> str:
+def save_model(path: str | Path, model: TrainedModel, command: str, parent_digest: str, *, bits: Bits = 32) -> str:
     """Write ``hybrid.h5``; return its digest.
 
-    ``command`` made the model, ``parent_digest`` is that of the file that it was made from ("": none). ``half`` rounds
-    weights to float16 (:func:`halves`).
+    ``command`` made the model, ``parent_digest`` is that of the file that it was made from ("": none). ``bits`` below
+    32 rounds weights (:func:`save`).
     """
     spec, architecture = asdict(model.spec), model.spec.architecture
     shape = spec.pop("input_shape")
@@ -77,9 +79,11 @@ def save_model(path: str | Path, model: TrainedModel, command: str, parent_diges
     spec["architecture"] |= spec["architecture"].pop("variations")
     spec["architecture"]["preprocess"] = str(architecture.preprocess)
     spec["architecture"]["auxiliary_input"] = str(architecture.variations.auxiliary_input)
-    state = model.network.state_dict() | (halves(model.network) if half else {})
+    rounded, scales = round_weights(model.network, bits)
+    state = model.network.state_dict() | rounded
     tree = {
         "state": {_renamed(key, *STORED): value.cpu().numpy() for key, value in state.items()},
+        "scales": {_renamed(key, *STORED): scale.cpu().numpy() for key, scale in scales.items()},
         "deviations": _deviations(model.network),
         "config": spec,
         "recipe": model.recipe,
@@ -90,29 +94,45 @@ def save_model(path: str | Path, model: TrainedModel, command: str, parent_diges
     return write_file(Path(path), SCHEMA, tree, seed=model.seed, command=command, parent_digest=parent_digest)
 
 
-def halves(network: Network) -> dict[str, Tensor]:
-    """Trainable kernels and matrices of a network in float16, by their names in its state.
+def round_weights(network: Network, bits: Bits) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Trainable kernels and matrices of a network in few bits, by their names in its state, and their scales.
 
-    They are nearly all of a file. The front end, whose steps turn the smallest change of a drive into a whole spike,
-    normalisation, and all that is not trained are left out: files keep every bit of them. Raises :class:`UserError` for
-    a weight beyond the range of float16.
+    With 16 bits they are float16, with 8 they are int8, to be multiplied by a scale (float32) for each output channel:
+    the largest weight of the channel is 127. With 32 there are none. Weights of this kind are nearly all of a file. The
+    front end, whose steps turn the smallest change of a drive into a whole spike, normalisation, and all that is not
+    trained are left out: files keep every bit of them. Raises :class:`UserError` for a weight beyond the range of
+    float16.
     """
-    halved = {}
-    for name, weight in network.named_parameters():
-        if weight.requires_grad and weight.ndim > 1 and not name.startswith("frontend."):
-            halved[name] = weight.detach().half()
-            largest = weight.detach().abs().max().item()
-            check(bool(halved[name].isfinite().all()), f"weight {largest:g} of {name} is beyond float16: keep float32")
-    return halved
+    check(bits in get_args(Bits), f"`bits` {bits}: choose 32, 16 or 8")
+    rounded, scales = {}, {}
+    for name, parameter in network.named_parameters():
+        if bits == 32 or not parameter.requires_grad or parameter.ndim < 2 or name.startswith("frontend."):
+            continue
+        weight = parameter.detach()
+        if bits == 16:
+            rounded[name] = weight.half()
+            largest = weight.abs().max().item()
+            check(bool(rounded[name].isfinite().all()), f"weight {largest:g} of {name} is beyond float16: keep float32")
+        else:
+            scale = weight.flatten(1).abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+            scales[name] = scale
+            rounded[name] = (weight / _for_rows(scale, weight)).round().to(torch.int8)
+    return rounded, scales
 
 
-def save(model: TrainedModel, path: str | Path, *, half: bool = False) -> str:
+def _for_rows(scale: Tensor, weight: Tensor) -> Tensor:
+    """Scales (C,) in a shape in which they multiply the rows of a weight (C, ...)."""
+    return scale.view(-1, *[1] * (weight.ndim - 1))
+
+
+def save(model: TrainedModel, path: str | Path, *, bits: Bits = 32) -> str:
     """Write a trained model to ``hybrid.h5``; return the file's digest.
 
-    ``half`` rounds the trainable weights to float16 (:func:`hybrid.storage.halves`), which makes the file half as
-    large. It is read as float32 again.
+    With 16 ``bits`` the trainable weights are rounded to float16, with 8 to 255 values for each output channel
+    (:func:`hybrid.storage.round_weights`). The file is then about a half or a quarter as large. It is read as float32
+    again.
     """
-    return save_model(path, model, "hybrid.save", model.parent_digest, half=half)
+    return save_model(path, model, "hybrid.save", model.parent_digest, bits=bits)
 
 
 def model_file(path: str | Path) -> Path:
@@ -151,6 +171,10 @@ def _model_from_tree(tree: Tree) -> TrainedModel:
     spec = from_tree(ModelSpec, config, architecture=architecture, input_shape=shape, frontend=frontend)
     network = build_model(spec)
     state = {_renamed(key, *reversed(STORED)): torch.from_numpy(value) for key, value in tree["state"].items()}
+    # Files with weights of other types, and older ones, lack scales.
+    for key, values in tree.get("scales", {}).items():
+        name, scale = _renamed(key, *reversed(STORED)), torch.from_numpy(values)
+        state[name] = state[name] * _for_rows(scale, state[name])
     check(
         RETINA_FILTERS in state or RETINA_FILTERS not in network.state_dict(),
         f"it was trained when {architecture.variant} had no retina, which it now shares with the spiking layers; train "
