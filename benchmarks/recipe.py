@@ -49,7 +49,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "cutout of 8 pixels": {"cutout": 8},
     "first layer that whitens": {"first_layer": "whitening"},
     "average of weights (0.99)": {"average": 0.99},
-    "half of the passes at 24 pixels": {"small_share": 0.5},
+    "whole images in all passes": {"small_share": 0.0},
     "two fully connected layers": {"embedding": 128},
     "weight decay 0.002, not 0.0005": {"weight_decay": 2e-3},
 }

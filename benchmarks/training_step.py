@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Annotated, Any
@@ -90,7 +90,7 @@ class StepConfig:
     """File of converted spiking layers, or pretrained:cifar10-retina; needed for safe and mu."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=lambda: RECIPES["fast"])
     steps: int = 8
-    """Measured steps, and as many profiled ones."""
+    """Measured steps, and as many profiled ones, all on whole images."""
     threads: int = 1
     """CPU threads."""
     compare: bool = False
@@ -100,6 +100,8 @@ class StepConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=lambda: RunOptions(device="cpu"))
 
     def __post_init__(self) -> None:
+        # Steps on smaller images would be counted as whole ones.
+        object.__setattr__(self, "recipe", replace(self.recipe, small_share=0.0))
         for name in ("steps", "threads"):
             check(getattr(self, name) >= 1, f"`{name}` {getattr(self, name)}: expected 1 or more")
         check(self.options.device == "cpu", f"`device` {self.options.device}: only the CPU is profiled; give cpu")

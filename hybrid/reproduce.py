@@ -112,7 +112,8 @@ def how_made(config: ReproduceConfig, experiments: Experiments) -> str:
     }
     small = "a slice with narrow networks, to check the machinery: the numbers mean nothing"
     limited = [f"{value} {name}" for name, value in limits.items() if value]
-    fast = f"fast_cnn of {scale.width:g} of its width in place of the paper's backbones, recipe fast, all images"
+    fast = f"fast_cnn of {scale.width:g} of its width in place of the paper's backbones, recipe fast, all images, "
+    fast += "averaged over each image and its mirror image"
     names = {"small": small, "fast": fast, "full": "full scale"}
     return ", ".join([names[config.scale], *limited])
 

@@ -33,7 +33,7 @@ class ShipConfig:
     out: Path
     """File to write, for example hybrid/shipped/NAME.h5."""
     bits: Bits = 8
-    """Of a trainable weight. 8: one of 255 values, as many as each output channel has; 16: float16."""
+    """Of a trainable weight. 8: 255 values, scaled for each output channel; 16: float16."""
     data: str | None = None
     """Test images to compare answers on, if not those of the training run: digits, cifar10 or folder:PATH."""
     root: Path | None = None

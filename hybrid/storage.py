@@ -21,7 +21,8 @@ from snn.runtime.h5 import PARENT, Schema, read_file, write_file
 from snn.runtime.pretrained import resolve
 from snn.runtime.tree import Tree, from_tree
 
-SCHEMA = Schema("hybrid/5", "python -m hybrid.train --out FILE", (*LOCATION, "threads"), older=("hybrid/4",))
+OLDER = ("hybrid/5", "hybrid/4")
+SCHEMA = Schema("hybrid/6", "python -m hybrid.train --out FILE", (*LOCATION, "threads"), older=OLDER)
 
 SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
 """Trained networks that ship with the package (:func:`snn.runtime.pretrained.resolve`)."""
@@ -29,6 +30,8 @@ RETINA_FILTERS = "frontend.retina.filters"
 """Name of the retina's filters in the state of a network that has one."""
 Bits = Literal[32, 16, 8]
 """Of a trainable weight in a file (:func:`save`)."""
+LARGEST = {16: torch.finfo(torch.float16).max, 8: torch.finfo(torch.float32).max}
+"""Largest weight that so many bits can hold."""
 STORED = ("join.norm.", "feature_norm.")
 """Start of a parameter's name in the network, and in the file."""
 
@@ -101,7 +104,7 @@ def round_weights(network: Network, bits: Bits) -> tuple[dict[str, Tensor], dict
     the largest weight of the channel is 127. With 32 there are none. Weights of this kind are nearly all of a file. The
     front end, whose steps turn the smallest change of a drive into a whole spike, normalisation, and all that is not
     trained are left out: files keep every bit of them. Raises :class:`UserError` for a weight beyond the range of
-    float16.
+    float16, or for 8 bits one that is not finite.
     """
     check(bits in get_args(Bits), f"`bits` {bits}: choose 32, 16 or 8")
     rounded, scales = {}, {}
@@ -109,12 +112,13 @@ def round_weights(network: Network, bits: Bits) -> tuple[dict[str, Tensor], dict
         if bits == 32 or not parameter.requires_grad or parameter.ndim < 2 or name.startswith("frontend."):
             continue
         weight = parameter.detach()
+        largest = weight.abs().max().item()
+        check(largest <= LARGEST[bits], f"weight {largest:g} of {name} is beyond {bits} bits: keep 32")
         if bits == 16:
             rounded[name] = weight.half()
-            largest = weight.abs().max().item()
-            check(bool(rounded[name].isfinite().all()), f"weight {largest:g} of {name} is beyond float16: keep float32")
         else:
-            scale = weight.flatten(1).abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+            # A channel of zeros stays one.
+            scale = (weight.flatten(1).abs().amax(1) / 127).clamp(min=torch.finfo(weight.dtype).tiny)
             scales[name] = scale
             rounded[name] = (weight / _for_rows(scale, weight)).round().to(torch.int8)
     return rounded, scales

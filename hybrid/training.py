@@ -148,7 +148,7 @@ def train(
     check(
         not recipe.small_share or small >= smallest,
         f"`small_share` {recipe.small_share}: trains on images of {small} pixels, and {spec.architecture.backbone} "
-        f"needs {smallest}; leave it out",
+        f"needs {smallest}; give 0",
     )
     device, devices, nodes = hardware.group()
     kept, held_out = _split(data, recipe, seed, processes=devices * nodes)

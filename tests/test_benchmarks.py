@@ -338,14 +338,14 @@ def test_gains_are_differences_from_the_recipe_seed_by_seed():
         *rows("SGD, not Muon", 1.5, {0: 60.0, 2: 64.0}, {0: 40.0, 2: 45.0}),
         *rows("recipe fast", 2.0, {0: 66.0, 1: 90.0, 2: 66.0}, {0: 41.0, 1: 70.0, 2: 42.0}),
         *rows("cutout of 8 pixels", 2.25, {1: 91.5}, {1: 70.0}),
-        *rows("half of the passes at 24 pixels", 1.0, {7: 50.0}, {7: 30.0}),
+        *rows("whole images in all passes", 1.0, {7: 50.0}, {7: 30.0}),
     ]
     # -6 and -2, -1 and +3: seeds 0 and 2 alone; a seed that the recipe lacks gives no gain.
     assert gains(made) == [
         ("recipe fast", "3", "74.0", "", "51.0", "", "2.00"),
         ("SGD, not Muon", "2", "62.0", "-4.0 ± 2.8", "42.5", "+1.0 ± 2.8", "1.50"),
         ("cutout of 8 pixels", "1", "91.5", "+1.5", "70.0", "+0.0", "2.25"),
-        ("half of the passes at 24 pixels", "1", "50.0", "", "30.0", "", "1.00"),
+        ("whole images in all passes", "1", "50.0", "", "30.0", "", "1.00"),
     ]
 
 

@@ -300,7 +300,7 @@ def test_wrong_frontends_and_files_are_refused(refused, pipeline, tmp_path):
     refused(train, *TRAIN, *out, "--frontend", tmp_path / "no.h5", words=["no.h5", "does not exist"])
     refused(train, *TRAIN, *out, "--frontend", pipeline.snn, words=["snn/3", "frontend/3"])
     refused(convert, pipeline.frontend, *out, words=["frontend/3", "snn/3"])
-    refused(evaluate, pipeline.frontend, *out, words=["frontend/3", "hybrid/5"])
+    refused(evaluate, pipeline.frontend, *out, words=["frontend/3", "hybrid/6"])
     size = ["--image-size", "12", "--frontend", pipeline.frontend]
     refused(train, *TRAIN, *out, *size, words=["(1, 8, 8)", "(1, 12, 12)"])
     both = ["--variant", "baseline", "--frontend", pipeline.frontend]

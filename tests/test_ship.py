@@ -133,13 +133,16 @@ def test_a_small_file_is_checked_as_others_are(shipped, tmp_path):
     assert content_digest(tree) != content_digest({"a": np.ones(2, np.float32)})
 
 
-def test_weights_beyond_the_range_are_refused(pipeline, tmp_path):
+@pytest.mark.parametrize(
+    ("bits", "value", "shown"), [(16, -7e4, "70000"), (8, float("-inf"), "inf"), (8, float("nan"), "nan")]
+)
+def test_weights_beyond_the_range_are_refused(pipeline, tmp_path, bits, value, shown):
     model = load_model(pipeline.baseline)
     weight = next(p for p in model.network.main.parameters() if p.ndim > 1)
     with torch.no_grad():
-        weight.flatten()[0] = -70000.0
-    with pytest.raises(UserError, match=r"weight 70000 of main.* is beyond float16"):
-        save_model(tmp_path / "x.h5", model, "test", "", bits=16)
+        weight.flatten()[0] = value
+    with pytest.raises(UserError, match=rf"weight {shown} of main.* is beyond {bits} bits"):
+        save_model(tmp_path / "x.h5", model, "test", "", bits=bits)
     assert not (tmp_path / "x.h5").exists()
 
 

@@ -31,7 +31,7 @@ PARENT = "source_digest"
 """Attribute that holds the digest of the file that this one was made from ("": the first in the chain)."""
 
 LARGEST_CHUNK = 2**22
-"""Bytes of an array that is compressed as a whole."""
+"""Most bytes of an array that is compressed as a whole."""
 
 
 class Schema(NamedTuple):
@@ -164,7 +164,7 @@ def _write_group(group: h5py.Group, tree: Tree) -> None:
             _write_group(group.create_group(name), value)
         elif isinstance(value, np.ndarray):
             # Histories are long and compress well; small arrays would only grow.
-            # The small chunks that h5py takes for kernels hardly compress: those of some MB are one chunk.
+            # The small chunks that h5py chooses for kernels hardly compress.
             chunks = value.shape if value.nbytes <= LARGEST_CHUNK else True
             packed = {"compression": "gzip", "shuffle": True, "chunks": chunks} if value.size > 1000 else {}
             group.create_dataset(name, data=value, **packed)
