@@ -83,7 +83,7 @@ def predict(
     return torch.cat(logits)
 
 
-def _mean_answer(answers: Sequence[Tensor]) -> Tensor:
+def _mean_answer(answers: list[Tensor]) -> Tensor:
     """Logarithm of the mean class probabilities of several logits; of one, these logits as they are."""
     if len(answers) == 1:
         return answers[0]
