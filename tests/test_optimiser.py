@@ -155,7 +155,7 @@ def test_hidden_kernels_are_those_of_dense_trainable_convolutions_behind_the_fir
         assert all(name.startswith("main.stages.") or name == "auxiliary.3.weight" for name in owners)
     for parameter in fast.main.stages[1].parameters():
         parameter.requires_grad_(False)
-    assert [p.shape[1] for p in hidden_kernels(fast)] == [16, 32, 128, 128]
+    assert [p.shape[1] for p in hidden_kernels(fast)] == [16, *[32] * 2, *[128] * 3]
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec")
