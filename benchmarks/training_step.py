@@ -88,7 +88,9 @@ class StepConfig:
     )
     frontend: Path | None = None
     """File of converted spiking layers, or pretrained:cifar10-retina; needed for safe and mu."""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=lambda: RECIPES["fast"])
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: replace(RECIPES["fast"], small_share=0.0)
+    )
     steps: int = 8
     """Measured steps, and as many profiled ones, all on whole images."""
     threads: int = 1
@@ -100,8 +102,8 @@ class StepConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=lambda: RunOptions(device="cpu"))
 
     def __post_init__(self) -> None:
-        # Steps on smaller images would be counted as whole ones.
-        object.__setattr__(self, "recipe", replace(self.recipe, small_share=0.0))
+        small = self.recipe.small_share
+        check(small == 0, f"`small_share` {small}: steps on small images would be counted as whole ones; give 0")
         for name in ("steps", "threads"):
             check(getattr(self, name) >= 1, f"`{name}` {getattr(self, name)}: expected 1 or more")
         check(self.options.device == "cpu", f"`device` {self.options.device}: only the CPU is profiled; give cpu")

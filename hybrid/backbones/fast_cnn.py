@@ -2,8 +2,8 @@
 
 Its shape is that of the networks of speed records: D. Page's ResNet-9 (DAWNBench, 2018) and K. Jordan's airbench
 (2024). All its convolutions are dense, so that a CPU computes them near its peak; MobileNetV2's depthwise ones are
-bound by memory. Widths and their order are airbench94's. As in the larger airbench96 a stage ends with
-a residual connection, here over its last convolution alone. Batch normalisation and GELU follow each convolution.
+bound by memory. Widths and their order are airbench94's. As in the larger airbench96 a stage ends with a
+residual connection, here over its last convolution alone. Batch normalisation and GELU follow each convolution.
 """
 
 from torch import Tensor, nn
