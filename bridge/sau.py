@@ -54,11 +54,6 @@ class SpecialActivationUnit(nn.Module):
             f"SAU with edges {tuple(edges.shape)} and heights {tuple(heights.shape)}: expected (n,) and (n + 1,), or "
             "(C, n) and (C, n + 1)",
         )
-        increasing = (edges[..., 1:] > edges[..., :-1]) | torch.isposinf(edges[..., 1:])
-        check(
-            bool(increasing.all()) and not edges.isnan().any() and bool(edges[..., 0].isfinite().all()),
-            "SAU edges must increase strictly (infinity may only pad the rows of channels with fewer steps)",
-        )
         self.register_buffer("edges", edges.to(torch.float32).clone())
         self.register_buffer("heights", heights.to(torch.float32).clone())
         for name in ("slope", "low", "high"):
@@ -66,7 +61,19 @@ class SpecialActivationUnit(nn.Module):
         self._set_surrogate()
 
     def _set_surrogate(self) -> None:
-        """Set the slope, in spikes per unit of drive, and the lowest and highest drive at which it acts; () or (C,)."""
+        """Check the steps, and set what the gradient needs, () or (C,).
+
+        That is the slope, in spikes per unit of drive, and the lowest and highest drive at which it acts.
+        """
+        if self.edges.is_meta:
+            # Without values, as where only shapes are asked for.
+            return
+        increasing = (self.edges[..., 1:] > self.edges[..., :-1]) | torch.isposinf(self.edges[..., 1:])
+        check(
+            bool(increasing.all()) and not self.edges.isnan().any() and bool(self.edges[..., 0].isfinite().all()),
+            "SAU edges must increase strictly (infinity may only pad the rows of channels with fewer steps)",
+        )
+        check(bool(self.heights.isfinite().all()), "SAU heights must be finite")
         edges, heights = (buffer.double().reshape(-1, buffer.shape[-1]) for buffer in (self.edges, self.heights))
         lines = [step_line(e[e.isfinite()].tolist(), h.tolist()) for e, h in zip(edges, heights, strict=True)]
         with torch.no_grad():

@@ -1,20 +1,24 @@
 """``frontend.h5``: writing and reading of front ends."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from bridge.fidelity import MODES, Fidelity
 from bridge.frontend import FrontEndSpec, LayerSpec, Response, SpikingFrontEnd, deviations
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
 from snn.parameters import Encoding
 from snn.retina import retina_from_tree, retina_tree
+from snn.runtime.errors import check
 from snn.runtime.h5 import Schema, read_file, write_file
 from snn.runtime.pretrained import resolve
-from snn.runtime.tree import Tree, from_tree
+from snn.runtime.tree import Stored, Tree, from_tree
 
 if TYPE_CHECKING:
     from bridge.conversion import Conversion
@@ -50,16 +54,60 @@ def load_frontend(path: str | Path) -> FrontEndFile:
     return read_file(resolve(path, SHIPPED_FRONTENDS), SCHEMA, _frontend_from_tree)
 
 
-def _frontend_from_tree(tree: Tree) -> FrontEndFile:
-    data_source, shape = read_input(tree["input"])
-    frontend = SpikingFrontEnd.empty(spec_from_tree(tree["spec"], shape))
-    frontend.retina = retina_from_tree(tree.get("retina", {}))
-    for number, layer in enumerate(frontend.layers, 1):
-        stored = tree["layers"][f"conv{number}"]
-        layer.load_state_dict({key: torch.from_numpy(value) for key, value in stored["state"].items()})
-        response = Response(*(stored["response"][name] for name in Response._fields))
+def _frontend_from_tree(tree: Stored) -> FrontEndFile:
+    data_source, shape = read_input(tree.group("input"))
+    spec, layers = spec_from_tree(tree.group("spec"), shape), tree.groups("layers", "conv")
+    check(len(layers) == len(spec.layers), f"it has {len(layers)} layers, its spec {len(spec.layers)}")
+    with torch.device("meta"):
+        expected = SpikingFrontEnd.empty(spec)
+    states = [
+        state_from_tree(stored.group("state"), layer.state_dict())
+        for stored, layer in zip(layers, expected.layers, strict=True)
+    ]
+    retina = retina_from_tree(tree.group("retina"), shape[0], spec.retina_size) if spec.retina_size else None
+    frontend = SpikingFrontEnd.empty(spec)
+    frontend.retina = retina
+    for layer, state, stored in zip(frontend.layers, states, layers, strict=True):
+        layer.load_state_dict(state)
+        response = _response_from_tree(stored.group("response"), len(layer.weight))
         layer.deviations = deviations(layer.activation, response)
-    return FrontEndFile(frontend, data_source, tree["digest"])
+    return FrontEndFile(frontend, data_source, tree.text("digest"))
+
+
+def state_from_tree(
+    tree: Stored, expected: Mapping[str, Tensor], types: Mapping[str, type[np.generic]] | None = None
+) -> dict[str, Tensor]:
+    """The state of a module, as stored under the names of ``expected``, which may have no values (device meta).
+
+    A part has the type and shape that it has there, or its type in ``types``. Raises :class:`UserError` for other
+    names, types or shapes, and for values that are not finite (edges may be infinite) or, of variances and steps,
+    negative.
+    """
+    missing, unknown = sorted(expected.keys() - tree.keys()), sorted(tree.keys() - expected.keys())
+    check(
+        not missing and not unknown,
+        f"{tree.path} lacks {', '.join(missing[:3]) or 'nothing'} and has {', '.join(unknown[:3]) or 'nothing'} that "
+        "its network has not",
+    )
+    state = {}
+    for name, tensor in expected.items():
+        dtype = (types or {}).get(name, torch.empty(0, dtype=tensor.dtype).numpy().dtype.type)
+        nonnegative = name.endswith(("running_var", "num_batches_tracked", "activation.heights"))
+        low, infinite = 0 if nonnegative else -math.inf, name.endswith("activation.edges")
+        state[name] = torch.from_numpy(tree.array(name, dtype, tuple(tensor.shape), low, infinite=infinite))
+    return state
+
+
+def _response_from_tree(tree: Stored, channels: int) -> Response:
+    drive = tree.array("drive", np.float32, (None,))
+    single_drive = tree.array("single_drive", np.float32, (None,))
+    return Response(
+        drive,
+        count=tree.array("count", np.int16, drive.shape, low=0),
+        channel=tree.array("channel", np.int16, drive.shape, low=0, high=channels - 1),
+        single_drive=single_drive,
+        single_count=tree.array("single_count", np.int16, single_drive.shape, low=0),
+    )
 
 
 def load_spiking_layers(path: str | Path) -> "list[SpikingConv2d]":
@@ -67,9 +115,11 @@ def load_spiking_layers(path: str | Path) -> "list[SpikingConv2d]":
     # Imported here: the front end itself needs no simulator.
     from snn.storage import layer_from_tree
 
-    def parse(tree: Tree) -> "list[SpikingConv2d]":
-        dt, layers = tree["spec"]["encoding"]["dt"], tree["layers"]
-        return [layer_from_tree(layers[f"conv{number}"]["spiking"], dt) for number in range(1, len(layers) + 1)]
+    def parse(tree: Stored) -> "list[SpikingConv2d]":
+        spec = spec_from_tree(tree.group("spec"), read_input(tree.group("input"))[1])
+        before = (spec.channels_in, *spec.channels)
+        layers = zip(tree.groups("layers", "conv"), before, strict=False)
+        return [layer_from_tree(stored.group("spiking"), spec.encoding.dt, c_in) for stored, c_in in layers]
 
     return read_file(resolve(path, SHIPPED_FRONTENDS), SCHEMA, parse)
 
@@ -124,8 +174,14 @@ def spec_tree(spec: FrontEndSpec) -> Tree:
     return {**columns, "encoding": asdict(spec.encoding), **others}
 
 
-def spec_from_tree(tree: Tree, input_shape: tuple[int, int, int]) -> FrontEndSpec:
+def spec_from_tree(tree: Stored, input_shape: tuple[int, int, int]) -> FrontEndSpec:
     """The shape that :func:`spec_tree` stored, for images of ``input_shape`` (C, H, W)."""
-    layers = tuple(LayerSpec(*values) for values in zip(*(tree[name] for name in COLUMNS), strict=True))
-    encoding, retina_size = from_tree(Encoding, tree["encoding"]), tree.get("retina_size", 0)
-    return FrontEndSpec(input_shape, layers, encoding, tree["quantise_input"], retina_size)
+    columns = [tree[name] for name in COLUMNS]
+    check(
+        all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns),
+        f"{tree.path}: {', '.join(COLUMNS)} are no lists of one length",
+    )
+    names = [field.name for field in fields(LayerSpec)]
+    layers = tuple(from_tree(LayerSpec, dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True))
+    encoding = from_tree(Encoding, tree.group("encoding"))
+    return from_tree(FrontEndSpec, tree, input_shape=input_shape, layers=layers, encoding=encoding)

@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.frontend import SpikingFrontEnd
-from bridge.storage import spec_from_tree, spec_tree
+from bridge.frontend import DRAWS, SpikingFrontEnd
+from bridge.storage import spec_from_tree, spec_tree, state_from_tree
 from hybrid.architecture import Architecture, ModelSpec, build_model
 from hybrid.network import Network
 from hybrid.preprocess import Preprocess
+from hybrid.recipe import Recipe
 from hybrid.variations import Variations
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
 from snn.runtime.errors import UserError, check
 from snn.runtime.h5 import PARENT, Schema, read_file, write_file
 from snn.runtime.pretrained import resolve
-from snn.runtime.tree import Tree, from_tree
+from snn.runtime.tree import Stored, Tree, from_tree
 
 OLDER = ("hybrid/5", "hybrid/4")
 SCHEMA = Schema("hybrid/6", "python -m hybrid.train --out FILE", (*LOCATION, "threads"), older=OLDER)
@@ -165,48 +166,79 @@ def _renamed(key: str, old: str, new: str) -> str:
     return new + key.removeprefix(old) if key.startswith(old) else key
 
 
-def _model_from_tree(tree: Tree) -> TrainedModel:
-    data_source, shape = read_input(tree["input"])
-    config = tree["config"]
-    frontend = spec_from_tree(config["frontend"], shape) if "frontend" in config else None
-    options: Tree = dict(config["architecture"])
-    options |= {name: Preprocess(options[name]) for name in ("preprocess", "auxiliary_input") if name in options}
-    architecture = from_tree(Architecture, options, variations=from_tree(Variations, options))
-    spec = from_tree(ModelSpec, config, architecture=architecture, input_shape=shape, frontend=frontend)
+def _model_from_tree(tree: Stored) -> TrainedModel:
+    data_source, shape = read_input(tree.group("input"))
+    spec = _spec_from_tree(tree.group("config"), shape)
+    with torch.device("meta"):
+        expected = build_model(spec).state_dict()
+    state = _state_from_tree(tree, expected, spec.architecture)
     network = build_model(spec)
-    state = {_renamed(key, *reversed(STORED)): torch.from_numpy(value) for key, value in tree["state"].items()}
-    # Files with weights of other types, and older ones, lack scales.
-    for key, values in tree.get("scales", {}).items():
-        name, scale = _renamed(key, *reversed(STORED)), torch.from_numpy(values)
-        state[name] = state[name] * _for_rows(scale, state[name])
-    check(
-        RETINA_FILTERS in state or RETINA_FILTERS not in network.state_dict(),
-        f"it was trained when {architecture.variant} had no retina, which it now shares with the spiking layers; train "
-        "it anew",
-    )
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        # A plugin's backbone may have changed since.
-        problem = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"its weights do not fit the network that {architecture.backbone} is here ({problem})"
-        ) from error
-    for name, values in tree.get("deviations", {}).items():
-        # Files of networks that draw none, and older ones, lack them.
-        assert isinstance(network.frontend, SpikingFrontEnd)
-        network.frontend.layers[int(name.removeprefix("conv")) - 1].deviations = torch.from_numpy(values)
+    network.load_state_dict(state)
+    # Files of networks that draw none, and older ones, lack them.
+    if "deviations" in tree and tree["deviations"]:
+        _set_deviations(network, tree.group("deviations"))
+    stored = tree.group("history")
+    history = {name: stored.array(name, np.float64, (None,)) for name in stored}
+    check(len({len(values) for values in history.values()}) <= 1, f"the columns of {stored.path} differ in length")
+    recipe = tree.group("recipe")
+    Recipe.from_tree(recipe)
     return TrainedModel(
         spec=spec,
         network=network.eval(),
         data_source=data_source,
-        seed=tree["seed"],
-        history=tree["history"],
-        recipe=tree["recipe"],
-        digest=tree["digest"],
-        parent_digest=tree[PARENT],
-        threads=tree.get("threads", 0),
+        seed=tree.whole("seed", 0, 2**32 - 1),
+        history=history,
+        recipe=recipe,
+        digest=tree.text("digest"),
+        parent_digest=tree.text(PARENT),
+        threads=tree.whole("threads", 0, 2**16) if "threads" in tree else 0,
     )
+
+
+def _spec_from_tree(config: Stored, shape: tuple[int, int, int]) -> ModelSpec:
+    frontend = spec_from_tree(config.group("frontend"), shape) if "frontend" in config else None
+    options: Tree = dict(config.group("architecture"))
+    options |= {name: Preprocess(options[name]) for name in ("preprocess", "auxiliary_input") if name in options}
+    architecture = from_tree(Architecture, options, variations=from_tree(Variations, options))
+    return from_tree(ModelSpec, config, architecture=architecture, input_shape=shape, frontend=frontend)
+
+
+def _state_from_tree(tree: Stored, expected: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    """The state of a network whose parts have these names, types and shapes; rounded weights become float32."""
+    names = {_renamed(name, *STORED): name for name in expected}
+    stored, scales = tree.group("state"), tree.group("scales") if "scales" in tree else Stored()
+    check(
+        RETINA_FILTERS in stored or RETINA_FILTERS not in expected,
+        f"it was trained when {architecture.variant} had no retina, which it now shares with the spiking layers; train "
+        "it anew",
+    )
+    roundable = {
+        name
+        for name, key in names.items()
+        if name in stored and expected[key].ndim >= 2 and not name.startswith("frontend.")
+    }
+    check(scales.keys() <= roundable, f"{scales.path} scales {', '.join(sorted(scales.keys() - roundable)[:3])}")
+    types: dict[str, type[np.generic]] = dict.fromkeys(scales, np.int8)
+    halves = (name for name in roundable - scales.keys() if getattr(stored[name], "dtype", None) == np.float16)
+    types |= dict.fromkeys(halves, np.float16)
+    try:
+        state = state_from_tree(stored, {name: expected[key] for name, key in names.items()}, types)
+    except UserError as error:
+        # A plugin's backbone may have changed since.
+        raise UserError(f"its weights do not fit the network that {architecture.backbone} is here ({error})") from error
+    for name in scales:
+        scale = torch.from_numpy(scales.array(name, np.float32, state[name].shape[:1], low=0))
+        state[name] = state[name] * _for_rows(scale, state[name])
+    return {names[name]: values for name, values in state.items()}
+
+
+def _set_deviations(network: Network, stored: Stored) -> None:
+    frontend = network.frontend
+    check(isinstance(frontend, SpikingFrontEnd), f"{stored.path} belongs to spiking layers, of which there are none")
+    assert isinstance(frontend, SpikingFrontEnd)
+    for number, layer in enumerate(frontend.layers, 1):
+        levels = round(layer.activation.heights.max().item()) + 1
+        layer.deviations = torch.from_numpy(stored.array(f"conv{number}", np.float32, (levels, DRAWS)))
 
 
 load = load_model

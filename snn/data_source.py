@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from snn.runtime.tree import Tree, from_tree
+from snn.runtime.tree import Stored, Tree, from_tree
 
 Split = Literal["train", "test"]
 
@@ -36,6 +36,8 @@ class DataSource:
         return replace(self, **{name: value for name, value in values.items() if value is not None})
 
 
+LARGEST_SIDE = 2**14
+"""Most pixels of an image in height and width."""
 UNNAMED = DataSource(data="unnamed")
 """Of images that did not come from a loader of this project."""
 LOCATION = ("input/root", "input/download")
@@ -47,6 +49,7 @@ def input_tree(data_source: DataSource, shape: tuple[int, int, int]) -> Tree:
     return asdict(data_source) | dict(zip(("channels", "height", "width"), shape, strict=True))
 
 
-def read_input(tree: Tree) -> tuple[DataSource, tuple[int, int, int]]:
+def read_input(tree: Stored) -> tuple[DataSource, tuple[int, int, int]]:
     """What :func:`input_tree` stored."""
-    return from_tree(DataSource, tree, root=Path(tree["root"])), (tree["channels"], tree["height"], tree["width"])
+    channels, height, width = (tree.whole(name, 1, LARGEST_SIDE) for name in ("channels", "height", "width"))
+    return from_tree(DataSource, tree, root=Path(tree.text("root"))), (channels, height, width)

@@ -17,6 +17,7 @@ therefore the same to the last bit on every device, in every batch and in every 
 import copy
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
@@ -28,7 +29,7 @@ from snn.patches import random_patches
 from snn.runtime.errors import check
 from snn.runtime.random import stream
 from snn.runtime.threads import use_threads
-from snn.runtime.tree import Tree
+from snn.runtime.tree import Stored, Tree
 
 LEVELS = 255
 """Levels of an 8-bit image above 0."""
@@ -210,11 +211,18 @@ def retina_tree(retina: Retina | None) -> Tree:
     return tree
 
 
-def retina_from_tree(tree: Tree) -> Retina | None:
-    """What :func:`retina_tree` stored."""
+def retina_from_tree(tree: Stored, colours: int, kernel_size: int | None = None) -> Retina | None:
+    """What :func:`retina_tree` stored, for images of so many ``colours``; None of an empty group."""
     if not tree:
         return None
+    filters = tree.array("filters", np.float32, (colours, colours, kernel_size, kernel_size))
+    side = filters.shape[-1]
+    check(filters.shape[-2] == side and side % 2 == 1, f"{tree.path}filters has kernels of shape {filters.shape[2:]}")
     history = None
-    if stored := tree.get("history"):
-        history = RetinaHistory(stored["scale"], stored["clipped"], torch.from_numpy(stored["variance"]))
-    return Retina(torch.from_numpy(tree["filters"]), torch.from_numpy(tree["offset"]), history)
+    if "history" in tree:
+        stored = tree.group("history")
+        variance = stored.array("variance", np.float64, (None,), low=0)
+        scale, clipped = stored.number("scale", low=0), stored.number("clipped", low=0, high=1)
+        history = RetinaHistory(scale, clipped, torch.from_numpy(variance))
+    offset = tree.array("offset", np.float32, (colours,))
+    return Retina(torch.from_numpy(filters), torch.from_numpy(offset), history)

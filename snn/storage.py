@@ -1,10 +1,12 @@
 """``snn.h5``: writing and reading of learned networks, and of unfinished learning."""
 
 import hashlib
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +16,10 @@ from snn.learning import Learning
 from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLayer
 from snn.parameters import LayerParameters, LIFParameters
 from snn.retina import retina_from_tree, retina_tree
+from snn.runtime.errors import check
 from snn.runtime.h5 import Schema, read_file, write_file
 from snn.runtime.pretrained import resolve
-from snn.runtime.tree import Tree, from_tree
+from snn.runtime.tree import Stored, Tree, from_tree
 
 SCHEMA = Schema("snn/3", "python -m snn.learn --out FILE", LOCATION, older=("snn/2",))
 SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
@@ -120,58 +123,94 @@ def load(path: str | Path) -> SpikingNetwork:
     return load_network(path).network
 
 
-def _network_from_tree(tree: Tree) -> NetworkFile:
-    learning = from_tree(Learning, tree["learning"])
-    dt = learning.encoding.dt
-    layers = []
-    for number in range(1, len(tree["layers"]) + 1):
-        stored = tree["layers"][f"conv{number}"]
-        layers.append(
-            LearnedLayer(
-                layer=layer_from_tree(stored, dt),
-                initial_conductance=torch.from_numpy(stored["initial_conductance"]),
-                learning_gain=stored["learning_gain"],
-                rate_limits=(stored["rate_low"], stored["rate_high"]),
-                mean_rate=stored["mean_rate"],
-                saturated=(stored["saturated_ltp"], stored["saturated_ltd"]),
-                history=_history_from_tree(tree["history"][f"conv{number}"]),
-            )
-        )
-    unfinished = None
-    if stored := tree["progress"]:
-        unfinished = UnfinishedLayer(
-            layer=layer_from_tree(stored["now"], dt),
-            start=layer_from_tree(stored["start"], dt),
-            ltd_factor=torch.from_numpy(stored["ltd_factor"]),
-            rate_limits=(stored["rate_low"], stored["rate_high"]),
-            history=_history_from_tree(stored["history"]),
-            window=torch.from_numpy(stored["window"]),
-            drift=stored["drift"],
-        )
-    data_source, shape = read_input(tree["input"])
-    network = SpikingNetwork(
-        shape,
-        learning,
-        tuple(layers),
-        tree["seed"],
-        unfinished,
-        tree["images_digest"],
-        retina_from_tree(tree.get("retina", {})),
+def _network_from_tree(tree: Stored) -> NetworkFile:
+    learning = from_tree(Learning, tree.group("learning"))
+    data_source, shape = read_input(tree.group("input"))
+    retina = retina_from_tree(tree.group("retina"), shape[0]) if "retina" in tree else None
+    channels = [shape[0] * (2 if retina else 1), *learning.maps]
+    learned, history = tree.groups("layers", "conv"), tree.group("history")
+    check(len(learned) <= len(learning.maps), f"it has {len(learned)} layers and settings for {len(learning.maps)}")
+    layers = tuple(
+        _learned_from_tree(stored, history.group(f"conv{number + 1}"), learning, number, channels[number])
+        for number, stored in enumerate(learned)
     )
-    return NetworkFile(network, data_source, tree["digest"])
+    unfinished = None
+    if progress := tree.group("progress"):
+        check(len(layers) < len(learning.maps), "all its layers have learned, and one is unfinished")
+        unfinished = _unfinished_from_tree(progress, learning, len(layers), channels[len(layers)])
+    seed, digest = tree.whole("seed", 0, 2**32 - 1), tree.text("images_digest")
+    network = SpikingNetwork(shape, learning, layers, seed, unfinished, digest, retina)
+    return NetworkFile(network, data_source, tree.text("digest"))
 
 
-def layer_from_tree(tree: Tree, dt: float) -> SpikingConv2d:
-    """What :func:`layer_tree` stored; ``dt`` in ms."""
+def _learned_from_tree(stored: Stored, history: Stored, learning: Learning, number: int, c_in: int) -> LearnedLayer:
+    layer = _layer_of(stored, learning, number, c_in)
+    initial = stored.array("initial_conductance", np.float32, layer.conductance.shape, *_limits(learning))
+    return LearnedLayer(
+        layer=layer,
+        initial_conductance=torch.from_numpy(initial),
+        learning_gain=stored.number("learning_gain", low=0),
+        rate_limits=_rate_limits(stored),
+        mean_rate=stored.number("mean_rate", low=0),
+        saturated=(stored.number("saturated_ltp", 0, 1), stored.number("saturated_ltd", 0, 1)),
+        history=_history_from_tree(history, layer.geometry.maps),
+    )
+
+
+def _unfinished_from_tree(stored: Stored, learning: Learning, number: int, c_in: int) -> UnfinishedLayer:
+    layer = _layer_of(stored.group("now"), learning, number, c_in)
+    maps, shape = layer.geometry.maps, layer.conductance.shape
+    return UnfinishedLayer(
+        layer=layer,
+        start=_layer_of(stored.group("start"), learning, number, c_in),
+        ltd_factor=torch.from_numpy(stored.array("ltd_factor", np.float64, (maps, 1, 1, 1), low=0)),
+        rate_limits=_rate_limits(stored),
+        history=_history_from_tree(stored.group("history"), maps),
+        window=torch.from_numpy(stored.array("window", np.float64, (2, *shape))),
+        drift=stored.number("drift", low=0, infinite=True),
+    )
+
+
+def _rate_limits(stored: Stored) -> tuple[float, float]:
+    low = stored.number("rate_low", low=0)
+    return low, stored.number("rate_high", low=low)
+
+
+def _limits(learning: Learning) -> tuple[float, float]:
+    """Smallest and largest conductance, as float32 holds them."""
+    return float(np.float32(learning.stdp.g_min)), float(np.float32(learning.stdp.g_max))
+
+
+def _layer_of(stored: Stored, learning: Learning, number: int, c_in: int) -> SpikingConv2d:
+    """A layer of a network, whose settings say what it looks like."""
+    layer, wanted = layer_from_tree(stored, learning.encoding.dt, c_in, _limits(learning)), learning.geometry(number)
+    # Only inhibition differs between a layer that learns and one that has learned.
+    found = replace(layer.geometry, feed_forward_inhibition=wanted.feed_forward_inhibition)
+    check(found == wanted, f"{stored.path}geometry is {found}, its settings say {wanted}")
+    return layer
+
+
+def layer_from_tree(
+    tree: Stored, dt: float, c_in: int, limits: tuple[float, float] = (-math.inf, math.inf)
+) -> SpikingConv2d:
+    """What :func:`layer_tree` stored; ``dt`` in ms, ``c_in`` channels before it, conductances within ``limits``."""
+    geometry, lif = from_tree(LayerParameters, tree.group("geometry")), from_tree(LIFParameters, tree.group("lif"))
+    maps, size = geometry.maps, geometry.kernel_size
+    geometry.steps(dt)
     return SpikingConv2d(
-        conductance=torch.from_numpy(tree["conductance"]),
-        gain=torch.from_numpy(tree["gain"]),
-        v_threshold=torch.from_numpy(tree["v_threshold"]),
-        geometry=from_tree(LayerParameters, tree["geometry"]),
-        lif=from_tree(LIFParameters, tree["lif"]),
+        conductance=torch.from_numpy(tree.array("conductance", np.float32, (maps, c_in, size, size), *limits)),
+        gain=torch.from_numpy(tree.array("gain", np.float32, (maps,), low=0)),
+        # Below rest a neuron would fire without input.
+        v_threshold=torch.from_numpy(tree.array("v_threshold", np.float32, (maps,), low=lif.v_leak)),
+        geometry=geometry,
+        lif=lif,
         dt=dt,
     )
 
 
-def _history_from_tree(tree: Tree) -> LayerHistory:
-    return LayerHistory(*(torch.from_numpy(tree[name]) for name in LayerHistory._fields))
+def _history_from_tree(tree: Stored, maps: int) -> LayerHistory:
+    images = tree.array("images", np.int64, (None,), low=1)
+    check(bool((np.diff(images) > 0).all()), f"{tree.path}images does not increase")
+    wins = tree.array("wins", np.int64, (len(images), maps), low=0)
+    mean_change = tree.array("mean_change", np.float64, (len(images),), low=0)
+    return LayerHistory(*map(torch.from_numpy, (images, wins, mean_change)))

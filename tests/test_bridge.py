@@ -32,6 +32,7 @@ from snn.layer import SpikingConv2d
 from snn.parameters import Encoding, LayerParameters, LIFParameters
 from snn.retina import Retina
 from snn.runtime.errors import UserError
+from snn.runtime.h5 import Schema, read_file, write_file
 from snn.storage import load_network, save
 
 
@@ -315,7 +316,12 @@ def test_conversion_refuses_unfinished_networks_and_other_images(pipeline, tmp_p
         convert(tmp_path / "nothing.h5", images)
 
 
-def test_a_spec_is_stored_as_a_column_for_each_property():
+def test_a_spec_is_stored_as_a_column_for_each_property(tmp_path):
+    def stored_and_read(tree):
+        schema = Schema("spec/1", "the remedy")
+        write_file(tmp_path / "spec.h5", schema, tree, seed=0, command="")
+        return read_file(tmp_path / "spec.h5", schema, lambda read: spec_from_tree(read, (3, 32, 32)))
+
     layers = (LayerSpec(6, 5, 2, 1, 4), LayerSpec(7, 3, 3, 0, 9, per_channel=True))
     spec = FrontEndSpec((3, 32, 32), layers, Encoding(f_min=1.0), quantise_input=True)
     assert spec.stride == 6
@@ -331,11 +337,11 @@ def test_a_spec_is_stored_as_a_column_for_each_property():
         "steps": [4, 9],
         "per_channel": [False, True],
     }
-    assert spec_from_tree(tree, (3, 32, 32)) == spec
+    assert stored_and_read(tree) == spec
     seeing = replace(spec, retina_size=7)
-    assert spec_from_tree(spec_tree(seeing), (3, 32, 32)) == seeing
+    assert stored_and_read(spec_tree(seeing)) == seeing
     # Files of before there were retinas.
-    assert spec_from_tree({name: value for name, value in tree.items() if name != "retina_size"}, (3, 32, 32)) == spec
+    assert stored_and_read({name: value for name, value in tree.items() if name != "retina_size"}) == spec
     # 32 pixels: (32 + 2 - 5) // 2 + 1 = 15, then (15 - 3) // 3 + 1 = 5.
     frontend = SpikingFrontEnd.empty(spec)
     assert [tuple(spikes.shape) for spikes in frontend.spikes(torch.rand(2, 3, 32, 32))] == [

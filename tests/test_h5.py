@@ -4,6 +4,7 @@ import pytest
 
 from snn.runtime.errors import UserError, check
 from snn.runtime.h5 import PARENT, Schema, content_digest, read_file, write_file
+from snn.runtime.tree import Stored
 
 SCHEMA = Schema("test/1", "the remedy")
 TREE = {
@@ -25,7 +26,7 @@ def write(path, tree=TREE):
 def test_what_is_written_is_read_back(tmp_path):
     path = tmp_path / "file.h5"
     digest = write(path)
-    tree = read_file(path, SCHEMA, dict)
+    tree = read_file(path, SCHEMA, Stored.loaded)
     assert tree["digest"] == digest
     assert tree[PARENT] == "abc"
     assert (tree["seed"], tree["command"], tree["schema"]) == (3, "a command", "test/1")
@@ -54,7 +55,7 @@ def test_altered_truncated_foreign_and_missing_files_are_refused(tmp_path):
 
     def refused(word, schema=SCHEMA):
         with pytest.raises(UserError, match=word) as caught:
-            read_file(path, schema, dict)
+            read_file(path, schema, Stored.loaded)
         assert "file.h5" in str(caught.value)
         assert "the remedy" in str(caught.value)
 
@@ -86,7 +87,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_missing_parts_are_the_files_fault_and_errors_of_the_reader_are_not(tmp_path):
     path = tmp_path / "file.h5"
     write(path)
-    with pytest.raises(UserError, match=r"file.h5 is not of schema 'test/1': there is no 'kernel'; .*the remedy"):
+    with pytest.raises(
+        UserError, match=r"file.h5 is not of schema 'test/1': there is no 'layers/conv1/kernel'; .*the remedy"
+    ):
         read_file(path, SCHEMA, lambda tree: tree["layers"]["conv1"]["kernel"])
     with pytest.raises(UserError, match="not of schema 'test/1': too fast"):
         read_file(path, SCHEMA, lambda tree: check(tree["rate"] > 1, "too fast"))

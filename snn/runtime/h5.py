@@ -1,24 +1,31 @@
-"""HDF5 files with a stamp: who made them, from what, and a digest that the reader checks.
+"""HDF5 files with a stamp: who made them, from what, and digests that the reader checks.
 
 A file's content is a tree of dictionaries: arrays become datasets, numbers, strings and tuples of them attributes,
 dictionaries groups. Nothing that could execute on load is ever stored.
+
+The file begins with a block of :data:`BLOCK` bytes that holds a SHA-256 of all bytes behind it. The HDF5 format leaves
+room for such a block, and other readers skip it. So damage is found before the HDF5 library sees the file. As anybody
+can make such a block, the library runs in a process of its own (:mod:`snn.runtime.h5_guard`), and what it finds is
+checked part by part (:class:`snn.runtime.tree.Stored`). Older files lack the block.
 """
 
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import h5py
 import numpy as np
 
 from snn.runtime.errors import UserError, check
+from snn.runtime.h5_guard import Damaged, parsed
 from snn.runtime.outputs import write_atomically
 from snn.runtime.registry import UnknownName
 from snn.runtime.tree import Stored, Tree
@@ -32,6 +39,13 @@ PARENT = "source_digest"
 
 LARGEST_CHUNK = 2**22
 """Most bytes of an array that is compressed as a whole."""
+BLOCK = 512
+"""Bytes of the block at the start of a file; HDF5 allows 512 and powers of two above it."""
+BLOCK_TITLE = b"safe-dnn file; bytes and SHA-256 of what follows: "
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+FORMAT = ("v110", "v110")
+"""Versions of the HDF5 format, lowest and highest: of 2016, the first whose structures all have checksums."""
+CHANGED = "does not match its digest: it was made by something else, or changed or damaged after writing"
 
 
 class Schema(NamedTuple):
@@ -88,20 +102,31 @@ def write_file(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
-    def write(temporary: Path) -> None:
-        try:
-            with h5py.File(temporary, "w") as file:
-                _write_group(file, tree)
-        except RuntimeError as error:
-            # So h5py reports that it could not extend a file.
-            raise OSError(str(error)) from error
-
-    write_atomically(Path(path), write)
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(with_block(hdf5_bytes(tree))))
     return tree["digest"]
 
 
-def read_file(path: str | Path, schema: Schema, parse: Callable[[Tree], Content]) -> Content:
+def with_block(hdf5: bytes) -> bytes:
+    """An HDF5 file behind the block that proves it whole."""
+    return _block(len(hdf5), hashlib.sha256(hdf5).hexdigest()) + hdf5
+
+
+def _block(size: int, digest: str) -> bytes:
+    return (BLOCK_TITLE + f"{size} {digest}\n".encode()).ljust(BLOCK, b"\0")
+
+
+def hdf5_bytes(tree: Tree) -> bytes:
+    """The tree as an HDF5 file, made in memory: the library does not survive a disk that refuses to take it."""
+    with h5py.File("memory", "w", driver="core", backing_store=False, libver=FORMAT) as file:
+        _write_group(file, tree)
+        file.flush()
+        return file.id.get_file_image()
+
+
+def read_file(path: str | Path, schema: Schema, parse: Callable[[Stored], Content]) -> Content:
     """Read and check a file written by :func:`write_file`, and return what ``parse`` makes of its tree.
+
+    Anybody may have made the file: ``parse`` takes each part through the methods of :class:`Stored`, which check it.
 
     Raises :class:`UserError` (with the command that makes such a file) for a missing, truncated or foreign file,
     another schema, content that does not match its digest, and where ``parse`` misses a part or refuses a value. Other
@@ -111,33 +136,59 @@ def read_file(path: str | Path, schema: Schema, parse: Callable[[Tree], Content]
     check(path.exists(), f"{path} does not exist; make it with: {remedy}")
     check(path.is_file(), f"{path} is not a file; give one made with: {remedy}")
     check(os.access(path, os.R_OK), f"{path} cannot be read: permission denied; change its permissions")
-    # A damaged file can fail at any place in the HDF5 library, and hold anything until its digest is checked.
-    failures = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError)
-    tree: Tree = {}
+    _check_block(path, remedy)
     try:
-        with h5py.File(path, "r") as file:
-            stored = file.attrs.get("schema")
-            other = isinstance(stored, str) and stored not in known
-            if not other:
-                tree = _read_group(file)
-    except failures as error:
+        with parsed(path) as tree:
+            stored = tree.get("schema")
+            check(
+                stored in known or not isinstance(stored, str),
+                f"it has schema {stored!r}, expected {schema.name!r}",
+            )
+            content = parse(tree)
+            intact = tree["digest"] == content_digest(tree.loaded(), schema.unhashed)
+    except Damaged as error:
         raise UserError(f"{path} is truncated or not an HDF5 file; make it again with: {remedy}") from error
-    check(not other, f"{path} has schema {stored!r}, expected {schema.name!r}; make such a file with: {remedy}")
-    try:
-        intact = tree.get("schema") in known and tree.get("digest") == content_digest(tree, schema.unhashed)
-    except failures:
-        intact = False
-    check(
-        intact,
-        f"{path} does not match its digest: it was made by something else or changed after writing; make it again "
-        f"with: {remedy}",
-    )
-    try:
-        return parse(tree)
     except UnknownName as error:
         raise UserError(f"{path} was made with a plugin that is missing here: {error}") from error
     except UserError as error:
         raise UserError(f"{path} is not of schema {schema.name!r}: {error}; make it again with: {remedy}") from error
+    check(intact, f"{path} {CHANGED}; make it again with: {remedy}")
+    return content
+
+
+def _check_block(path: Path, remedy: str) -> None:
+    """Raise :class:`UserError` for a file that another process writes, or whose bytes are not those once written."""
+    with open(path, "rb") as file:
+        check(not _locked(file), f"{path} is open for writing in another process; close it there and try again")
+        start = file.read(BLOCK)
+        # Files written before there was a block.
+        if start.startswith(HDF5_SIGNATURE):
+            return
+        size = os.fstat(file.fileno()).st_size - BLOCK
+        stated = re.match(re.escape(BLOCK_TITLE) + rb"(\d{1,18}) ", start)
+        check(stated is not None, f"{path} is truncated or not an HDF5 file of this project; make it with: {remedy}")
+        assert stated is not None
+        check(
+            size >= int(stated[1]),
+            f"{path} is truncated: of {int(stated[1])} bytes {max(size, 0)} are left; make it again with: {remedy}",
+        )
+        intact = start == _block(size, hashlib.file_digest(file, "sha256").hexdigest())
+        check(intact, f"{path} {CHANGED}; make it again with: {remedy}")
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Whether another process has the file open for writing, by the lock that the HDF5 library then holds."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        # A system, or a file system, without such locks.
+        return False
+    return False
 
 
 def _plain(tree: Tree) -> Tree:
@@ -173,19 +224,6 @@ def _write_group(group: h5py.Group, tree: Tree) -> None:
             group.attrs[name] = "json:" + json.dumps(value)
         else:
             group.attrs[name] = value
-
-
-def _read_group(group: h5py.Group) -> Tree:
-    tree = Stored()
-    for name, value in group.attrs.items():
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, str) and value.startswith("json:"):
-            value = json.loads(value.removeprefix("json:"))
-        tree[name] = value
-    for name, item in group.items():
-        tree[name] = _read_group(item) if isinstance(item, h5py.Group) else np.asarray(item[()])
-    return tree
 
 
 @cache
