@@ -175,12 +175,13 @@ def _model_from_tree(tree: Stored) -> TrainedModel:
     network = build_model(spec)
     network.load_state_dict(state)
     # Files of networks that draw none, and older ones, lack them.
-    if "deviations" in tree and tree["deviations"]:
+    if tree.get("deviations"):
         _set_deviations(network, tree.group("deviations"))
     stored = tree.group("history")
     history = {name: stored.array(name, np.float64, (None,)) for name in stored}
     check(len({len(values) for values in history.values()}) <= 1, f"the columns of {stored.path} differ in length")
     recipe = tree.group("recipe")
+    # A network trained elsewhere has none of these settings.
     Recipe.from_tree(recipe)
     return TrainedModel(
         spec=spec,
@@ -197,8 +198,9 @@ def _model_from_tree(tree: Stored) -> TrainedModel:
 
 def _spec_from_tree(config: Stored, shape: tuple[int, int, int]) -> ModelSpec:
     frontend = spec_from_tree(config.group("frontend"), shape) if "frontend" in config else None
-    options: Tree = dict(config.group("architecture"))
-    options |= {name: Preprocess(options[name]) for name in ("preprocess", "auxiliary_input") if name in options}
+    stored = config.group("architecture")
+    options: Tree = dict(stored)
+    options |= {name: Preprocess(stored.text(name)) for name in ("preprocess", "auxiliary_input") if name in stored}
     architecture = from_tree(Architecture, options, variations=from_tree(Variations, options))
     return from_tree(ModelSpec, config, architecture=architecture, input_shape=shape, frontend=frontend)
 

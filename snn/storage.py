@@ -187,6 +187,7 @@ def _layer_of(stored: Stored, learning: Learning, number: int, c_in: int) -> Spi
     # Only inhibition differs between a layer that learns and one that has learned.
     found = replace(layer.geometry, feed_forward_inhibition=wanted.feed_forward_inhibition)
     check(found == wanted, f"{stored.path}geometry is {found}, its settings say {wanted}")
+    check(layer.lif == learning.lif, f"{stored.path}lif is {layer.lif}, its settings say {learning.lif}")
     return layer
 
 

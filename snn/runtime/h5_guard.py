@@ -22,6 +22,7 @@ from snn.runtime.errors import UserError
 from snn.runtime.h5_child import DONE, LENGTH, REFUSED
 from snn.runtime.tree import Stored, StoredArray
 
+CHILD = Path(__file__).with_name("h5_child.py")
 SECONDS = 30
 """Time in which the structure of a file, or one of its arrays, has to be read (usually milliseconds)."""
 MEMORY = 2 * 2**30
@@ -36,12 +37,11 @@ class _Child:
     """The child process, which serves one file after another."""
 
     def __init__(self) -> None:
-        script = Path(__file__).with_name("h5_child.py")
         # Whatever made h5py importable here does so there; its numerical libraries need no threads.
         paths = os.pathsep.join(path for path in sys.path if path)
         environment = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(script), str(SECONDS), str(MEMORY)],
+            [sys.executable, "-P", str(CHILD), str(SECONDS), str(MEMORY)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

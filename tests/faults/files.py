@@ -95,9 +95,9 @@ def forged_value(value: Any, random: np.random.Generator) -> Any:
         others = [
             value.astype(np.complex64).real.astype(np.float16),
             value.astype(np.int32) if value.dtype != np.int32 else value.astype(np.int64),
-            value[:0],
+            np.atleast_1d(value)[:0],
             value[None],
-            np.concatenate([value, value]) if value.ndim else np.stack([value, value]),
+            np.concatenate([np.atleast_1d(value)] * 2),
             np.zeros((0,), value.dtype),
             np.float64(3.0) * np.ones((2, 2, 2, 2, 2)),
             "text",
