@@ -271,10 +271,10 @@ def _files(folder: Path) -> set[str]:
 
 def main(argv: list[str], document: Path = DOCUMENT) -> int:
     """Command line of ``python docs/check_results.py``."""
-    text, folder = document.read_text(), document.parent
+    text, folder = document.read_text(encoding="utf-8"), document.parent
     if "--write" in argv:
         text = with_numbers(with_tables(text, folder), folder)
-        document.write_text(text)
+        document.write_text(text, encoding="utf-8")
     found = differences(text, folder) + prose_differences(text, folder)
     count = len(marked_numbers(text, folder)[0])
     equal = f"{len(TABLE.findall(text))} tables and {count} numbers of the prose equal their files"

@@ -153,7 +153,7 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
             continue
         files = writer.write(part)
         if isinstance(part, TableSpec) and (part.number or part.derived):
-            print(files[0].read_text())
+            print(files[0].read_text(encoding="utf-8"))
         print("wrote " + ", ".join(map(str, files)))
     write_json(config.options.json, {"seed": config.options.seed, "parts": writer.rows})
 

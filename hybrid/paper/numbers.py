@@ -7,7 +7,7 @@ from pathlib import Path
 
 @cache
 def _values() -> dict[tuple[int, str, str, str], float]:
-    with open(Path(__file__).parent / "paper_tables.csv", newline="") as file:
+    with open(Path(__file__).parent / "paper_tables.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {(int(row["table"]), row["model"], row["condition"], row["metric"]): float(row["value"]) for row in rows}
 

@@ -60,7 +60,7 @@ class Writer:
         self.rows[part.name] = rows
         write_csv(files[1], rows)
         document = "\n".join([f"# {part.title}", "", *text]) + "\n"
-        write_atomically(files[0], lambda temporary: temporary.write_text(document))
+        write_atomically(files[0], lambda temporary: temporary.write_text(document, encoding="utf-8"))
         return files if picture else files[:2]
 
     def _table(self, part: TableSpec, picture: Path | None) -> tuple[list[Row], list[str]]:

@@ -59,7 +59,7 @@ class Cell:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -108,14 +108,14 @@ def _log(run: Run, folder: Path) -> Path:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
     return next((f"It says: {line.strip()}" for line in reversed(lines) if line.strip()), "It says nothing.")
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[int]:
     """Hold a lock on the folder until this process and those that inherit the descriptor have ended."""
-    with open(folder / ".lock", "w") as file:
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

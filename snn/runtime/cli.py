@@ -64,6 +64,9 @@ def run_command(
     module = function.__module__
     spec = sys.modules[module].__spec__
     program = f"python -m {(spec.name if spec else module).removesuffix('.__main__')}"
+    # A terminal or pipe that cannot show a character shows another in its place; files are UTF-8 everywhere.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         arguments = sys.argv[1:] if argv is None else argv
         others = _load_plugins(arguments)

@@ -95,14 +95,14 @@ def write_json(path: Path | None, figures: dict) -> None:
     """Write the figures a command printed to ``path`` (None: do nothing)."""
     if path is not None:
         text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text))
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_csv(path: Path | None, rows: list[dict]) -> None:
     """Write rows with equal keys in long format to ``path`` (None: do nothing)."""
 
     def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="") as file:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

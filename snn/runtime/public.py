@@ -38,7 +38,7 @@ def publish(package: str) -> list[str]:
     Type checkers read the same stub, so there is one list of what is public.
     """
     module = sys.modules[package]
-    stub = ast.parse(Path(str(module.__file__)).with_suffix(".pyi").read_text())
+    stub = ast.parse(Path(str(module.__file__)).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     module.__dict__["_homes"] = {alias.name: str(node.module) for node in imports for alias in node.names}
     module.__class__ = PublicPackage
