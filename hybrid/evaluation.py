@@ -23,7 +23,7 @@ from hybrid.conditions import Condition, Context, Perturbed
 from hybrid.conditions.drawn import Clean, awgn_sigma
 from hybrid.network import Paths
 from hybrid.preprocess import Preprocess
-from hybrid.recipe import Recipe, warn_unmeasured
+from hybrid.recipe import Recipe, warn_of_classes
 from hybrid.storage import TrainedModel, load_model
 from snn.data import Array, Images, as_labelled, load_images
 from snn.data_source import DataSource
@@ -310,7 +310,7 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Imag
         )
     data = load_images(model.data_source.override(root=root), "train", model.seed)
     rows = Recipe(holdout=model.recipe["holdout"]).held_out(data.labels, model.seed)
-    warn_unmeasured(data, rows)
+    warn_of_classes(data, rows)
     return data._replace(images=data.images[rows], labels=data.labels[rows])
 
 

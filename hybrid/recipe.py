@@ -128,16 +128,21 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def warn_unmeasured(data: Images, held_out: np.ndarray) -> None:
-    """Warn, in the first process, of classes none of whose images is among those ``held_out`` (indices)."""
-    sizes, measured = (
-        np.bincount(labels, minlength=len(data.classes)) for labels in (data.labels, data.labels[held_out])
-    )
-    names = [name for name, size, count in zip(data.classes, sizes, measured, strict=True) if size and not count]
-    if names and first_process():
+def warn_of_classes(data: Images, held_out: np.ndarray) -> None:
+    """Warn, in the first process, of classes without an image, and without one of those ``held_out`` (indices)."""
+
+    def absent(labels: Tensor) -> list[str]:
+        present = set(labels.tolist())
+        return [name for number, name in enumerate(data.classes) if number not in present]
+
+    missing = absent(data.labels)
+    unmeasured = [name for name in absent(data.labels[held_out]) if name not in missing]
+    if missing and first_process():
+        warn(f"there is no training image of class {few(missing)}: add some, or take more with `limit_train`")
+    if unmeasured and first_process():
         warn(
-            f"no image of class {few(names)} is held out: results on held-out images say nothing about it; raise "
-            "`holdout`, or add images"
+            f"no image of class {few(unmeasured)} is held out: results on held-out images say nothing about that; "
+            "raise `holdout`, or add images"
         )
 
 

@@ -24,7 +24,7 @@ from hybrid.augment import resolve_augmentation
 from hybrid.backbones import BACKBONES
 from hybrid.lightning_module import SMALL, Checkpoints, Classifier, TrainingProgress
 from hybrid.network import Network
-from hybrid.recipe import Recipe, warn_unmeasured
+from hybrid.recipe import Recipe, warn_of_classes
 from hybrid.storage import TrainedModel
 from snn.data import Array, Images, as_labelled
 from snn.patches import random_patches
@@ -251,7 +251,7 @@ def _split(data: Images, recipe: Recipe, seed: int, processes: int) -> tuple[np.
         f"`batch_size` {recipe.batch_size} is to be shared by {processes} processes: give a multiple of them, at least "
         "two images for each",
     )
-    warn_unmeasured(data, held_out)
+    warn_of_classes(data, held_out)
     return kept, held_out
 
 

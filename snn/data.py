@@ -167,7 +167,7 @@ def as_labelled(data: Images | tuple[Array, Array]) -> Images:
 
 def _kind(values: Array) -> str:
     """Name of the type of the elements."""
-    return str(values.dtype).removeprefix("torch.")
+    return str(values.dtype).removeprefix("torch.") if isinstance(values, Tensor) else values.dtype.name
 
 
 def _tensor(values: Array) -> Tensor:
