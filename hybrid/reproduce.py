@@ -141,6 +141,7 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     inputs = [folder for source in sources for folder in image_folders(source)]
     for folder in (config.out, config.runs):
         check_apart(folder, inputs)
+    for folder in (config.out, config.runs):
         folder.mkdir(parents=True, exist_ok=True)
         check_outputs(folder / "log.txt")
     check_outputs(config.options.json, inputs=inputs)

@@ -84,8 +84,8 @@ def run(config: TrainConfig) -> None:
     file = resolve(config.frontend, SHIPPED_FRONTENDS) if config.frontend else None
     curves = [beside(config.out, "_training.png")]
     inputs = [*([file] if file else []), *image_folders(config.data_source)]
-    check_apart(folder, inputs)
     outputs = Outputs(config.out, options=config.options, figures=curves, inputs=inputs)
+    check_apart(folder, inputs)
     hardware = replace(config.hardware, device=config.options.device)
     device, seed = hardware.group()[0], config.options.seed
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -129,7 +129,7 @@ def as_images(images: Images | Array) -> Tensor:
     check(isinstance(pixels, Array), f"images are of type {type(pixels).__name__}; give a tensor or NumPy array")
     kind, shape = _kind(pixels), tuple(pixels.shape)
     check(kind == "uint8", f"images are {kind}; give uint8, from 0 to 255 (intensities in [0, 1] times 255, rounded)")
-    # No image is as narrow as it has channels.
+    # So narrow an image with so many channels is one whose channels stand last.
     swapped = len(shape) == 4 and shape[3] <= 4 < shape[1]
     remedy = "; channels come before height: give permute(0, 3, 1, 2) of these" if swapped else ""
     check(
@@ -145,17 +145,19 @@ def as_images(images: Images | Array) -> Tensor:
 
 
 def as_labelled(data: Images | tuple[Array, Array]) -> Images:
-    """Images with their labels, of tensors or NumPy arrays; names of classes are their numbers where there are none.
+    """Images with their labels, int64 (N,), of tensors or NumPy arrays, on the CPU.
+
+    Where classes have no names, these are their numbers.
 
     Raises :class:`UserError` as :func:`as_images`, and for labels that are not one whole number for each image, from 0
     to below the number of classes.
     """
-    images, labels = as_images(data[0]), data[1]
+    images, labels = as_images(data[0]).cpu(), data[1]
     check(isinstance(labels, Array), f"labels are of type {type(labels).__name__}; give a tensor or NumPy array")
     kind, shape = _kind(labels), tuple(labels.shape)
     check("int" in kind, f"labels are {kind}; give whole numbers as int64, the index of each image's class")
     check(shape == (len(images),), f"labels have shape {shape} for {len(images)} images; give one for each, (N,)")
-    labels = _tensor(labels).long()
+    labels = _tensor(labels).long().cpu()
     low, high = int(labels.min()), int(labels.max())
     classes = data.classes if isinstance(data, Images) else tuple(map(str, range(min(high + 1, MOST_CLASSES))))
     check(
