@@ -18,7 +18,7 @@ from snn.image_files import (
     IMAGE_SUFFIXES,
     SEVERAL_FRAMES,
     class_files,
-    class_names,
+    folder_classes,
     linked_folders,
     read_image,
     split_files,
@@ -95,7 +95,7 @@ def image_shape(source: DataSource, split: Split) -> tuple[int, int, int]:
     if folder is None:
         channels, height, width = SHAPES[source.data]
         return channels, size or height, size or width
-    files = (file for name in class_names(folder)[0] for file in class_files(folder / split / name))
+    files = (file for name in folder_classes(folder)[0] for file in class_files(folder / split / name))
     first = next(files, None)
     if first is None:
         raise UserError(f"{folder / split} holds no images; expected files under {split}/CLASS")
@@ -242,7 +242,7 @@ def _cifar10(source: DataSource, split: Split) -> tuple[np.ndarray, np.ndarray, 
 
 def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> Images:
     part, size = folder / split, source.image_size
-    classes, untested = class_names(folder)
+    classes, untested = folder_classes(folder)
     members, skipped = split_files(part, classes)
     empty = [name for name, files in zip(classes, members, strict=True) if not files]
     check(

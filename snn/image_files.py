@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif
 SEVERAL_FRAMES = "images of several frames, of which the first is read"
 
 
-def class_names(folder: Path) -> tuple[list[str], list[str]]:
+def folder_classes(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the classes of ``folder``, sorted, and of those among them that have no folder in its ``test``.
 
     Raises :class:`UserError` without ``train`` or ``test``, for less than two classes, and for one in ``test`` alone.
