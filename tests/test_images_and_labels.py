@@ -132,6 +132,14 @@ def test_labels_beyond_a_models_classes_are_refused():
     assert "model small gives logits of shape (24, 2); labels go up to 2" in said
 
 
+def test_more_classes_than_a_trained_model_has_are_refused(functions):
+    model = functions["train"](images(), LABELS)
+    assert hybrid.evaluate(model, (images(), LABELS), "clean")[0]["images"] == 24
+    said = message(lambda: hybrid.evaluate(model, (images(), np.arange(24) % 4), "clean"))
+    assert "was trained on 3 classes" in said
+    assert "has 4 classes" in said
+
+
 def test_one_image_of_one_class_is_learned_from_but_not_trained_on(functions):
     one = images(1)
     learned = functions["learn"](one, None)
