@@ -46,6 +46,7 @@ from bridge.frontend import SpikingFrontEnd
 from hybrid.complexity import count_macs, planned_frontend
 from hybrid.conditions import Noise, condition_flag
 from snn.controls import control
+from snn.data import image_folders
 from snn.data_source import DataSource
 from snn.learner import learn
 from snn.learning import PRESETS, Conductances, Learning, PresetName
@@ -242,7 +243,7 @@ def settings_text(config: FeaturesConfig) -> str:
 
 def run(config: FeaturesConfig) -> None:
     """The command: learn, probe, print, write."""
-    outputs, began = Outputs(config.out, options=RunOptions()), perf_counter()
+    outputs, began = Outputs(config.out, options=RunOptions(), inputs=image_folders(config.data_source)), perf_counter()
     preset, rule = PRESETS[config.preset], config.learning.stdp.rule
     if config.snn:
         settled = (

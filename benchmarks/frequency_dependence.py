@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.presets import before_learning, first_layer
 from benchmarks.probe import CONDITIONS, Sizes, Split, converted, fit_classifier, pooled, split_images, with_noise
+from snn.data import image_folders
 from snn.data_source import DataSource
 from snn.engines.base import choose_engine
 from snn.geometry import ConvGeometry
@@ -351,7 +352,7 @@ def draw_differences(axes: Axes, learned: dict[str, LearnedLayer]) -> None:
 
 def run(config: FrequencyDependenceConfig) -> None:
     """The command: learn, count, probe, print, draw."""
-    outputs = Outputs(config.out, options=RunOptions())
+    outputs = Outputs(config.out, options=RunOptions(), inputs=image_folders(config.data_source))
     split = split_images(config.data_source, Sizes(config.learn_images, config.fit_images, config.test_images))
     learned, events, network = learn_all(split.learn, first_layer(config.learning), config.seed)
     accuracies = {name: probe(network, layer, split) for name, layer in progress(learned.items(), "probing", "network")}

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from benchmarks.presets import first_layers
 from bridge import SpikingFrontEnd, convert
-from snn.data import load_images
+from snn.data import image_folders, load_images
 from snn.data_source import DataSource
 from snn.encoding import encode
 from snn.engines.base import choose_engine
@@ -167,7 +167,7 @@ def measure(functions: Mapping[Case, Callable[[], object]], repeats: int) -> dic
 @torch.inference_mode()
 def run(config: FrontEndConfig) -> None:
     """The command: measure, print, write."""
-    outputs = Outputs(config.out, options=RunOptions())
+    outputs = Outputs(config.out, options=RunOptions(), inputs=image_folders(config.data_source))
     networks = {} if config.presets else {str(path): load_network(path)[0] for path in config.snn}
     fitted, images = choose_images(config, networks)
     if config.presets:

@@ -30,7 +30,7 @@ from hybrid.paper.results import read_rows
 from hybrid.printing import print_table
 from hybrid.recipe import RECIPES, Recipe
 from hybrid.training import train
-from snn.data import Images, load_images
+from snn.data import Images, image_folders, load_images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.errors import check
@@ -168,7 +168,7 @@ def gains(rows: Iterable[Row]) -> list[tuple[str, ...]]:
 
 def run(config: RecipeConfig) -> None:
     """The command: train what is missing, write, report."""
-    outputs = Outputs(config.out, options=config.options)
+    outputs = Outputs(config.out, options=config.options, inputs=image_folders(config.data_source))
     rows: list[Row] = list(read_rows(config.out)) if config.out.exists() else []
     foreign = [row for row in rows if row["settings"] != config.settings]
     check(not foreign, f"{config.out} holds results of other images or settings: give another `out`")

@@ -34,7 +34,7 @@ import tyro
 from benchmarks.peers.protocol import Workload, save
 from benchmarks.presets import learning_speed, learning_table
 from benchmarks.safe_dnn_stdp import layer_spikes, starting_gain
-from snn.data import load_images
+from snn.data import image_folders, load_images
 from snn.data_source import DataSource
 from snn.runtime.cli import check_left_out, run_command
 from snn.runtime.errors import check
@@ -303,7 +303,7 @@ def rows(results: list[Result]) -> list[dict]:
 
 def run(config: BenchmarkConfig) -> None:
     """The command: measure, print, write."""
-    check_outputs(config.out)
+    check_outputs(config.out, inputs=image_folders(config.data_source))
     torch.set_num_threads(config.threads)
     if config.presets:
         images = load_images(config.data_source, "train", config.seed).images

@@ -26,7 +26,7 @@ from bridge.frontend import (
 )
 from bridge.responses import neuron_response, simulate_counts
 from bridge.sau import SpecialActivationUnit
-from snn.data import Images
+from snn.data import Array, Images, as_images
 from snn.data_source import UNNAMED, DataSource
 from snn.exact import round_for_exact_sums
 from snn.layer import SpikingConv2d
@@ -72,7 +72,7 @@ class Conversion:
 
 def convert(
     network: SpikingNetwork | str | Path,
-    images: Tensor | Images,
+    images: Array | Images,
     *,
     layers: int | None = None,
     quantise_input: bool = False,
@@ -84,7 +84,8 @@ def convert(
 
     Args:
         network: learned layers, or their file: a path of ``snn.h5`` or ``pretrained:cifar10-fd``.
-        images: training images, uint8 (N, C, H, W), for normalisation statistics and SAUs; 256 suffice.
+        images: training images, uint8 (N, C, H, W), a tensor or NumPy array, for normalisation statistics and SAUs;
+            256 suffice.
         layers: number of layers to convert, from the first; None: all.
         quantise_input: keep the encoder's rounding to whole spikes.
         steps: number of equal steps of every SAU; None: the steps of the neuron.
@@ -92,10 +93,10 @@ def convert(
         device: where to compute. The result is on the CPU.
 
     Raises:
-        UserError: for an unusable file, unfinished learning, images of another shape, more layers than have learned,
-            or a layer whose neurons all fire at the same rate.
+        UserError: for an unusable file, unfinished learning, images of another type or shape, more layers than have
+            learned, or a layer whose neurons all fire at the same rate.
     """
-    images = images.images if isinstance(images, Images) else images
+    images = as_images(images)
     data_source, parent_digest, name = UNNAMED, "", "the network"
     if not isinstance(network, SpikingNetwork):
         name = str(network)
@@ -104,9 +105,9 @@ def convert(
     elif layers is not None:
         network = choose_layers(network, layers, name)
     check(
-        images.dtype == torch.uint8 and tuple(images.shape[1:]) == network.input_shape,
-        f"`images` of type {images.dtype} and shape {tuple(images.shape)}: expected uint8 and (N, C, H, W) with "
-        f"(C, H, W) = {network.input_shape}, as {name} learned on",
+        tuple(images.shape[1:]) == network.input_shape,
+        f"images have shape {tuple(images.shape)}; expected (N, C, H, W) with (C, H, W) = {network.input_shape}, as "
+        f"{name} learned on",
     )
     network, images = network.to(device), images.to(device)
     counts = simulate_counts(network, images, stream("responses", seed))[1:]

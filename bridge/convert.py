@@ -70,6 +70,7 @@ def run(config: ConvertConfig) -> None:
     from bridge.responses import simulate_counts
     from bridge.storage import save
     from snn.controls import control
+    from snn.data import image_folders
     from snn.runtime.device import choose_device
     from snn.runtime.pretrained import resolve
     from snn.runtime.random import stream
@@ -77,11 +78,12 @@ def run(config: ConvertConfig) -> None:
 
     file = resolve(config.snn, SHIPPED_NETWORKS)
     pictures = [beside(config.out, ending) for ending in ("_response.png", "_fidelity.png")]
-    outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=[file])
-    device, seed = choose_device(config.options.device), config.options.seed
     network, learned_on, parent_digest = load_network(file)
-    network = choose_layers(network, config.layers, config.snn)
     data_source = learned_on.override(data=config.data, root=config.root)
+    inputs = [file, *image_folders(data_source)]
+    outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=inputs)
+    device, seed = choose_device(config.options.device), config.options.seed
+    network = choose_layers(network, config.layers, config.snn)
     splits: tuple[Split, ...] = ("train", "test")
     train, test = (_load_images(config, data_source, split, network.input_shape).to(device) for split in splits)
     network = control(network.to(device), train, config.conductances, seed)

@@ -27,11 +27,11 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from hybrid.conditions import CHUNK, Condition, Noise, condition_flag
-from hybrid.evaluation import check_same_data, distinct, load_test_images, name_models
+from hybrid.evaluation import check_same_data, common_source, distinct, load_test_images, name_models
 from hybrid.network import Network, embed
 from hybrid.printing import print_table
 from hybrid.storage import TrainedModel, load_model, model_file
-from snn.data import Images
+from snn.data import Images, image_folders
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -248,10 +248,11 @@ def panel_rows(panels: list[Panel]) -> list[dict]:
 def run(config: EmbeddingConfig) -> None:
     """The command: load, embed, write, report."""
     table = beside(config.out, ".csv")
-    outputs = Outputs(table, options=config.options, figures=[config.out], inputs=map(model_file, config.models))
-    device = choose_device(config.options.device)
     paths = list(config.models) if config.names else list(dict.fromkeys(config.models))
     models = dict(zip(config.names or name_models(paths), map(load_model, paths), strict=True))
+    inputs = [*map(model_file, paths), *image_folders(common_source(models, config.data, config.root))]
+    outputs = Outputs(table, options=config.options, figures=[config.out], inputs=inputs)
+    device = choose_device(config.options.device)
     seed = config.options.seed
     data = load_test_images(models, config.data, config.root, config.limit_test, seed)
     panels = embed_models(models, data, distinct(config.noise), seed, device)

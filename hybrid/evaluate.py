@@ -11,6 +11,7 @@ from hybrid.conditions import Condition, condition_flag
 from hybrid.evaluation import (
     DEFAULT_CONDITIONS,
     METRICS,
+    common_source,
     evaluate,
     load_held_out,
     load_test_images,
@@ -21,6 +22,7 @@ from hybrid.figures import draw_noise
 from hybrid.preprocess import UNCHANGED, Preprocess, preprocess_flag
 from hybrid.printing import print_table
 from hybrid.storage import load_model, model_file
+from snn.data import image_folders
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -119,11 +121,13 @@ def _percent(row: dict) -> str:
 
 def run(config: EvaluateConfig) -> None:
     """The command: load, evaluate, write, report."""
-    inputs = map(model_file, [*config.models, *([config.attack_model] if config.attack_model else [])])
-    outputs = Outputs(config.out, options=config.options, figures=[beside(config.out, ".png")], inputs=inputs)
-    device = choose_device(config.options.device)
     paths = list(dict.fromkeys(config.models))
     models = dict(zip(name_models(paths), map(load_model, paths), strict=True))
+    inputs = [model_file(path) for path in (*paths, config.attack_model) if path]
+    inputs += image_folders(common_source(models, config.data, config.root))
+    inputs += [config.cifar10_c] if config.cifar10_c else []
+    outputs = Outputs(config.out, options=config.options, figures=[beside(config.out, ".png")], inputs=inputs)
+    device = choose_device(config.options.device)
     if config.split == "held-out":
         data = load_held_out(models, config.root)
     else:

@@ -23,9 +23,10 @@ from hybrid.conditions import Condition, Context, Perturbed
 from hybrid.conditions.drawn import Clean, awgn_sigma
 from hybrid.network import Paths
 from hybrid.preprocess import Preprocess
-from hybrid.recipe import Recipe
+from hybrid.recipe import Recipe, warn_of_classes
 from hybrid.storage import TrainedModel, load_model
-from snn.data import Images, load_images
+from snn.data import Array, Images, as_labelled, load_images
+from snn.data_source import DataSource
 from snn.runtime.errors import check
 from snn.runtime.pretrained import plain_name
 from snn.runtime.progress import progress
@@ -99,7 +100,7 @@ def correct_in(logits: Tensor, labels: Tensor, among: int) -> int:
 
 def evaluate(
     models: Model | Sequence[Model] | Mapping[str, Model],
-    data: Images,
+    data: Images | tuple[Array, Array],
     conditions: str | Iterable[Condition | str] = DEFAULT_CONDITIONS,
     *,
     repeats: int = 1,
@@ -119,7 +120,8 @@ def evaluate(
 
     Args:
         models: one, several, or several by name. They are moved to ``device`` and set to evaluation mode.
-        data: clean images and labels; all models see the same perturbed images.
+        data: clean images and labels, or a pair of these, uint8 (N, C, H, W) and int64 (N,), as tensors or NumPy
+            arrays; all models see the same perturbed images.
         conditions: objects or text such as ``"awgn:20"``. Different spellings of one condition count once.
         repeats: noise seeds, from ``seed`` on, for conditions that draw; others are measured once.
         draws: passes over each image of a model that draws in its encoder while it is trained, by ``preprocess``
@@ -137,9 +139,10 @@ def evaluate(
         plain module (variant, digest and so on) is "".
 
     Raises:
-        UserError: a model of other images or classes, a condition that cannot be applied, or ``draws`` above 1 where
-            no model draws.
+        UserError: images or labels that cannot be used (:func:`snn.data.as_labelled`), a model of other images or
+            classes, a condition that cannot be applied, or ``draws`` above 1 where no model draws.
     """
+    data = as_labelled(data)
     if not isinstance(models, Mapping):
         listed = [models] if isinstance(models, TrainedModel | nn.Module | str | Path) else list(models)
         models = dict(zip(name_models(listed), listed, strict=True))
@@ -184,7 +187,7 @@ def evaluate(
             every_path = condition == ablated and noise_seed == seed
             for name, (network, description, provenance) in subjects.items():
                 logits_of = partial(predict_batches, draws=passes[name], seed=noise_seed)
-                for paths, accuracy in _accuracies(network, perturbed, every_path, logits_of):
+                for paths, accuracy in _accuracies(name, network, perturbed, every_path, logits_of):
                     run = {"model": name, **description, "paths": paths, **about, **accuracy}
                     rows.append(run | {"noise_seed": noise_seed, "draws": passes[name], **provenance})
                 bar.update()
@@ -192,12 +195,17 @@ def evaluate(
 
 
 def _accuracies(
-    network: nn.Module, perturbed: Perturbed, every_path: bool, logits_of: Callable[..., Tensor]
+    name: str, network: nn.Module, perturbed: Perturbed, every_path: bool, logits_of: Callable[..., Tensor]
 ) -> Iterator[tuple[Paths, dict[str, str | float]]]:
     """Paths, and accuracy by each metric; ``every_path``: also with each path alone, where the network has two."""
     alternatives: tuple[Paths, ...] = ("both", "spiking", "auxiliary")
     for paths in alternatives if every_path and getattr(network, "has_two_paths", False) else alternatives[:1]:
         logits = logits_of(network, perturbed.images, paths=paths)
+        check(
+            logits.ndim == 2 and int(perturbed.labels.max()) < logits.shape[1],
+            f"model {name} gives logits of shape {tuple(logits.shape)}; labels go up to {perturbed.labels.max()}, so "
+            "expected (N, classes) with more classes",
+        )
         for metric, among in METRICS.items():
             correct = correct_in(logits, perturbed.labels, among)
             share = correct / len(logits)
@@ -277,12 +285,13 @@ def summarise(rows: list[dict], metric: str = "", paths: str = "") -> list[dict]
 def load_test_images(
     models: Mapping[str, TrainedModel], data: str | None, root: Path | None, limit: int | None, seed: int
 ) -> Images:
-    """Test images of the first model's data.
+    """Test images of :func:`common_source`, at most ``limit`` (None: as many as that records)."""
+    return load_images(common_source(models, data, root).override(limit_test=limit), "test", seed)
 
-    ``data``, ``root`` and ``limit`` replace what that model's training recorded, unless they are None.
-    """
-    data_source = next(iter(models.values())).data_source.override(data=data, root=root, limit_test=limit)
-    return load_images(data_source, "test", seed)
+
+def common_source(models: Mapping[str, TrainedModel], data: str | None, root: Path | None) -> DataSource:
+    """The first model's data; ``data`` and ``root`` replace what its training recorded, unless they are None."""
+    return next(iter(models.values())).data_source.override(data=data, root=root)
 
 
 def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Images:
@@ -300,7 +309,8 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Imag
             "they held out different images; evaluate them one by one",
         )
     data = load_images(model.data_source.override(root=root), "train", model.seed)
-    rows = torch.from_numpy(Recipe(holdout=model.recipe["holdout"]).held_out(data.labels, model.seed))
+    rows = Recipe(holdout=model.recipe["holdout"]).held_out(data.labels, model.seed)
+    warn_of_classes(data, rows)
     return data._replace(images=data.images[rows], labels=data.labels[rows])
 
 

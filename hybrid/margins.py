@@ -24,7 +24,7 @@ from hybrid.conditions import CHUNK, Noise
 from hybrid.conditions.drawn import awgn_sigma
 from hybrid.figures import draw_margins
 from hybrid.printing import print_table
-from snn.data import load_images
+from snn.data import image_folders, load_images
 from snn.retina import LEVELS
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
@@ -117,10 +117,11 @@ def print_rows(rows: list[dict[str, float]], images: int) -> None:
 def run(config: MarginsConfig) -> None:
     """The command: load, measure, write, report."""
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
-    outputs = Outputs(config.out, options=config.options, figures=[beside(config.out, ".png")], inputs=[file])
-    device = choose_device(config.options.device)
     frontend, data_source, digest = load_frontend(file)
     data_source = data_source.override(data=config.data, root=config.root, limit_test=config.limit_test)
+    pictures, inputs = [beside(config.out, ".png")], [file, *image_folders(data_source)]
+    outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=inputs)
+    device = choose_device(config.options.device)
     data = load_images(data_source, "test", config.options.seed)
     check(
         data.shape == frontend.spec.input_shape,

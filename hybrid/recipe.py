@@ -10,8 +10,10 @@ from hybrid.augment import Augmentation
 from hybrid.conditions import Noise, condition_flag
 from hybrid.conditions.drawn import CLEAN
 from hybrid.image_size import IMAGENET_RECIPE
-from snn.data import balanced_subset
+from snn.data import Images, few, proportional_subset
 from snn.runtime.errors import check, check_choice
+from snn.runtime.processes import first_process
+from snn.runtime.progress import warn
 from snn.runtime.tree import Tree, from_tree
 
 RecipeName = Literal["auto", "digits", "cifar10", "imagenet", "fast"]
@@ -59,7 +61,7 @@ class Recipe:
     train_noise: Annotated[Noise, condition_flag(Noise, "train_noise")] = CLEAN
     """Noise on every training image (paper: awgn:30, wald:3,0.3, poisson:255, salt-pepper:0.05); clean: none."""
     holdout: float = 0.1
-    """Share of the training images, balanced over classes, that is kept for the validation curve."""
+    """Share of the training images, in proportion to the classes, that is kept for the validation curve."""
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, f"`epochs` {self.epochs}: must be 1 or more")
@@ -95,8 +97,11 @@ class Recipe:
         return from_tree(cls, tree, **noise)
 
     def held_out(self, labels: Tensor, seed: int) -> np.ndarray:
-        """Indices of the training images that are kept for the validation curve, given the labels (N,) of all."""
-        return balanced_subset(labels.numpy(), max(1, round(self.holdout * len(labels))), seed)
+        """Indices of the training images that are kept for the validation curve, given the labels (N,) of all.
+
+        They are drawn in proportion to the classes; of each class at least one image stays in training.
+        """
+        return proportional_subset(labels.numpy(), max(1, round(self.holdout * len(labels))), seed)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -121,6 +126,24 @@ RECIPES: dict[str, Recipe] = {
     # Tens of thousands of images of 64 to 224 pixels.
     "imagenet": Recipe(epochs=90, batch_size=256, learning_rate=0.2, weight_decay=1e-4, holdout=0.02),
 }
+
+
+def warn_of_classes(data: Images, held_out: np.ndarray) -> None:
+    """Warn, in the first process, of classes without an image, and without one of those ``held_out`` (indices)."""
+
+    def absent(labels: Tensor) -> list[str]:
+        present = set(labels.tolist())
+        return [name for number, name in enumerate(data.classes) if number not in present]
+
+    missing = absent(data.labels)
+    unmeasured = [name for name in absent(data.labels[held_out]) if name not in missing]
+    if missing and first_process():
+        warn(f"there is no training image of class {few(missing)}: add some, or take more with `limit_train`")
+    if unmeasured and first_process():
+        warn(
+            f"no image of class {few(unmeasured)} is held out: results on held-out images say nothing about that; "
+            "raise `holdout`, or add images"
+        )
 
 
 def choose_recipe(name: RecipeName, data: str, image_size: int) -> tuple[str, str]:

@@ -19,11 +19,12 @@ from hybrid.paper.parts import Writer
 from hybrid.paper.runs import Place, in_order, missing_runs
 from hybrid.paper.tables import PARTS, TableSpec
 from hybrid.paper.workflow import Engine, make
+from snn.data import image_folders
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
-from snn.runtime.outputs import check_outputs, write_json
+from snn.runtime.outputs import check_apart, check_outputs, write_json
 
 PartName = Literal[*PARTS, "all"]  # type: ignore[valid-type]
 
@@ -136,10 +137,14 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
         return
     if config.engine.local:
         choose_device(config.options.device)
+    sources = (cifar.source.override(root=config.root), traffic.source)
+    inputs = [folder for source in sources for folder in image_folders(source)]
+    for folder in (config.out, config.runs):
+        check_apart(folder, inputs)
     for folder in (config.out, config.runs):
         folder.mkdir(parents=True, exist_ok=True)
         check_outputs(folder / "log.txt")
-    check_outputs(config.options.json)
+    check_outputs(config.options.json, inputs=inputs)
     if not config.partial:
         make(runs, place, config.engine, snakemake)
     there = {name: any(run.file(config.runs).exists() for run in wanted) for name, wanted in runs_of.items()}

@@ -14,7 +14,7 @@ import tyro
 
 from hybrid.evaluation import predict
 from hybrid.storage import Bits, TrainedModel, load_model, model_file, save_model
-from snn.data import load_images
+from snn.data import image_folders, load_images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.device import choose_device
@@ -52,9 +52,14 @@ def without_places(source: DataSource) -> DataSource:
     return replace(source, data=data, root=DataSource.root, download=False)
 
 
+def compared_on(model: TrainedModel, config: ShipConfig) -> DataSource:
+    """The images on which answers are compared."""
+    return model.data_source.override(data=config.data, root=config.root, limit_test=config.limit_test)
+
+
 def compare(model: TrainedModel, rounded: TrainedModel, config: ShipConfig) -> dict[str, float]:
     """How the logits of two networks differ on test images; {} where those of the training run are not there."""
-    source = model.data_source.override(data=config.data, root=config.root, limit_test=config.limit_test)
+    source = compared_on(model, config)
     try:
         images = load_images(source, "test", config.options.seed).images.float() / 255
     except UserError as error:
@@ -80,8 +85,9 @@ def compare(model: TrainedModel, rounded: TrainedModel, config: ShipConfig) -> d
 def run(config: ShipConfig) -> None:
     """The command: load, round, write, compare, report."""
     file = model_file(config.model)
-    outputs = Outputs(config.out, options=config.options, inputs=[file])
     model = load_model(file)
+    inputs = [file, *image_folders(compared_on(model, config))]
+    outputs = Outputs(config.out, options=config.options, inputs=inputs)
     shipped = replace(model, data_source=without_places(model.data_source))
     digest = save_model(config.out, shipped, command_line("hybrid.ship", config), model.digest, bits=config.bits)
     sizes = {"bytes": config.out.stat().st_size, "bytes_before": file.stat().st_size}

@@ -22,7 +22,7 @@ from bridge.storage import SHIPPED_FRONTENDS, load_frontend
 from hybrid.architecture import build_model
 from hybrid.network import HybridNetwork, TrainableFrontEnd
 from hybrid.storage import TrainedModel, load_model, model_file, save_model
-from snn.data import balanced_subset, load_images
+from snn.data import balanced_subset, image_folders, load_images
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs
@@ -110,11 +110,13 @@ def percentile(values: Tensor) -> Tensor:
 def run(config: SwapConfig) -> None:
     """The command: load, swap, write, report."""
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
-    outputs = Outputs(config.out, options=config.options, inputs=[model_file(config.model), file])
     model = load_model(config.model)
-    frontend, _, _ = load_frontend(file)
     # Images that the model was trained on.
-    data = load_images(model.data_source.override(root=config.root), "train", model.seed)
+    data_source = model.data_source.override(root=config.root)
+    inputs = [model_file(config.model), file, *image_folders(data_source)]
+    outputs = Outputs(config.out, options=config.options, inputs=inputs)
+    frontend, _, _ = load_frontend(file)
+    data = load_images(data_source, "train", model.seed)
     chosen = balanced_subset(data.labels.numpy(), config.images, config.options.seed)
     swapped = swap(model, frontend, data.images[chosen], config.scale)
     swapped = replace(swapped, recipe=model.recipe | {"swapped": config.scale})

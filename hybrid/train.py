@@ -14,11 +14,11 @@ from hybrid.architecture import Architecture, open_frontend
 from hybrid.recipe import RECIPES, Recipe, RecipeName, choose_recipe
 from hybrid.storage import load_model, save_model
 from hybrid.training import PROGRESS, Checkpointing, Hardware, train
-from snn.data import image_shape, load_images
+from snn.data import image_folders, image_shape, load_images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.errors import check
-from snn.runtime.outputs import Outputs, beside
+from snn.runtime.outputs import Outputs, beside, check_apart
 from snn.runtime.pretrained import resolve
 from snn.runtime.processes import first_process
 
@@ -83,7 +83,9 @@ def run(config: TrainConfig) -> None:
     folder = beside(config.out, "_training")
     file = resolve(config.frontend, SHIPPED_FRONTENDS) if config.frontend else None
     curves = [beside(config.out, "_training.png")]
-    outputs = Outputs(config.out, options=config.options, figures=curves, inputs=[file] if file else [])
+    inputs = [*([file] if file else []), *image_folders(config.data_source)]
+    outputs = Outputs(config.out, options=config.options, figures=curves, inputs=inputs)
+    check_apart(folder, inputs)
     hardware = replace(config.hardware, device=config.options.device)
     device, seed = hardware.group()[0], config.options.seed
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

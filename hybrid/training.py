@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bridge.frontend import SpikingFrontEnd
-from hybrid.architecture import Architecture, ModelSpec, build_model, class_names, open_frontend
+from hybrid.architecture import Architecture, ModelSpec, build_model, open_frontend
 from hybrid.augment import resolve_augmentation
 from hybrid.backbones import BACKBONES
 from hybrid.lightning_module import SMALL, Checkpoints, Classifier, TrainingProgress
 from hybrid.network import Network
-from hybrid.recipe import Recipe
+from hybrid.recipe import Recipe, warn_of_classes
 from hybrid.storage import TrainedModel
-from snn.data import Images
+from snn.data import Array, Images, as_labelled
 from snn.patches import random_patches
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
@@ -111,7 +111,7 @@ class Checkpointing:
 
 
 def train(
-    data: Images | tuple[Tensor, Tensor],
+    data: Images | tuple[Array, Array],
     network: Architecture | Network,
     recipe: Recipe | None = None,
     *,
@@ -124,7 +124,7 @@ def train(
 
     Args:
         data: training images, of which a part is held out for the validation curve; a pair holds images, uint8
-            (N, C, H, W), and labels, int64 (N,).
+            (N, C, H, W), and labels, int64 (N,), as tensors or NumPy arrays.
         network: what to build, or a network of :func:`hybrid.safe_dnn` or :func:`hybrid.baseline`, which is copied.
         recipe: hyperparameters (None: defaults).
         frontend: converted spiking layers, or a file that holds them; needed where ``network`` is an architecture of
@@ -138,10 +138,11 @@ def train(
         give the same bits on the same machine with the same number of threads (``hardware.threads``).
 
     Raises:
-        UserError: unknown backbone or variant, images of another shape than the front end's or network's, too few
-            images, or progress of another training.
+        UserError: unknown backbone or variant, images or labels that cannot be used (:func:`snn.data.as_labelled`),
+            images of another shape than the front end's or network's, too few images or classes, or progress of another
+            training.
     """
-    data, recipe, checkpointing = _labelled(data), recipe or Recipe(), checkpointing or Checkpointing()
+    data, recipe, checkpointing = as_labelled(data), recipe or Recipe(), checkpointing or Checkpointing()
     hardware = hardware or Hardware()
     spec, converted, parent_digest = _describe(network, data, frontend)
     smallest, small = BACKBONES[spec.architecture.backbone].smallest, int(SMALL * data.shape[1])
@@ -216,19 +217,6 @@ def training_identity(spec: ModelSpec, recipe: Recipe, seed: int, data: Images, 
     return digest.hexdigest()
 
 
-def _labelled(data: Images | tuple[Tensor, Tensor]) -> Images:
-    """``data`` with names of its classes: their numbers, where there are none."""
-    if isinstance(data, Images):
-        return data
-    images, labels = data
-    check(
-        images.dtype == torch.uint8 and images.ndim == 4 and labels.shape == images.shape[:1] != (0,),
-        f"`data`: images of type {images.dtype} and shape {tuple(images.shape)}, labels of shape "
-        f"{tuple(labels.shape)}; expected uint8 (N, C, H, W), which are intensities times 255, and (N,)",
-    )
-    return Images(images, labels.long(), class_names(int(labels.max()) + 1))
-
-
 def _describe(
     network: Architecture | Network, data: Images, frontend: SpikingFrontEnd | str | Path | None
 ) -> tuple[ModelSpec, SpikingFrontEnd | None, str]:
@@ -250,8 +238,10 @@ def _describe(
 
 def _split(data: Images, recipe: Recipe, seed: int, processes: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images to train on, and of those held out."""
+    check(len(data.classes) >= 2, f"the images are of {len(data.classes)} class; training needs 2 or more")
     held_out = recipe.held_out(data.labels, seed)
     kept = np.setdiff1d(np.arange(len(data.labels)), held_out)
+    check(len(held_out) > 0, "every class has one image, so none can be held out of training; add images")
     check(
         len(kept) >= recipe.batch_size,
         f"{len(kept)} training images are fewer than one batch of {recipe.batch_size}; lower `batch_size`",
@@ -261,6 +251,7 @@ def _split(data: Images, recipe: Recipe, seed: int, processes: int) -> tuple[np.
         f"`batch_size` {recipe.batch_size} is to be shared by {processes} processes: give a multiple of them, at least "
         "two images for each",
     )
+    warn_of_classes(data, held_out)
     return kept, held_out
 
 

@@ -3,7 +3,8 @@
 Images are uint8 tensors (N, C, H, W), labels int64 tensors (N,); intensity x = value / 255 lies in [0, 1].
 """
 
-import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +14,26 @@ from PIL import Image
 from torch import Tensor
 
 from snn.data_source import UNNAMED, DataSource, Split
+from snn.image_files import (
+    IMAGE_SUFFIXES,
+    SEVERAL_FRAMES,
+    class_files,
+    folder_classes,
+    linked_folders,
+    read_image,
+    split_files,
+    to_array,
+)
 from snn.runtime.errors import UserError, check
-from snn.runtime.progress import progress
+from snn.runtime.processes import first_process
+from snn.runtime.progress import progress, warn
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+Array = Tensor | np.ndarray
 
+SMALLEST = 4
+"""Smallest side of an image, in pixels."""
+MOST_CLASSES = 100_000
+"""Largest number of classes that labels without names of their classes can mean."""
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 """(C, H, W) of data sets whose images all have one size."""
 
@@ -51,7 +67,9 @@ def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit:
 
     Raises:
         UserError: an unknown or missing data set, a folder without ``train`` or ``test``, a class that occurs only in
-            ``test``, and images that cannot be read or differ in size.
+            ``test``, and images that cannot be read, differ in size or have less than 4 pixels a side.
+
+    What a folder holds but is not read, and classes without test images, are said on stderr.
     """
     check(split in ("train", "test"), f"`split` {split!r}: expected 'train' or 'test'")
     source = DataSource(source) if isinstance(source, str) else source
@@ -59,12 +77,15 @@ def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit:
     limit = source.limit(split)
     check(limit is None or limit >= 1, f"`limit_{split}` {limit}: at least one image is needed; give 1 or more")
     size = source.image_size
-    check(size is None or size >= 4, f"`image_size` {size}: images need a side of at least 4 pixels; give 4 or more")
+    check(
+        size is None or size >= SMALLEST,
+        f"`image_size` {size}: images need a side of at least {SMALLEST} pixels; give {SMALLEST} or more",
+    )
     if folder := _folder(source):
         return _load_folder(source, folder, split, seed)
     arrays, labels, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
     chosen = balanced_subset(labels, limit, seed)
-    images = np.stack([_to_array(Image.fromarray(arrays[i]), size) for i in chosen])
+    images = np.stack([to_array(Image.fromarray(arrays[i]), size) for i in chosen])
     return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), classes, source)
 
 
@@ -74,34 +95,124 @@ def image_shape(source: DataSource, split: Split) -> tuple[int, int, int]:
     if folder is None:
         channels, height, width = SHAPES[source.data]
         return channels, size or height, size or width
-    files = next(filter(None, (_image_files(folder / split / name) for name in _folder_classes(folder))), [])
-    check(bool(files), f"{folder / split} holds no images; expected files under {split}/CLASS")
-    channels, height, width = _read_image(files[0], size).shape
+    files = (file for name in folder_classes(folder)[0] for file in class_files(folder / split / name))
+    first = next(files, None)
+    if first is None:
+        raise UserError(f"{folder / split} holds no images; expected files under {split}/CLASS")
+    channels, height, width = read_image(first, size).shape
     return channels, height, width
+
+
+def image_folders(source: DataSource) -> list[Path]:
+    """Folders of the image files of a data set; a command that reads them writes nothing there."""
+    if source.data == "cifar10":
+        return [source.root / "cifar-10-batches-py"]
+    return linked_folders(source.image_folder) if source.image_folder else []
 
 
 def _folder(source: DataSource) -> Path | None:
     """PATH of a data set folder:PATH, None for one of :data:`SHAPES`."""
-    kind, _, path = source.data.partition(":")
-    if kind == "folder":
-        return Path(path)
-    check(source.data in SHAPES, f"`data` {source.data}: unknown data set; give digits, cifar10 or folder:PATH")
-    return None
+    folder = source.image_folder
+    check(
+        folder is not None or source.data in SHAPES,
+        f"`data` {source.data}: unknown data set; give digits, cifar10 or folder:PATH",
+    )
+    return folder
+
+
+def as_images(images: Images | Array) -> Tensor:
+    """Images as all stages take them, of a tensor or NumPy array: uint8 (N, C, H, W).
+
+    Raises :class:`UserError` for another type or shape, for no images, and for sides of less than 4 pixels.
+    """
+    pixels = images.images if isinstance(images, Images) else images
+    check(isinstance(pixels, Array), f"images are of type {type(pixels).__name__}; give a tensor or NumPy array")
+    kind, shape = _kind(pixels), tuple(pixels.shape)
+    check(kind == "uint8", f"images are {kind}; give uint8, from 0 to 255 (intensities in [0, 1] times 255, rounded)")
+    # So narrow an image with so many channels is one whose channels stand last.
+    swapped = len(shape) == 4 and shape[3] <= 4 < shape[1]
+    remedy = "; channels come before height: give permute(0, 3, 1, 2) of these" if swapped else ""
+    check(
+        len(shape) == 4 and not swapped and shape[1] >= 1,
+        f"images have shape {shape}; expected (N, C, H, W), of N images with C channels{remedy}",
+    )
+    check(len(pixels) >= 1, f"images have shape {shape}: there are none; give at least one")
+    check(
+        min(shape[2:]) >= SMALLEST,
+        f"images have {shape[3]}x{shape[2]} pixels; they need a side of at least {SMALLEST} pixels",
+    )
+    return _tensor(pixels)
+
+
+def as_labelled(data: Images | tuple[Array, Array]) -> Images:
+    """Images with their labels, int64 (N,), of tensors or NumPy arrays, on the CPU.
+
+    Where classes have no names, these are their numbers.
+
+    Raises :class:`UserError` as :func:`as_images`, and for labels that are not one whole number for each image, from 0
+    to below the number of classes.
+    """
+    images, labels = as_images(data[0]).cpu(), data[1]
+    check(isinstance(labels, Array), f"labels are of type {type(labels).__name__}; give a tensor or NumPy array")
+    kind, shape = _kind(labels), tuple(labels.shape)
+    check("int" in kind, f"labels are {kind}; give whole numbers as int64, the index of each image's class")
+    check(shape == (len(images),), f"labels have shape {shape} for {len(images)} images; give one for each, (N,)")
+    labels = _tensor(labels).long().cpu()
+    low, high = int(labels.min()), int(labels.max())
+    classes = data.classes if isinstance(data, Images) else tuple(map(str, range(min(high + 1, MOST_CLASSES))))
+    check(
+        low >= 0 and high < len(classes),
+        f"labels go from {low} to {high}; expected 0 to {len(classes) - 1}, indices of {len(classes)} classes",
+    )
+    return Images(images, labels, classes, data.data_source if isinstance(data, Images) else UNNAMED)
+
+
+def _kind(values: Array) -> str:
+    """Name of the type of the elements."""
+    return str(values.dtype).removeprefix("torch.") if isinstance(values, Tensor) else values.dtype.name
+
+
+def _tensor(values: Array) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    # A copy: not every array has a layout and byte order that a tensor can have, and some are only to be read.
+    return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
+
+
+def few(names: Sequence[str]) -> str:
+    """Names for a message, at most five of them."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def balanced_subset(labels: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
     """Sorted indices of at most ``limit`` items, class counts as equal as the data allow (None: all)."""
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
+    rank, _, tie_break = _drawn_ranks(labels, seed)
+    # Taking by rank fills all classes evenly.
+    return np.sort(np.lexsort((tie_break, rank))[:limit])
+
+
+def proportional_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Sorted indices of at most ``count`` items, class counts in proportion to those of all.
+
+    Of each class at least one item is left. Of classes of one size, the items are those of :func:`balanced_subset`.
+    """
+    rank, size, tie_break = _drawn_ranks(labels, seed)
+    # Webster's method: of shares between two whole numbers it takes the nearer one.
+    order = np.lexsort((tie_break, (rank + 0.5) / size))
+    return np.sort(order[(rank < size - 1)[order]][:count])
+
+
+def _drawn_ranks(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each item: its rank within its class in drawn order, the size of its class, and a drawn number for ties."""
     random = np.random.default_rng(seed)
     order = random.permutation(len(labels))
-    # Rank of each item within its class in drawn order: taking by rank fills all classes evenly.
-    rank = np.empty(len(labels), dtype=np.int64)
+    rank, size = np.empty(len(labels), dtype=np.int64), np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = order[labels[order] == label]
-        rank[members] = np.arange(len(members))
-    tie_break = random.permutation(len(labels))
-    return np.sort(np.lexsort((tie_break, rank))[:limit])
+        rank[members], size[members] = np.arange(len(members)), len(members)
+    return rank, size, random.permutation(len(labels))
 
 
 def _digits(split: Split) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -129,87 +240,53 @@ def _cifar10(source: DataSource, split: Split) -> tuple[np.ndarray, np.ndarray, 
     return dataset.data, np.array(dataset.targets, dtype=np.int64), tuple(dataset.classes)
 
 
-def _folder_classes(folder: Path) -> list[str]:
-    """Names of the classes of a folder of images."""
-    check(folder.is_dir(), f"`data` folder:{folder}: there is no such folder; give one that holds train/ and test/")
-    names = []
-    for part in (folder / "train", folder / "test"):
-        check(
-            part.is_dir(),
-            f"`data` folder:{folder}: it has no folder {part.name!r}; expected train/CLASS and test/CLASS",
-        )
-        names.append(sorted(p.name for p in part.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    train, test = names
-    check(len(train) >= 2, f"{folder / 'train'} holds {len(train)} class folders; at least 2 are needed")
-    stray = sorted(set(test) - set(train))
-    check(
-        not stray,
-        f"class {', '.join(stray)} is in {folder / 'test'} but not in {folder / 'train'}; "
-        "add training images for it or remove it",
-    )
-    return train
-
-
 def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> Images:
-    size, classes = source.image_size, _folder_classes(folder)
-    files: list[Path] = []
-    numbers: list[int] = []
-    for label, name in enumerate(classes):
-        members = _image_files(folder / split / name)
-        check(
-            bool(members) or split == "test",
-            f"{folder / split / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); add some or remove it",
-        )
-        files += members
-        numbers += [label] * len(members)
-    check(bool(files), f"{folder / split} holds no images; expected files under {split}/CLASS")
-    labels = np.array(numbers, dtype=np.int64)
+    part, size = folder / split, source.image_size
+    classes, untested = folder_classes(folder)
+    members, skipped = split_files(part, classes)
+    empty = [name for name, files in zip(classes, members, strict=True) if not files]
+    check(
+        not empty or split == "test",
+        f"{part} holds no images of class {few(empty)} ({', '.join(sorted(IMAGE_SUFFIXES))}); add some or remove it",
+    )
+    files = [file for group in members for file in group]
+    check(bool(files), f"{part} holds no images; expected files under {split}/CLASS")
+    labels = np.repeat(np.arange(len(classes)), [len(group) for group in members])
     chosen = balanced_subset(labels, source.limit(split), seed)
-    first = _read_image(files[chosen[0]], size)
-    images = np.empty((len(chosen), *first.shape), dtype=np.uint8)
+    first = read_image(files[chosen[0]], size)
+    _, height, width = first.shape
+    check(
+        min(height, width) >= SMALLEST,
+        f"{files[chosen[0]]} is {width}x{height} pixels: images need a side of at least {SMALLEST} pixels; enlarge "
+        "them with `image_size`",
+    )
+    try:
+        images = np.empty((len(chosen), *first.shape), dtype=np.uint8)
+    except MemoryError as error:
+        raise UserError(
+            f"{part}: {len(chosen)} images of {width}x{height} pixels need {len(chosen) * first.nbytes / 2**30:.1f} "
+            f"GiB, more than there is; lower `image_size` or `limit_{split}`"
+        ) from error
     for row, index in enumerate(progress(chosen, f"reading {split} images", "image")):
-        image = _read_image(files[index], size)
+        image = read_image(files[index], size, skipped)
         check(
             image.shape == first.shape,
-            f"{files[index]} is {image.shape[2]}x{image.shape[1]} pixels, {files[chosen[0]]} is "
-            f"{first.shape[2]}x{first.shape[1]}; bring them to one size with `image_size`",
+            f"{files[index]} is {image.shape[2]}x{image.shape[1]} pixels, {files[chosen[0]]} is {width}x{height}; "
+            "bring them to one size with `image_size`",
         )
         images[row] = image
+    if first_process():
+        _tell(folder, part, skipped, empty or untested)
     return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), tuple(classes), source)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-
-
-def _read_image(path: Path, size: int | None) -> np.ndarray:
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of oddities in files that it reads all the same.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                return _to_array(_to_rgb(image), size)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a readable image ({error}); repair or remove it") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; 16-bit grey is scaled, transparent parts become black."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode}: the range of its values is unknown; store it with 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image.convert("RGB")
-
-
-def _to_array(image: Image.Image, size: int | None) -> np.ndarray:
-    """uint8 (C, H, W); bilinear with antialiasing where the size changes."""
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+def _tell(folder: Path, part: Path, skipped: Counter[str], untested: list[str]) -> None:
+    """Say what of a folder of images is not read, and which classes have no test images."""
+    frames = skipped.pop(SEVERAL_FRAMES, 0)
+    counts = [f"{reason}: {count}" for reason, count in skipped.items() if count]
+    if counts:
+        warn(f"{part}: not read are {', '.join(counts)}")
+    if frames:
+        warn(f"{part}: {SEVERAL_FRAMES}: {frames}")
+    if untested:
+        warn(f"{folder / 'test'} holds no images of class {few(untested)}: results on it say nothing about that")

@@ -1,5 +1,6 @@
 """Which images a stage works on, and how its files record that."""
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,12 @@ class DataSource:
     def limit(self, split: Split) -> int | None:
         """The limit on one split."""
         return self.limit_train if split == "train" else self.limit_test
+
+    @property
+    def image_folder(self) -> Path | None:
+        """PATH of folder:PATH, with ~ as the home folder; None for another data set."""
+        kind, _, path = self.data.partition(":")
+        return Path(os.path.expanduser(path)) if kind == "folder" else None
 
     def override(self, **values: Any) -> "DataSource":
         """A copy with those fields replaced that are not None."""

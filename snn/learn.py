@@ -52,7 +52,7 @@ def run(config: LearnConfig) -> None:
     """The command: load, learn, write, report."""
     # Imported here: --help must not wait for PyTorch.
     from snn.checkpointing import checkpoint_writer, load_unfinished
-    from snn.data import load_images
+    from snn.data import image_folders, load_images
     from snn.engines.base import choose_engine
     from snn.figures import draw_kernels
     from snn.learner import learn
@@ -62,7 +62,8 @@ def run(config: LearnConfig) -> None:
     from snn.storage import images_digest, save
 
     seed = config.options.seed
-    outputs = Outputs(config.out, options=config.options, figures=[beside(config.out, "_kernels.png")])
+    pictures, folders = [beside(config.out, "_kernels.png")], image_folders(config.data_source)
+    outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=folders)
     processes, device = start_processes(config.options.device, config.devices, config.num_nodes)
     engine = choose_engine(config.engine, device)
     # The first process alone downloads, reads and decides; a message is shown once.

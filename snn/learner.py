@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snn.calibration import calibrate_gain, finalise, mean_count, normalised_rates, rate_range, sample_drive
-from snn.data import Images
+from snn.data import Array, Images, as_images
 from snn.engines.base import Engine, EventCounts, choose_engine, feed_forward
 from snn.homeostasis import balance, balance_ltd
 from snn.layer import SpikingConv2d
@@ -33,7 +33,7 @@ WINDOW = 100
 
 
 def learn(
-    images: Tensor | Images,
+    images: Array | Images,
     p: Learning | None = None,
     *,
     seed: int = 0,
@@ -46,7 +46,8 @@ def learn(
     """Learn spiking layers without labels, one after another.
 
     Args:
-        images: uint8 (N, C, H, W), or what :func:`snn.data.load_images` returns. All processes hold all of them.
+        images: uint8 (N, C, H, W), a tensor or NumPy array, or what :func:`snn.data.load_images` returns. All
+            processes hold all of them.
         p: settings (None: defaults).
         seed: of all draws.
         device: where to compute.
@@ -58,11 +59,14 @@ def learn(
     Returns:
         The network, on the CPU. The same arguments give the same bits on the same machine.
 
+    Raises:
+        UserError: images of another type or shape (:func:`snn.data.as_images`), an unknown engine.
+
     Example:
         >>> network = snn.learn(snn.load_images("digits", "train"), snn.Learning(maps=(8,)))
     """
     p, processes, device = p or Learning(), processes or Processes(), torch.device(device)
-    images = images.images if isinstance(images, Images) else images
+    images = as_images(images)
     engine = choose_engine(engine, device) if isinstance(engine, str) else engine
     channels, height, width = images.shape[1:]
     network = resume or SpikingNetwork((channels, height, width), p, (), seed)

@@ -273,7 +273,7 @@ def test_diverged_training_writes_nothing(tmp_path, capsys):
 
 def test_shortest_trainings_run(tmp_path):
     for steps in (1, 2, 5):
-        images = ["--limit-train", str(9 * steps), "--batch-size", "8", "--epochs", "1", "--width", "0.1"]
+        images = ["--limit-train", str(9 * steps + 2), "--batch-size", "8", "--epochs", "1", "--width", "0.1"]
         assert train([*images, "--variant", "baseline", "--out", str(tmp_path / "x.h5"), "--no-figures"]) == 0
 
 

@@ -22,8 +22,8 @@ from hybrid.swap import SwapConfig
 from hybrid.train import TrainConfig
 from hybrid.train import with_preset as training_defaults
 from hybrid.training import Checkpointing, Hardware
-from snn.data import IMAGE_SUFFIXES
 from snn.data_source import DataSource
+from snn.image_files import class_files
 from snn.learn import LearnConfig
 from snn.learn import with_preset as learning_defaults
 from snn.parameters import Encoding
@@ -175,11 +175,11 @@ def _is_record(value: object) -> bool:
 @cache
 def image_files(data: str) -> str:
     """Digest of names and sizes of the images of ``folder:PATH``; "" for data sets that never change."""
-    kind, _, path = data.partition(":")
-    if kind != "folder":
+    folder = DataSource(data).image_folder
+    if folder is None:
         return ""
-    images = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    sizes = [(str(file.relative_to(path)), file.stat().st_size) for file in images]
+    images = sorted(file for split in ("train", "test") for file in class_files(folder / split))
+    sizes = [(str(file.relative_to(folder)), file.stat().st_size) for file in images]
     return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
 

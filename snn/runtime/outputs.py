@@ -24,9 +24,10 @@ def beside(path: Path, ending: str) -> Path:
 def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
     """Raise :class:`UserError` unless each path (None is skipped) can be created or replaced; leaves no trace.
 
-    They must differ from each other and from ``inputs``, which would be lost.
+    They must differ from each other and lie apart from ``inputs`` (:func:`check_apart`).
     """
-    taken = {path.resolve(): "is read by this command" for path in inputs}
+    taken: set[Path] = set()
+    inputs = list(inputs)
     for path in paths:
         if path is None:
             continue
@@ -34,9 +35,12 @@ def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
         check(folder.is_dir(), f"cannot write {path}: folder {folder} does not exist; create it first")
         check(not path.is_dir(), f"cannot write {path}: it is a folder; give a file name inside it")
         check(path.is_file() or not path.exists(), f"cannot write {path}: it is not a regular file; give another name")
-        reason = taken.get(path.resolve())
-        check(reason is None, f"cannot write {path}: it {reason}; give another name")
-        taken[path.resolve()] = "is also the name of another output (or figure)"
+        check_apart(path, inputs)
+        check(
+            path.resolve() not in taken,
+            f"cannot write {path}: it is also the name of another output (or figure); give another name",
+        )
+        taken.add(path.resolve())
         try:
             # Permission bits say nothing of root or a read-only mount: try.
             handle, probe = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
@@ -46,6 +50,19 @@ def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
             raise UserError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from error
 
 
+def check_apart(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise :class:`UserError` if ``path`` is one of ``inputs``, files and folders that are read, or lies in one."""
+    place = path.resolve()
+    for given in inputs:
+        kept = given.resolve()
+        check(
+            place != kept and kept not in place.parents,
+            f"cannot write {path}: it is read by this command; give another name"
+            if place == kept
+            else f"cannot write {path}: it lies in {given}, whose files this command reads; choose another folder",
+        )
+
+
 class Outputs:
     """The files of one command: checked before its work, named at its end.
 
@@ -53,10 +70,10 @@ class Outputs:
         files: that it always writes (None is skipped), the most important first.
         options: whether figures and JSON are wanted.
         figures: that it also draws, unless ``options`` say no.
-        inputs: files that it reads, which must not be replaced.
+        inputs: files that it reads, which must not be replaced, and folders of images, in which nothing is written.
 
     Raises:
-        UserError: a file that cannot be written, or that is an input, or named twice.
+        UserError: a file that cannot be written, or that is an input, lies in one, or is named twice.
     """
 
     def __init__(

@@ -1,0 +1,140 @@
+"""Image files of a data set folder:PATH: which are read and in what order, and how each becomes an array.
+
+Files are found as by torchvision's ImageFolder: in PATH/SPLIT/CLASS and all folders in it, through links, too.
+"""
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from snn.runtime.errors import UserError, check
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+SEVERAL_FRAMES = "images of several frames, of which the first is read"
+
+
+def folder_classes(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the classes of ``folder``, sorted, and of those among them that have no folder in its ``test``.
+
+    Raises :class:`UserError` without ``train`` or ``test``, for less than two classes, and for one in ``test`` alone.
+    """
+    check(folder.is_dir(), f"`data` folder:{folder}: there is no such folder; give one that holds train/ and test/")
+    names = []
+    for part in (folder / "train", folder / "test"):
+        check(
+            part.is_dir(),
+            f"`data` folder:{folder}: it has no folder {part.name!r}; expected train/CLASS and test/CLASS",
+        )
+        names.append(sorted(p.name for p in part.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    train, test = names
+    check(len(train) >= 2, f"{folder / 'train'} holds {len(train)} class folders; at least 2 are needed")
+    stray = sorted(set(test) - set(train))
+    check(
+        not stray,
+        f"class {', '.join(stray)} is in {folder / 'test'} but not in {folder / 'train'}; "
+        "add training images for it or remove it",
+    )
+    return train, [name for name in train if name not in test]
+
+
+def split_files(part: Path, classes: list[str]) -> tuple[list[list[Path]], Counter[str]]:
+    """Image files of each class in ``part``, a folder PATH/SPLIT, and how many entries are not read, by reason."""
+    skipped: Counter[str] = Counter()
+    for entry in part.iterdir():
+        if entry.name.startswith("."):
+            skipped["names that start with a dot"] += 1
+        elif entry.name not in classes:
+            skipped["files outside the class folders"] += 1
+    return [list(class_files(part / name, skipped)) for name in classes], skipped
+
+
+def class_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[Path]:
+    """Image files in ``folder`` and all folders in it (none if it is not there), in the order of ImageFolder.
+
+    ``skipped`` counts what is not read, by reason.
+    """
+    skipped = Counter() if skipped is None else skipped
+    for place, names in sorted(_folders(folder, skipped)):
+        for name in sorted(names):
+            path = os.path.join(place, name)
+            if name.startswith("."):
+                skipped["names that start with a dot"] += 1
+            elif Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                skipped["files that are no images"] += 1
+            elif os.path.isfile(path):
+                yield Path(path)
+            else:
+                skipped["broken links" if os.path.islink(path) else "files that are no images"] += 1
+
+
+def linked_folders(folder: Path) -> list[Path]:
+    """``folder``, and all folders to which links in it lead: images are read from them."""
+    return [folder, *(Path(place) for place, _ in _folders(folder, Counter()) if os.path.islink(place))]
+
+
+def _folders(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, list[str]]]:
+    """``folder`` and all folders in it, each with the names of its files; every folder once, however links lead to it.
+
+    Several links to one folder would make a tree that grows without bounds, or has no end.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}; make it readable or remove it")
+
+    seen: set[tuple[int, int]] = set()
+    if not folder.is_dir():
+        return
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            skipped["links to folders that are read already"] += 1
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        skipped["names that start with a dot"] += sum(name.startswith(".") for name in folders)
+        # In a fixed order: of several links to a folder the first counts.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield place, names
+
+
+def read_image(path: Path, size: int | None, skipped: Counter[str] | None = None) -> np.ndarray:
+    """RGB image, uint8 (3, H, W), turned as its EXIF orientation says, of ``size`` x ``size`` pixels (None: its own).
+
+    ``skipped`` counts images of several frames. Raises :class:`UserError` for a file that cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of oddities in files that it reads all the same.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                if skipped is not None and getattr(image, "is_animated", False):
+                    skipped[SEVERAL_FRAMES] += 1
+                ImageOps.exif_transpose(image, in_place=True)
+                return to_array(_to_rgb(image), size)
+    except Exception as error:  # damaged files end in one of many, struct.error and IndexError among them
+        raise UserError(f"{path} is not a readable image ({error}); repair or remove it") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; 16-bit grey is scaled, transparent parts become black."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode}: the range of its values is unknown; store it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert("RGB")
+
+
+def to_array(image: Image.Image, size: int | None) -> np.ndarray:
+    """uint8 (C, H, W); bilinear with antialiasing where the size changes."""
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
