@@ -19,7 +19,7 @@ from snn.data import image_shape, load_images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.errors import check
-from snn.runtime.outputs import Outputs, beside
+from snn.runtime.outputs import Outputs, beside, remove_leftovers
 from snn.runtime.pretrained import resolve
 from snn.runtime.processes import first_process
 
@@ -96,6 +96,8 @@ def run(config: TrainConfig) -> None:
         return
     data = load_images(config.data_source, "train", seed)
     if first_process():
+        if folder.is_dir():
+            remove_leftovers(folder)
         verb = "resuming" if checkpointing.resume and checkpointing.files else "training"
         recipe, reason = choose_recipe(config.preset, config.data_source.data, data.shape[1])
         print(f"{verb} {name} on {len(data.images)} images ({device.type}), recipe {recipe}, {reason}", flush=True)

@@ -30,7 +30,7 @@ from snn.data import Images
 from snn.patches import random_patches
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
-from snn.runtime.processes import first_process, group_size
+from snn.runtime.processes import environments, first_process, group_size
 from snn.runtime.progress import warn
 from snn.runtime.random import stream
 from snn.runtime.threads import fastest, numbers_of_threads, seconds_by_threads, use_threads
@@ -350,7 +350,7 @@ def _fit(
         max_epochs=module.recipe.epochs,
         logger=TensorBoardLogger(folder.parent, name=folder.name, version="") if folder else False,
         callbacks=callbacks,
-        plugins=[CheckpointFiles()],
+        plugins=[CheckpointFiles(), *environments()],
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -363,6 +363,7 @@ def _fit(
             "LeafSpec.*is deprecated",
             "number of training batches.*smaller than the logging interval",
             "[Cc]heckpoint directory.*exists and is not empty",
+            "The `srun` command is available",
         ):
             warnings.filterwarnings("ignore", message=f".*{words}")
         try:
