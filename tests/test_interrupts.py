@@ -54,7 +54,8 @@ def test_an_interrupt_while_modules_load_is_one_line(command, number, moment, tm
 
 
 def test_a_program_that_imports_the_packages_keeps_its_own_handlers():
-    code = "import signal, snn, bridge, hybrid; print(signal.getsignal(2) is signal.default_int_handler, signal.getsignal(15))"
+    code = "import signal, snn, bridge, hybrid; "
+    code += "print(signal.getsignal(2) is signal.default_int_handler, int(signal.getsignal(15)))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=dict(os.environ),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -7,11 +7,8 @@ dictionaries groups. Nothing that could execute on load is ever stored.
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +17,7 @@ import numpy as np
 
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import write_atomically
+from snn.runtime.provenance import git_commit, versions
 from snn.runtime.registry import UnknownName
 from snn.runtime.tree import Stored, Tree
 
@@ -83,8 +81,8 @@ def write_file(
     tree["digest"] = content_digest(tree, schema.unhashed)
     tree |= {
         "command": command,
-        "git_commit": _git_commit(),
-        "versions": json.dumps(_versions()),
+        "git_commit": git_commit(),
+        "versions": json.dumps(versions()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -186,26 +184,3 @@ def _read_group(group: h5py.Group) -> Tree:
     for name, item in group.items():
         tree[name] = _read_group(item) if isinstance(item, h5py.Group) else np.asarray(item[()])
     return tree
-
-
-@cache
-def _git_commit() -> str:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in ("safe-dnn", "torch", "torchvision", "norse", "lightning", "numpy", "h5py", "brian2"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions

@@ -43,7 +43,7 @@ def locked(lock: Path, refusal: str) -> Iterator[int]:
     ``{holder}`` is replaced by who holds it.
     """
     with _open_locked(lock, refusal) as file:
-        file.truncate()
+        file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()} ({shlex.join(sys.orig_argv)[:200]})")
         file.flush()
         try:

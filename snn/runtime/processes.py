@@ -113,8 +113,8 @@ def _join_step(tasks: int, devices: int, nodes: int) -> None:
     check(
         (devices * there, nodes) == (tasks, there),
         f"srun started {tasks} tasks of this command on {there} nodes, and `devices` {devices} `num_nodes` {nodes} "
-        f"asks for {devices * nodes} processes: give `devices` {tasks // there} `num_nodes` {there} to share the work among "
-        "them, or start one with srun --ntasks 1",
+        f"asks for {devices * nodes} processes: give `devices` {tasks // there} `num_nodes` {there} to share the "
+        "work among them, or start one with srun --ntasks 1",
     )
     if "LOCAL_RANK" in os.environ:
         return
