@@ -22,7 +22,7 @@ from hybrid.train import main as train
 from snn.learn import main as learn
 from snn.storage import load_network
 
-LEARN = ["--data", "digits", "--limit-train", "40", "--maps", "4", "5", "--min-updates", "20", "--no-figures",
+LEARN = ["--data", "digits", "--limit-train", "20", "--maps", "3", "4", "--min-updates", "10", "--no-figures",
          "--batch-size", "4"]  # fmt: skip
 TRAIN = ["--data", "digits", "--limit-train", "140", "--width", "0.1", "--epochs", "3", "--batch-size", "16",
          "--variant", "baseline", "--backbone", "fast_cnn", "--no-figures", "--threads", "1"]  # fmt: skip
