@@ -8,11 +8,12 @@ RUNS := runs/demo
 WORKERS := 2
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help demo test quick validate lint format install clean
+.PHONY: help demo test test-long quick validate lint format install clean
 
 help:
 	@echo "make demo     learn, convert, train and evaluate on bundled digits (results in $(RUNS))"
 	@echo "make test     run the test suite (in $(WORKERS) processes; on more cores: make test WORKERS=8)"
+	@echo "make test-long  run the long forms of tests, which take hours"
 	@echo "make quick    run the tests that take seconds"
 	@echo "make validate compare neuron, rule and network with Brian2 at full size (results in runs/validation)"
 	@echo "make lint     check style (ruff) and types (mypy)"
@@ -57,8 +58,11 @@ test: install
 	@echo "Running the tests"
 	@$(PYTEST)
 
+test-long: install
+	@$(PYTEST) -m long
+
 quick: install
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not long"
 
 validate: install
 	@mkdir -p runs/validation

@@ -1,12 +1,13 @@
 """Compiled step function. It compares a drive with eight edges at a time while the drive is in a register."""
 
 import numpy as np
-from numba import njit
+
+from snn.runtime.compiled import compiled
 
 GROUP = 8
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def fill_steps(x, first_row, edges, heights, out):
     """Write the step function of each row of ``x`` (rows, n) to ``out``. NaN stays NaN.
 

@@ -5,7 +5,6 @@ generators of that step. Training can therefore stop and go on anywhere, to the 
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from hybrid.network import Network
 from hybrid.optimiser import MOMENTUM, ORTHOGONAL_MOMENTUM, Muon, hidden_kernels, one_cycle
 from hybrid.recipe import Recipe
 from hybrid.storage import history_rows
-from snn.runtime.errors import check
+from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import write_csv
 from snn.runtime.progress import progress
 from snn.runtime.random import stream
@@ -33,6 +32,10 @@ PARTS = ("train", "val")
 VALIDATION_BATCH = 256
 SMALL = 0.75
 """Size of the images of the first passes, as a share of the whole size (``small_share``)."""
+
+
+class Diverged(UserError):
+    """The loss of a training is no longer a number."""
 
 
 class Batches:
@@ -155,12 +158,12 @@ class Classifier(lightning.LightningModule):
             self.history[f"{part}_accuracy"].append(correct / count)
             self.sums[part] = torch.zeros(3)
             # The sums are equal in all processes, which therefore end together.
-            check(
-                math.isfinite(loss),
-                f"training diverged with `learning_rate` {self.recipe.learning_rate}"
-                + (f" and `muon_rate` {self.recipe.muon_rate}" if self.recipe.optimiser == "muon" else "")
-                + ": the loss is no longer a number; lower it",
-            )
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"training diverged with `learning_rate` {self.recipe.learning_rate}"
+                    + (f" and `muon_rate` {self.recipe.muon_rate}" if self.recipe.optimiser == "muon" else "")
+                    + ": the loss is no longer a number; lower it"
+                )
         self.history["learning_rate"].append(self.trainer.optimizers[0].param_groups[0]["lr"])
         if self.logger:
             self.logger.log_metrics({name: values[-1] for name, values in self.history.items()}, self.current_epoch)
@@ -203,7 +206,11 @@ class Classifier(lightning.LightningModule):
 class TrainingProgress(Callback):
     """One bar with an estimate over the whole training, in the first process."""
 
+    begun = False
+    """Steps are made; until then a checkpoint is read."""
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.begun = True
         steps = int(trainer.estimated_stepping_batches)
         self.bar = progress(None, "training", "step", total=steps, initial=trainer.global_step)
         self.bar.disable |= not trainer.is_global_zero
@@ -221,26 +228,68 @@ class TrainingProgress(Callback):
 
 
 class Checkpoints(Callback):
-    """Writes where training stands every ``interval`` seconds, with the ``identity`` of the training.
+    """Writes where training stands to ``path`` every ``interval`` seconds, with the ``identity`` of the training.
 
-    The file at ``path`` is always whole.
+    Of a checkpoint that is read, it checks what Lightning takes as it is.
     """
 
     def __init__(self, path: Path, identity: str, interval: float) -> None:
         self.path, self.identity, self.interval = path, identity, interval
         self.last = time.monotonic()
+        self.read: dict[str, Any] = {}
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["identity"], checkpoint["threads"] = self.identity, torch.get_num_threads()
 
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.read = checkpoint
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # The optimiser is made, and not yet set to what the checkpoint holds.
+        if self.read:
+            check(_fits(self.read, trainer), "its optimiser, learning rate or counters are another training's")
+            self.read = {}
+
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         # Between two steps, as a checkpoint within one is not resumed to the same bits; all processes save together.
         due = trainer.strategy.broadcast(time.monotonic() - self.last >= self.interval)
         if trainer.global_step and due:
-            temporary = self.path.with_suffix(".part")
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                os.replace(temporary, self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             self.last = time.monotonic()
+
+
+def _fits(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
+    """Whether optimiser, learning rate and counters of a checkpoint are those of this training at some step."""
+    step, (optimiser,) = checkpoint["global_step"], trainer.optimizers
+    (stored,), (rates,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    fresh = optimiser.state_dict()["param_groups"]
+    same = [
+        {**group, "lr": None} == {**own, "lr": None} for group, own in zip(stored["param_groups"], fresh, strict=True)
+    ]
+    numbers = [number for group in fresh for number in group["params"]]
+    parameters = dict(zip(numbers, (p for group in optimiser.param_groups for p in group["params"]), strict=True))
+    buffers = [
+        isinstance(value, Tensor) and value.shape == parameters[number].shape and bool(value.isfinite().all())
+        for number, values in stored["state"].items()
+        for value in values.values()
+        if value is not None
+    ]
+    base = [group["initial_lr"] for group in fresh]
+    counters = _form(checkpoint["loops"]["fit_loop"]) == _form(trainer.fit_loop.state_dict())
+    averaged = [value for state in checkpoint["callbacks"].values() for value in state.values()]
+    return (
+        all(same) and all(buffers) and counters and step <= trainer.estimated_stepping_batches
+        and all(0 <= value <= step for value in averaged)
+        and (rates["base_lrs"], rates["last_epoch"]) == (base, step)
+    )  # fmt: skip
+
+
+def _form(tree: Any) -> Any:
+    """Names and types of the counters of a loop, whose own state has none."""
+    if isinstance(tree, dict):
+        return {name: _form(value) for name, value in tree.items() if not name.endswith("state_dict")}
+    return type(tree)

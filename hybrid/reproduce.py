@@ -24,7 +24,7 @@ from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
-from snn.runtime.outputs import check_apart, check_outputs, write_json
+from snn.runtime.outputs import check_apart, check_outputs, remove_leftovers, write_json
 
 PartName = Literal[*PARTS, "all"]  # type: ignore[valid-type]
 
@@ -144,6 +144,7 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     for folder in (config.out, config.runs):
         folder.mkdir(parents=True, exist_ok=True)
         check_outputs(folder / "log.txt")
+        remove_leftovers(folder)
     check_outputs(config.options.json, inputs=inputs)
     if not config.partial:
         make(runs, place, config.engine, snakemake)

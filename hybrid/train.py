@@ -11,14 +11,15 @@ import tyro
 
 from bridge.storage import SHIPPED_FRONTENDS
 from hybrid.architecture import Architecture, open_frontend
+from hybrid.checkpoint import remove_checkpoints
 from hybrid.recipe import RECIPES, Recipe, RecipeName, choose_recipe
 from hybrid.storage import load_model, save_model
-from hybrid.training import PROGRESS, Checkpointing, Hardware, train
+from hybrid.training import Checkpointing, Hardware, train
 from snn.data import image_folders, image_shape, load_images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.errors import check
-from snn.runtime.outputs import Outputs, beside, check_apart
+from snn.runtime.outputs import Outputs, beside, check_apart, remove_leftovers
 from snn.runtime.pretrained import resolve
 from snn.runtime.processes import first_process
 
@@ -87,6 +88,7 @@ def run(config: TrainConfig) -> None:
     outputs = Outputs(config.out, options=config.options, figures=curves, inputs=inputs)
     check_apart(folder, inputs)
     hardware = replace(config.hardware, device=config.options.device)
+    checkpointing = replace(config.checkpointing, folder=folder)
     device, seed = hardware.group()[0], config.options.seed
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     frontend, parent_digest = open_frontend(file) if file else (None, "")
@@ -96,7 +98,9 @@ def run(config: TrainConfig) -> None:
         return
     data = load_images(config.data_source, "train", seed)
     if first_process():
-        verb = "resuming" if config.checkpointing.resume and (folder / PROGRESS).exists() else "training"
+        if folder.is_dir():
+            remove_leftovers(folder)
+        verb = "resuming" if checkpointing.resume and checkpointing.files else "training"
         recipe, reason = choose_recipe(config.preset, config.data_source.data, data.shape[1])
         print(f"{verb} {name} on {len(data.images)} images ({device.type}), recipe {recipe}, {reason}", flush=True)
     began = perf_counter()
@@ -107,13 +111,13 @@ def run(config: TrainConfig) -> None:
         frontend=frontend,
         seed=seed,
         hardware=hardware,
-        checkpointing=replace(config.checkpointing, folder=folder),
+        checkpointing=checkpointing,
     )
     if not first_process():
         return
     seconds = perf_counter() - began
     digest = save_model(config.out, model, command_line("hybrid.train", config), parent_digest)
-    (folder / PROGRESS).unlink(missing_ok=True)
+    remove_checkpoints(folder)
     last = {name: values[-1].item() for name, values in model.history.items()}
     parameters = sum(p.numel() for p in model.network.parameters())
     print(

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import pickle
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,8 @@ from bridge.frontend import SpikingFrontEnd
 from hybrid.architecture import Architecture, ModelSpec, build_model, open_frontend
 from hybrid.augment import resolve_augmentation
 from hybrid.backbones import BACKBONES
-from hybrid.lightning_module import SMALL, Checkpoints, Classifier, TrainingProgress
+from hybrid.checkpoint import PREVIOUS, PROGRESS, CheckpointFiles, check_values, read_checkpoint, remove_checkpoints
+from hybrid.lightning_module import SMALL, Checkpoints, Classifier, Diverged, TrainingProgress
 from hybrid.network import Network
 from hybrid.recipe import Recipe, warn_of_classes
 from hybrid.storage import TrainedModel
@@ -30,12 +30,11 @@ from snn.data import Array, Images, as_labelled
 from snn.patches import random_patches
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
-from snn.runtime.processes import group_size
+from snn.runtime.processes import environments, first_process, group_size
+from snn.runtime.progress import warn
 from snn.runtime.random import stream
 from snn.runtime.threads import fastest, numbers_of_threads, seconds_by_threads, use_threads
 
-PROGRESS = "progress.ckpt"
-"""Where training stands: Lightning's checkpoint."""
 PATCHES = 20_000
 """Patches whose covariance whitens the first layer."""
 FLOOR = 5e-4
@@ -84,30 +83,43 @@ class Checkpointing:
     def __post_init__(self) -> None:
         check(self.checkpoint_interval >= 0, f"`checkpoint_interval` {self.checkpoint_interval}: expected 0 or more")
 
-    def unfinished(self, identity: str) -> tuple[Path, int | None] | None:
-        """The checkpoint to go on from and its number of threads (None: not known), or None to start.
+    @property
+    def files(self) -> list[Path]:
+        """Checkpoints that are there, the newest first."""
+        return [path for name in (PROGRESS, PREVIOUS) if self.folder and (path := self.folder / name).exists()]
 
-        Raises :class:`UserError` if it is of another training.
+    def unfinished(self, identity: str, module: Classifier) -> tuple[Path, int] | None:
+        """The checkpoint to go on from and its number of threads, or None to start.
+
+        That is the newest, or where it is damaged the one before. Raises :class:`UserError` if no checkpoint is whole,
+        or if it is of another training.
         """
-        path = self.folder / PROGRESS if self.folder else None
-        if path is None or not path.exists():
-            return None
-        check(
-            self.resume,
-            f"{path} holds unfinished training: go on with `resume`, remove the file, or give another `out`",
-        )
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            stored, threads = checkpoint.get("identity"), checkpoint.get("threads")
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            message = f"{path} is not a checkpoint of this command ({error}); remove it to start again"
-            raise UserError(message) from error
-        check(
-            stored == identity,
-            f"{path} is of a training with other settings, images, front end or seed: go on with those it was started "
-            "with, remove it, or give another `out`",
-        )
-        return path, threads
+        problem: UserError | None = None
+        for path in self.files:
+            check(
+                self.resume,
+                f"{path} holds unfinished training: go on with `resume`, remove the file, or give another `out`",
+            )
+            try:
+                checkpoint = read_checkpoint(path)
+                same = checkpoint["identity"] == identity
+                if same:
+                    averages = bool(module.recipe.average)
+                    check_values(path, checkpoint, module.state_dict(), module.history, averages)
+            except UserError as error:
+                problem = problem or error
+                continue
+            check(
+                same,
+                f"{path} is of a training with other settings, images, front end or seed: go on with those it was "
+                "started with, remove it, or give another `out`",
+            )
+            if problem and first_process():
+                warn(f"{problem}; going on from the checkpoint before, {path.name}")
+            return path, checkpoint["threads"]
+        if problem:
+            raise UserError(f"{problem}; remove {'both' if len(self.files) > 1 else 'it'} to start again") from problem
+        return None
 
 
 def train(
@@ -171,7 +183,7 @@ def train(
         held_out=(data.images[held_out], data.labels[held_out]),
         metrics=folder / "metrics.csv" if folder else None,
     )
-    start = checkpointing.unfinished(identity := training_identity(spec, recipe, seed, data, model))
+    start = checkpointing.unfinished(identity := training_identity(spec, recipe, seed, data, model), module)
     with use_threads(torch.get_num_threads()):
         module.threads = _threads(module, hardware, device, processes=devices * nodes, started=start and start[1])
         _fit(module, device, devices, nodes, checkpointing, identity, start and start[0])
@@ -313,7 +325,7 @@ def _fit(
 ) -> None:
     """Run Lightning's loop to its end."""
     folder = checkpointing.folder
-    callbacks: list[Callback] = [TrainingProgress()]
+    callbacks: list[Callback] = [shown := TrainingProgress()]
     if module.recipe.average:
         # Averaged, the frozen values of the front end would change in their last bits.
         callbacks.append(EMAWeightAveraging(device, use_buffers=False, decay=module.recipe.average))
@@ -329,6 +341,7 @@ def _fit(
         max_epochs=module.recipe.epochs,
         logger=TensorBoardLogger(folder.parent, name=folder.name, version="") if folder else False,
         callbacks=callbacks,
+        plugins=[CheckpointFiles(), *environments()],
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -341,6 +354,7 @@ def _fit(
             "LeafSpec.*is deprecated",
             "number of training batches.*smaller than the logging interval",
             "[Cc]heckpoint directory.*exists and is not empty",
+            "The `srun` command is available",
         ):
             warnings.filterwarnings("ignore", message=f".*{words}")
         try:
@@ -348,11 +362,16 @@ def _fit(
         except SystemExit as stop:
             # Lightning turns Ctrl-C into an exit without a word.
             raise KeyboardInterrupt from stop
-        except UserError:
-            # Diverged: there is nothing to go on from.
+        except Diverged:
+            # There is nothing to go on from.
             if folder:
-                (folder / PROGRESS).unlink(missing_ok=True)
+                remove_checkpoints(folder)
             raise
+        except Exception as error:
+            if start is None or shown.begun:
+                raise
+            words = " ".join(str(error).split())[:200]
+            raise UserError(f"{start} does not fit this training ({words}); remove it to start again") from error
         finally:
             # Lightning's objects live on for a while; the images need not.
             module.data = {}

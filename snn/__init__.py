@@ -10,6 +10,11 @@
 Public names are imported when they are first used. ``python -m snn.learn`` is the command.
 """
 
-from snn.runtime.public import publish
+from snn.runtime.loading import end_quietly
+
+# Before all that takes long: every command imports this package first.
+end_quietly()
+
+from snn.runtime.public import publish  # noqa: E402
 
 __all__ = publish(__name__)

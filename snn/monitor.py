@@ -1,6 +1,6 @@
 """What is shown while a layer learns: speed, activity, and warnings where nothing is learned."""
 
-import resource
+import math
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -11,6 +11,12 @@ from snn.learning import Learning
 from snn.network import LayerHistory, LearnedLayer
 from snn.runtime.processes import Processes
 from snn.runtime.progress import progress, warn
+
+try:
+    import resource
+except ImportError:
+    # Not a POSIX system.
+    resource = None  # type: ignore[assignment]
 
 PATIENCE = 20
 """Updates without a spike or without a change after which a warning is due."""
@@ -72,13 +78,18 @@ class Monitor:
 
 
 def peak_memory() -> float:
-    """Most memory that this process has held, in GiB: on the CUDA device where there is one, else of the process."""
+    """Most memory that this process has held, in GiB: on the CUDA device where there is one, else of the process.
+
+    NaN where the system does not tell.
+    """
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**30
     status = Path("/proc/self/status")
     if status.exists():
         # Linux's ru_maxrss starts at that of the process that started this one.
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**20
+    if resource is None:
+        return math.nan
     # The unit is KiB, on macOS bytes.
     scale = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30

@@ -196,3 +196,26 @@ def test_the_interface_of_hybrid_is_loaded_when_it_is_used():
     code += "; print([m for m in ('norse', 'brian2', 'sklearn') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == ["[] True", "[]"]
+
+
+def test_modules_that_not_every_system_has_are_not_needed(tmp_path):
+    code = f"""
+import os, pkgutil, sys
+import h5py, lightning, norse, numba, tensorboard, torch, tyro
+from torch.utils.tensorboard import SummaryWriter
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("fork", "register_at_fork", "sched_getaffinity", "getppid", "killpg", "getpgrp"):
+    delattr(os, name)
+import bridge, hybrid, snn
+for package in (snn, bridge, hybrid):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__") and not module.name.startswith("bridge.export"):
+            __import__(module.name)
+from snn.learn import main
+flags = ["--data", "digits", "--limit-train", "40", "--maps", "4", "--min-updates", "3", "--no-figures"]
+sys.exit(main([*flags, "--out", {str(tmp_path / "snn.h5")!r}]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["snn.h5"]

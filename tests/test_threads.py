@@ -1,5 +1,7 @@
 """Work that threads share: the same results, in order, however many they are. (``make test`` uses one a process.)"""
 
+import os
+import signal
 import threading
 import time
 
@@ -86,3 +88,32 @@ def test_measuring_ends_when_its_time_is_used(use_threads):
     calls.clear()
     seconds_by_threads(work, 2, budget=60.0)
     assert calls == [1, 2] * 6
+
+
+@pytest.mark.parametrize("work", ["learn", "torch", "items"])
+def test_a_forked_process_computes_what_its_parent_does(work, use_threads):
+    use_threads(2)
+    values = torch.arange(4e6)
+
+    def compute() -> float:
+        if work == "learn":
+            images = torch.randint(256, (8, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+            return learn(images, Learning(maps=(3,), min_updates=2)).layers[0].layer.conductance.sum().item()
+        if work == "torch":
+            return values.sin().abs().max().item()
+        return sum(for_each(float, range(7)))
+
+    expected = compute()
+    child = os.fork()
+    if not child:
+        # A child that waits for threads which do not run in it is ended.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
+        os._exit(compute() != expected)
+    assert os.waitpid(child, 0)[1] == 0
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        torch.set_num_threads(2)
+        os._exit(sum(for_each(float, range(7))) != 21)
+    assert os.waitpid(child, 0)[1] == 0

@@ -20,13 +20,14 @@ from torch import nn
 import hybrid
 from bridge.storage import load_frontend
 from hybrid.architecture import Architecture, baseline
+from hybrid.checkpoint import PROGRESS, read_checkpoint
 from hybrid.conditions import Noise
 from hybrid.image_size import has_small_strides, learning_preset
 from hybrid.lightning_module import Batches, Classifier
 from hybrid.recipe import RECIPES, Recipe
 from hybrid.storage import load_model
 from hybrid.train import TrainConfig, main, with_preset
-from hybrid.training import PROGRESS, Checkpointing, Hardware, train
+from hybrid.training import Checkpointing, Hardware, train
 from snn.data import image_shape, load_images
 from snn.data_source import DataSource
 from snn.runtime.errors import UserError
@@ -61,7 +62,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(stop, uninterrupted, t
     _, error = process.communicate(timeout=60)
     assert process.returncode in {signal.SIGKILL: (-9,), signal.SIGTERM: (130, 143, -15)}[stop], error
     assert not out.exists()
-    step = torch.load(progress, weights_only=True)["global_step"]
+    step = read_checkpoint(progress)["global_step"]
     assert 0 < step < 3 * (126 // 16)
     # Nothing is lost by forgetting to say that it should go on, or by saying it of something else.
     assert main(arguments) == 2
@@ -181,7 +182,7 @@ def test_two_processes_go_on_to_the_same_bits(trained_by_two, tmp_path):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
-    checkpoint = torch.load(progress, weights_only=True)
+    checkpoint = read_checkpoint(progress)
     # Every image of the batches so far was counted once, by one of the processes.
     steps = checkpoint["global_step"] % (126 // 16)
     assert checkpoint["sums"]["train"][2] == 16 * steps
@@ -260,7 +261,7 @@ def test_a_resumed_training_keeps_its_number_of_threads(tmp_path, capsys):
         # The first leaves a checkpoint of its last step, from which the others go on.
         architecture = Architecture("fast_cnn", "baseline", width=0.1)
         model = train(data, architecture, recipe, hardware=Hardware(threads=threads), checkpointing=checkpointing)
-        assert torch.load(tmp_path / "progress" / PROGRESS, weights_only=True)["threads"] == model.threads == 2
+        assert read_checkpoint(tmp_path / "progress" / PROGRESS)["threads"] == model.threads == 2
         printed = "threads: 2, as the training was started with, not 1" in capsys.readouterr().out
         assert printed == (threads == 1)
         before = before or model

@@ -4,3 +4,6 @@ Commands: ``validation.freq_response`` (Eq. 1, Fig. 4), ``validation.stdp_window
 ``validation.network`` (spiking convolutions with inhibition and learning). ``comparisons`` holds what they compare,
 ``reference`` what they compare it with; the reference of a learning rule is one file there, or one of a plugin.
 """
+
+# Answers to Ctrl-C while modules load, as for all commands.
+import snn  # noqa: F401

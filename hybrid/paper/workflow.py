@@ -5,14 +5,13 @@ an interrupted one continues from its checkpoint. At the end it moves its file t
 """
 
 import contextlib
-import fcntl
 import importlib.util
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,8 @@ import torch
 
 from hybrid.paper.runs import Place, Run, in_order, missing_runs
 from snn.learn import LearnConfig
-from snn.runtime.errors import UserError, check
+from snn.runtime.errors import check
+from snn.runtime.locks import locked
 from snn.runtime.outputs import write_json
 from snn.storage import load_network
 
@@ -74,7 +74,9 @@ def make(runs: Iterable[Run], place: Place, engine: Engine, options: Iterable[st
         UserError: a run failed; Snakemake is not installed; another process makes runs in the same folder.
     """
     wanted = list(runs)
-    with _locked(place.folder) as lock:
+    # Jobs share the lock, so that it is held until all of them have ended.
+    refusal = f"{{holder}} makes runs in {place.folder}: wait for it, or give another `runs`"
+    with locked(place.folder / ".lock", refusal) as lock:
         _set_aside(in_order(wanted), place.folder)
         needed = missing_runs(wanted, place.folder)
         if not needed:
@@ -110,17 +112,6 @@ def _log(run: Run, folder: Path) -> Path:
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
     return next((f"It says: {line.strip()}" for line in reversed(lines) if line.strip()), "It says nothing.")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Hold a lock on the folder until this process and those that inherit the descriptor have ended."""
-    with open(folder / ".lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process makes runs in {folder}: wait for it, or give another `runs`") from error
-        yield file.fileno()
 
 
 def _set_aside(runs: Iterable[Run], folder: Path) -> None:

@@ -8,6 +8,8 @@ side, so that inhibition, receptive fields and kernels are runs of neighbouring 
 import numpy as np
 from numba import int32, njit, uint32, uint64
 
+from snn.runtime.compiled import compiled
+
 # Those of snn.runtime.random, repeated: compiled code is kept on disk and made anew only when this file changes.
 FIRST, SECOND = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 EVENT, DRAW = np.uint32(0x9E3779B9), np.uint32(0x85EBCA6B)
@@ -37,7 +39,7 @@ def draw_bits(first, second, index):
     return uint32(x ^ (x >> uint32(16)))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def list_spikes(words, channels, places):
     """Spikes of an image as (neuron, start), in order of their places within each step.
 
@@ -76,7 +78,7 @@ def list_spikes(words, channels, places):
     return neuron[:n].copy(), start
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def fill_dense(neuron, start, dense):
     """Set the spikes in zeros bool (T, H * W * C)."""
     for t in range(len(start) - 1):
@@ -84,7 +86,7 @@ def fill_dense(neuron, start, dense):
             dense[t, neuron[i]] = True
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def count_spikes(neuron, neurons):
     """Spikes of each neuron, int16 (neurons,)."""
     counts = np.zeros(neurons, np.int16)
@@ -93,7 +95,7 @@ def count_spikes(neuron, neurons):
     return counts
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def encode_regular(image, times, first_time, steps, active, first, second):
     """Regular trains of uint8 intensities (neurons,), each turned in time by a random phase.
 
@@ -121,7 +123,7 @@ def encode_regular(image, times, first_time, steps, active, first, second):
     return neuron, start
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def encode_poisson(image, chance, steps, active, first, second):
     """Poisson trains of uint8 intensities (neurons,); ``chance``: of a spike in an active step, by intensity."""
     start = np.zeros(steps + 1, np.int64)
@@ -145,7 +147,7 @@ def _zeros(size, like):
     return values[skip : skip + size]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geometry, work):
     """Bring ``drive`` from step t - 1 to step t: pulses that began are added, those that ended are taken away.
 
@@ -209,7 +211,7 @@ def _advance(t, neuron, start, pulse, last, drive, weights, columns, rows, geome
                     drive[to + q] += (weights[w0 + q] + weights[w1 + q]) + (weights[w2 + q] + weights[w3 + q])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def simulate_free(neuron, start, pulse, weights, columns, rows, geometry, cell, scale, threshold):
     """Spikes of a layer without inhibition; ``cell``: (v_init, v_leak, v_reset, rate), rate = dt / tau."""
     steps, height = len(start) - 1, geometry.height_out
@@ -244,7 +246,7 @@ def simulate_free(neuron, start, pulse, weights, columns, rows, geometry, cell, 
     return out[:n_out].copy(), out_start
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def simulate_inhibited(
     neuron, start, pulse, weights, columns, rows, geometry, cell, scale, threshold, blocked_steps, first, second
 ):
@@ -307,7 +309,7 @@ def simulate_inhibited(
     return out[:n_out].copy(), out_start
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def sample_drive(neuron, start, pulse, weights, columns, rows, geometry, places, out):
     """Write the drive of all channels at ``places`` at each step to ``out`` (T, P, channels)."""
     channels = geometry.channels_out
@@ -322,7 +324,7 @@ def sample_drive(neuron, start, pulse, weights, columns, rows, geometry, places,
                 out[t, i, m] = drive[base + m]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def count_driven(drive, cell, scale, threshold):
     """Spikes, without inhibition, of all neurons (P, channels) together that receive ``drive`` (T, P, channels)."""
     steps, places, channels = drive.shape
@@ -342,7 +344,7 @@ def count_driven(drive, cell, scale, threshold):
     return total
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def count_pairs(
     neuron, start, post, post_start, backward, chances, level, geometry, first, second, events, potentiated, depressed
 ):

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
@@ -19,13 +20,12 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
+from snn.runtime.loading import INTERRUPTED, LEFT
+from snn.runtime.locks import release_all
 from snn.runtime.progress import SHOWN
 from snn.runtime.registry import PLUGINS, load_plugin
 
 Config = TypeVar("Config")
-
-INTERRUPTED = 130
-"""Exit status of a command that Ctrl-C or SIGTERM ended."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ def run_command(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
-        arguments = sys.argv[1:] if argv is None else argv
-        others = _load_plugins(arguments)
-        config = _parse(config_type, arguments, program)
-        if defaults:
-            config = _parse(config_type, others, program, defaults(config))
-        SHOWN.set(lambda message: with_flags(message, config_type))
         with _interrupts():
+            arguments = sys.argv[1:] if argv is None else argv
+            others = _load_plugins(arguments)
+            config = _parse(config_type, arguments, program)
+            if defaults:
+                config = _parse(config_type, others, program, defaults(config))
+            SHOWN.set(lambda message: with_flags(message, config_type))
             return function(config) or 0
     except (UserError, OSError) as error:
         # What the operating system refuses (a name too long, a folder that may not be read) is for the user to mend.
@@ -85,8 +85,10 @@ def run_command(
         # Compiled code that is interrupted may end in a SystemError caused by the interrupt.
         if not any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)):
             raise
-        print(f"{program}: interrupted; every file left is whole", file=sys.stderr)
+        print(f"{program}: {LEFT}", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        release_all()
 
 
 def _load_plugins(arguments: list[str]) -> list[str]:
@@ -143,26 +145,47 @@ def _interrupts() -> Iterator[None]:
     repeats: list[threading.Timer] = []
     hook = sys.unraisablehook
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    def repeat(unraisable: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
-            hook(unraisable)
-            return
-        # Raised while an object was deleted, where Python drops exceptions: once more, a moment later.
+    def again() -> None:
         repeats.append(threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)))
         repeats[-1].start()
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        if _loading(frame):
+            # A module may swallow the exception, or turn it into another one: once more, a moment later.
+            again()
+        else:
+            raise KeyboardInterrupt
+
+    def repeat(unraisable: "sys.UnraisableHookArgs") -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            # Raised while an object was deleted, where Python drops exceptions.
+            again()
+        else:
+            hook(unraisable)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.unraisablehook = repeat
     try:
+        for number, handler in before.items():
+            # A process in the background of a shell ignores Ctrl-C, and goes on to.
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, interrupt)
         yield
     finally:
         for timer in repeats:
             timer.cancel()
         sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _loading(frame: FrameType | None) -> bool:
+    """Whether a module is being imported inside the command."""
+    while frame and frame.f_code is not run_command.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _parse(config_type: type[Config], arguments: list[str], program: str, default: Config | None = None) -> Config:

@@ -13,11 +13,8 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -27,6 +24,7 @@ import numpy as np
 from snn.runtime.errors import UserError, check
 from snn.runtime.h5_guard import Damaged, parsed
 from snn.runtime.outputs import write_atomically
+from snn.runtime.provenance import git_commit, versions
 from snn.runtime.registry import UnknownName
 from snn.runtime.tree import Stored, Tree
 
@@ -97,8 +95,8 @@ def write_file(
     tree["digest"] = content_digest(tree, schema.unhashed)
     tree |= {
         "command": command,
-        "git_commit": _git_commit(),
-        "versions": json.dumps(_versions()),
+        "git_commit": git_commit(),
+        "versions": json.dumps(versions()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -224,26 +222,3 @@ def _write_group(group: h5py.Group, tree: Tree) -> None:
             group.attrs[name] = "json:" + json.dumps(value)
         else:
             group.attrs[name] = value
-
-
-@cache
-def _git_commit() -> str:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in ("safe-dnn", "torch", "torchvision", "norse", "lightning", "numpy", "h5py", "brian2"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions

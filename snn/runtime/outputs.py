@@ -3,12 +3,14 @@
 import csv
 import json
 import os
-import tempfile
+import platform
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snn.runtime.errors import UserError, check
+from snn.runtime.locks import hold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,9 +45,9 @@ def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
         taken.add(path.resolve())
         try:
             # Permission bits say nothing of root or a read-only mount: try.
-            handle, probe = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
-            os.close(handle)
-            os.unlink(probe)
+            probe = _temporary(path)
+            probe.touch()
+            probe.unlink()
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from error
 
@@ -64,7 +66,9 @@ def check_apart(path: Path, inputs: Iterable[Path]) -> None:
 
 
 class Outputs:
-    """The files of one command: checked before its work, named at its end.
+    """The files of one command: checked and locked before its work, named at its end.
+
+    What processes that are dead left of an earlier try is removed.
 
     Args:
         files: that it always writes (None is skipped), the most important first.
@@ -73,7 +77,8 @@ class Outputs:
         inputs: files that it reads, which must not be replaced, and folders of images, in which nothing is written.
 
     Raises:
-        UserError: a file that cannot be written, or that is an input, lies in one, or is named twice.
+        UserError: a file that cannot be written, that is an input, lies in one, is named twice, or is being written by
+            another command.
     """
 
     def __init__(
@@ -83,6 +88,14 @@ class Outputs:
         """Pictures to draw; none with ``--no-figures``."""
         self._files, self._json = [file for file in files if file is not None], options.json
         check_outputs(*self._files, self._json, *self.figures, inputs=inputs)
+        # Imported here: --help must not wait for PyTorch.
+        from snn.runtime.processes import first_process
+
+        # The others of a group of processes belong to the first.
+        if first_process():
+            for path in self._files[:1]:
+                hold(path)
+            remove_leftovers(*(path for path in (*self._files, self._json, *self.figures) if path))
 
     def finish(self, printed: dict, note: str = "") -> None:
         """Write the figures that were ``printed`` as JSON, and say what was written where; ``note`` follows."""
@@ -96,7 +109,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     Whatever goes wrong, an older file at ``path`` stays as it was; a full disk is a :class:`UserError`.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = _temporary(path)
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -106,6 +119,39 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(f"cannot write {path}: {error}; free some space or write elsewhere with `out`") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(*paths: Path) -> None:
+    """Remove temporary files that dead processes of this host left of these files, or of all files in these folders."""
+    if os.name != "posix":
+        # Elsewhere a process cannot be asked whether it lives.
+        return
+    for path in paths:
+        whole = path.is_dir()
+        folder, stem, suffix = (path, ".+", r"(\.\w+)?") if whole else (
+            path.parent, re.escape(path.stem), re.escape(path.suffix)
+        )  # fmt: skip
+        pattern = re.compile(rf"\.{stem}\.{re.escape(platform.node())}\.(\d+){suffix}")
+        for file in folder.iterdir():
+            match = pattern.fullmatch(file.name)
+            if match and not _alive(int(match[1])):
+                file.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """Where this process writes ``path``; the name tells :func:`remove_leftovers` whose it is."""
+    return path.with_name(f".{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        # Another user's.
+        return True
+    return True
 
 
 def write_json(path: Path | None, figures: dict) -> None:

@@ -58,11 +58,34 @@ class Processes:
 
 def first_process() -> bool:
     """Whether this process is the first of its group (or alone), by the variables that its launcher sets."""
-    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
+    names = (
+        "RANK",
+        "LOCAL_RANK",
+        "NODE_RANK",
+        "GROUP_RANK",
+        *(["SLURM_PROCID"] if "SLURM_NTASKS" in os.environ else []),
+    )
+    return all(int(os.environ.get(name, 0)) == 0 for name in names)
+
+
+def environments() -> list[Any]:
+    """How Lightning is to start processes or to find those that are started (empty: it finds out itself).
+
+    Of Slurm, Lightning knows only whether there is a job, not whether ``srun`` started this process as one of its
+    tasks. Call :func:`group_size` first.
+    """
+    # Lightning takes seconds to import: only where it is needed.
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    own = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    return [LightningEnvironment()] if own else []
 
 
 def group_size(device: DeviceName, devices: int, nodes: int) -> tuple[torch.device, int, int]:
-    """The device, and processes per node and nodes: torchrun's where it started this process, else those asked for."""
+    """The device, and processes per node and nodes: torchrun's where it started this process, else those asked for.
+
+    Where Slurm's ``srun`` started this process as one of several, they must be those that are asked for.
+    """
     check(devices >= 1, f"`devices` {devices}: expected 1 or more")
     check(nodes >= 1, f"`num_nodes` {nodes}: expected 1 or more")
     chosen = choose_device(device)
@@ -74,12 +97,35 @@ def group_size(device: DeviceName, devices: int, nodes: int) -> tuple[torch.devi
             f"{world // local} nodes: leave these flags out",
         )
         devices, nodes = local, world // local
+    elif (tasks := int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+        _join_step(tasks, devices, nodes)
     if chosen.type == "cuda":
         available = torch.cuda.device_count()
         check(
             devices <= available, f"`devices` {devices}: this node has {available} CUDA devices; ask for at most these"
         )
     return chosen, devices, nodes
+
+
+def _join_step(tasks: int, devices: int, nodes: int) -> None:
+    """Tell Lightning of this process's place among the ``tasks`` that ``srun`` started, by its own variables."""
+    there = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    check(
+        (devices * there, nodes) == (tasks, there),
+        f"srun started {tasks} tasks of this command on {there} nodes, and `devices` {devices} `num_nodes` {nodes} "
+        f"asks for {devices * nodes} processes: give `devices` {tasks // there} `num_nodes` {there} to share the "
+        "work among them, or start one with srun --ntasks 1",
+    )
+    if "LOCAL_RANK" in os.environ:
+        return
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    hosts = os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1")
+    os.environ["LOCAL_RANK"], os.environ["NODE_RANK"] = os.environ["SLURM_LOCALID"], os.environ["SLURM_NODEID"]
+    os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(hosts))
+    # Steps of a job that run at the same time need ports of their own.
+    number = 100 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ["SLURM_STEP_ID"])
+    os.environ.setdefault("MASTER_PORT", str(15_000 + number % 15_000))
 
 
 def start_processes(device: DeviceName, devices: int, nodes: int) -> tuple[Processes, torch.device]:
@@ -94,6 +140,6 @@ def start_processes(device: DeviceName, devices: int, nodes: int) -> tuple[Proce
     # Lightning takes seconds to import: only where it is needed.
     from lightning.fabric import Fabric
 
-    fabric = Fabric(accelerator=chosen.type, devices=devices, num_nodes=nodes, strategy="ddp")
+    fabric = Fabric(accelerator=chosen.type, devices=devices, num_nodes=nodes, strategy="ddp", plugins=environments())
     fabric.launch()
     return Processes(fabric), fabric.device

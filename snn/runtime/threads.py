@@ -1,5 +1,6 @@
 """Threads that share the images of a batch, sums that must not be shared, and how many threads are fastest."""
 
+import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,8 @@ def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[
     if threads == 1 or len(items) <= 1:
         return [function(item) for item in items]
     # The first here: waking a thread takes as long as a short item.
-    others = [_pool(threads).submit(function, item) for item in items[1:]]
+    pool = _pool(threads, os.getpid())
+    others = [pool.submit(function, item) for item in items[1:]]
     return [function(items[0]), *(other.result() for other in others)]
 
 
@@ -77,5 +79,11 @@ def fastest(seconds: Mapping[int, float]) -> int:
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads of one process: after a fork, the parent's do not run in the child."""
     return ThreadPoolExecutor(threads, thread_name_prefix="spikes")
+
+
+if hasattr(os, "register_at_fork"):
+    # The threads of PyTorch's own pool do not run in the child either, which would wait for them for ever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

@@ -1,0 +1,72 @@
+"""Locks on files: of two processes that would write the same, the second is refused at once.
+
+The operating system drops the lock of a process that ends, however it ends. The file that bears the lock then stays
+until the next command takes and removes it. On a file system without locks there is none.
+"""
+
+import contextlib
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from snn.runtime.errors import UserError
+
+try:
+    import fcntl
+except ImportError:
+    # Not a POSIX system: there are no locks.
+    fcntl = None  # type: ignore[assignment]
+
+_held = contextlib.ExitStack()
+
+
+def hold(path: Path) -> None:
+    """Lock the output ``path`` until :func:`release_all`; :class:`UserError` if another process holds it."""
+    lock = path.with_name(f".{path.name}.lock")
+    _held.enter_context(locked(lock, f"{{holder}} is writing {path}: wait for it, end it, or give another `out`"))
+
+
+def release_all() -> None:
+    """Release all locks of :func:`hold`, at the end of a command."""
+    _held.close()
+
+
+@contextlib.contextmanager
+def locked(lock: Path, refusal: str) -> Iterator[int]:
+    """Hold a lock on the file ``lock``, which is made, and removed at the end; yield its descriptor.
+
+    Processes that inherit the descriptor hold the lock, too. Raises :class:`UserError` with ``refusal``, in which
+    ``{holder}`` is replaced by who holds it.
+    """
+    with _open_locked(lock, refusal) as file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} ({shlex.join(sys.orig_argv)[:200]})")
+        file.flush()
+        try:
+            yield file.fileno()
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _open_locked(lock: Path, refusal: str) -> TextIO:
+    while True:
+        file = open(lock, "a+")  # noqa: SIM115
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            with file:
+                file.seek(0)
+                raise UserError(refusal.replace("{holder}", file.read() or "another process")) from error
+        except OSError:
+            # A file system without locks.
+            return file
+        # Who held it may have removed it in between.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                return file
+        file.close()
