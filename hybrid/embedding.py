@@ -27,16 +27,18 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from hybrid.conditions import CHUNK, Condition, Noise, condition_flag
-from hybrid.evaluation import check_same_data, distinct, load_test_images, name_models
+from hybrid.evaluation import check_same_data, different, distinct, load_test_images, name_models
 from hybrid.network import Network, embed
 from hybrid.printing import print_table
 from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import Images
+from snn.data_source import IMAGES
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside, save_figure, write_csv
 from snn.runtime.progress import progress
+from snn.runtime.ranges import check_fields
 
 PERPLEXITY = 30.0
 """Perplexity of t-SNE, smaller for fewer than 91 images (scikit-learn's default; the paper states none)."""
@@ -68,11 +70,12 @@ class EmbeddingConfig:
     """Test images, if not those of the training run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the training run."""
-    limit_test: int = 1000
+    limit_test: Annotated[int, IMAGES] = 1000
     """Take at most this many test images, balanced over classes."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check(len(self.models) >= 1, "no model given; name at least one file written by hybrid.train")
         check(len(self.noise) >= 1, "`noise`: give at least one condition, for example awgn:20")
         check(
@@ -250,7 +253,7 @@ def run(config: EmbeddingConfig) -> None:
     table = beside(config.out, ".csv")
     outputs = Outputs(table, options=config.options, figures=[config.out], inputs=map(model_file, config.models))
     device = choose_device(config.options.device)
-    paths = list(config.models) if config.names else list(dict.fromkeys(config.models))
+    paths = list(config.models) if config.names else different(config.models)
     models = dict(zip(config.names or name_models(paths), map(load_model, paths), strict=True))
     seed = config.options.seed
     data = load_test_images(models, config.data, config.root, config.limit_test, seed)

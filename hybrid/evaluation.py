@@ -24,11 +24,11 @@ from hybrid.conditions.drawn import Clean, awgn_sigma
 from hybrid.network import Paths
 from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe
-from hybrid.storage import TrainedModel, load_model
+from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import Images, load_images
 from snn.runtime.errors import check
 from snn.runtime.pretrained import plain_name
-from snn.runtime.progress import progress
+from snn.runtime.progress import progress, warn
 from snn.runtime.random import stream
 
 Model = TrainedModel | nn.Module | str | Path
@@ -207,9 +207,25 @@ def _accuracies(
 
 
 def distinct(conditions: Iterable[Condition | str]) -> list[Condition]:
-    """Conditions, read where they are text; of several spellings of one, the last."""
-    parsed = (c if isinstance(c, Condition) else Condition.parse(c, "conditions") for c in conditions)
-    return list({condition.key: condition for condition in parsed}.values())
+    """Conditions, read where they are text; of several spellings of one, the last, with a warning."""
+    parsed = [c if isinstance(c, Condition) else Condition.parse(c, "conditions") for c in conditions]
+    kept = {condition.key: condition for condition in parsed}
+    for key, condition in kept.items():
+        spellings = [str(other) for other in parsed if other.key == key]
+        if len(spellings) > 1:
+            warn(f"{', '.join(spellings)}: one condition, measured once, as {condition}")
+    return list(kept.values())
+
+
+def different(files: Iterable[Path]) -> list[Path]:
+    """Files of models, each once, with a warning for those that are named several times."""
+    named = list(files)
+    kept = {model_file(file).resolve(): file for file in reversed(named)}
+    for file in reversed(kept.values()):
+        times = [model_file(other).resolve() for other in named].count(model_file(file).resolve())
+        if times > 1:
+            warn(f"model {file} is given {times} times: measured once")
+    return list(reversed(kept.values()))
 
 
 def name_models(models: Sequence[Model]) -> list[str]:

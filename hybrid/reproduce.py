@@ -13,17 +13,20 @@ from typing import Annotated, Literal
 
 import tyro
 
+from hybrid.architecture import WIDTH
+from hybrid.backbones import BACKBONES
 from hybrid.image_size import learning_preset
 from hybrid.paper.experiments import SCALES, Experiments
 from hybrid.paper.parts import Writer
 from hybrid.paper.runs import Place, in_order, missing_runs
 from hybrid.paper.tables import PARTS, TableSpec
 from hybrid.paper.workflow import Engine, make
-from snn.data_source import DataSource
-from snn.runtime.cli import RunOptions, run_command
+from snn.data_source import IMAGES, SIDE, DataSource, check_data
+from snn.runtime.cli import RunOptions, check_left_out, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
 from snn.runtime.outputs import check_outputs, write_json
+from snn.runtime.ranges import Range, check_fields
 
 PartName = Literal[*PARTS, "all"]  # type: ignore[valid-type]
 
@@ -51,19 +54,19 @@ class ReproduceConfig:
     traffic: str | None = None
     """Images of Tables 3, 4 and 6 (paper: 20 traffic classes of ImageNet at 224 pixels), as folder:PATH; None: those
     of --data stand in."""
-    traffic_size: int | None = None
+    traffic_size: Annotated[int | None, SIDE] = None
     """Resize traffic images to this height and width, in pixels."""
     root: Path | None = None
     """Folder that holds CIFAR-10."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, Range(1, 1000)] = None
     """Number of trainings of every network; None: 3, and 1 at small scale. The search always has one."""
-    limit_train: int | None = None
+    limit_train: Annotated[int | None, IMAGES] = None
     """Largest number of training images, in place of the scale's."""
-    limit_test: int | None = None
+    limit_test: Annotated[int | None, IMAGES] = None
     """Largest number of test images, in place of the scale's."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, Range(1, 10**5)] = None
     """Passes of supervised training, in place of the recipe's."""
-    width: float | None = None
+    width: Annotated[float | None, WIDTH] = None
     """Multiplier of the backbones' channels, in place of the scale's."""
     partial: bool = False
     """Make no run: write the tables from those that are there, however few seeds they have."""
@@ -72,14 +75,20 @@ class ReproduceConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check(
             (self.traffic is None) == (self.traffic_size is None),
             "`traffic` and `traffic_size` go together: settings for 32 or 224 pixels follow from the size",
         )
+        for backbone in self.backbones or ():
+            BACKBONES.check(backbone)
+        for name in ("data", "traffic"):
+            if (data := getattr(self, name)) is not None:
+                check_data(name, data)
+        if self.dry_run:
+            check_left_out(self.options, ("json", "figures"), "`dry_run` makes no tables")
+            check_left_out(self, ("partial",), "`dry_run` only lists runs")
         check(bool(self.parts), f"name at least one of {', '.join((*PARTS, 'all'))}")
-        for name in ("seeds", "limit_train", "limit_test", "epochs"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"`{name}` {value}: give 1 or more")
 
     @property
     def wanted(self) -> tuple[str, ...]:

@@ -15,11 +15,12 @@ import tyro
 from hybrid.evaluation import predict
 from hybrid.storage import Bits, TrainedModel, load_model, model_file, save_model
 from snn.data import load_images
-from snn.data_source import DataSource
+from snn.data_source import IMAGES, DataSource
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import Outputs
+from snn.runtime.ranges import check_fields
 
 FOLDER = "folder:"
 
@@ -38,12 +39,12 @@ class ShipConfig:
     """Test images to compare answers on, if not those of the training run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the training run."""
-    limit_test: int = 1000
+    limit_test: Annotated[int, IMAGES] = 1000
     """Compare at most this many test images, balanced over classes."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(self.limit_test >= 1, f"`limit_test` {self.limit_test}: give 1 or more")
+        check_fields(self)
 
 
 def without_places(source: DataSource) -> DataSource:

@@ -23,10 +23,13 @@ from hybrid.architecture import build_model
 from hybrid.network import HybridNetwork, TrainableFrontEnd
 from hybrid.storage import TrainedModel, load_model, model_file, save_model
 from snn.data import balanced_subset, load_images
+from snn.data_source import IMAGES
 from snn.runtime.cli import RunOptions, command_line, run_command
+from snn.runtime.device import choose_device
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs
 from snn.runtime.pretrained import resolve
+from snn.runtime.ranges import check_fields
 
 Scale = Literal["range", "literal"]
 QUANTILE = 0.999
@@ -46,14 +49,14 @@ class SwapConfig:
     """File to write, for example lambda.h5."""
     scale: Scale = "range"
     """range: scale edges and heights to each activation's 99.9th percentile; literal: leave them unchanged."""
-    images: int = 1000
+    images: Annotated[int, IMAGES] = 1000
     """Training images on which activations are measured, for --scale range."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the training run."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(self.images >= 1, f"`images` {self.images}: give 1 or more")
+        check_fields(self)
 
 
 @torch.no_grad()
@@ -111,6 +114,8 @@ def run(config: SwapConfig) -> None:
     """The command: load, swap, write, report."""
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
     outputs = Outputs(config.out, options=config.options, inputs=[model_file(config.model), file])
+    # Computed on the CPU; a device that is not there is refused as by the other commands.
+    choose_device(config.options.device)
     model = load_model(config.model)
     frontend, _, _ = load_frontend(file)
     # Images that the model was trained on.

@@ -16,11 +16,15 @@ from hybrid.storage import load_model, save_model
 from hybrid.training import PROGRESS, Checkpointing, Hardware, train
 from snn.data import image_shape, load_images
 from snn.data_source import DataSource
-from snn.runtime.cli import RunOptions, command_line, run_command
+from snn.runtime.cli import RunOptions, check_left_out, command_line, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside
 from snn.runtime.pretrained import resolve
 from snn.runtime.processes import first_process
+from snn.runtime.ranges import check_fields
+
+AUXILIARY = ("auxiliary_kernel", "auxiliary_activation", "auxiliary_input", "auxiliary_drop")
+NO_AUXILIARY = "there is no auxiliary CNN with `variant` baseline or `auxiliary_maps` 0"
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,12 @@ class TrainConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        architecture = self.architecture
+        if architecture.variant == "baseline":
+            check_left_out(architecture, ("auxiliary_maps",), NO_AUXILIARY)
+        if architecture.variant == "baseline" or architecture.auxiliary_maps == 0:
+            check_left_out(architecture.variations, AUXILIARY, NO_AUXILIARY)
         check(
             self.architecture.variant != "lambda",
             "`variant` lambda is not trained: make it from a trained mu with python -m hybrid.swap",

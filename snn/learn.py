@@ -14,9 +14,9 @@ import tyro
 
 from snn.data_source import DataSource
 from snn.learning import PRESETS, Learning, PresetName
-from snn.runtime.cli import RunOptions, command_line, run_command
-from snn.runtime.errors import check
+from snn.runtime.cli import RunOptions, check_left_out, command_line, run_command
 from snn.runtime.outputs import Outputs, beside
+from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, check_fields
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,20 @@ class LearnConfig:
     device. All learn the same bits."""
     resume: bool = False
     """Go on from an unfinished --out (if there is none, start)."""
-    checkpoint_interval: float = 60.0
+    checkpoint_interval: Annotated[float, INTERVAL] = 60.0
     """Seconds between two checkpoints; an interruption costs at most this much."""
-    devices: int = 1
+    devices: Annotated[int, PROCESSES] = 1
     """Processes (each with a GPU or a share of the CPU's cores) on each node, which share every mini-batch."""
-    num_nodes: int = 1
+    num_nodes: Annotated[int, NODES] = 1
     """Nodes; start the command on each, for example with torchrun."""
     data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
     learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(self.checkpoint_interval >= 0, f"`checkpoint_interval` {self.checkpoint_interval}: expected 0 or more")
+        check_fields(self)
+        if self.learning.stdp.pairing == "two-sided":
+            check_left_out(self.learning.stdp, ("ltd_delay",), "it belongs to `pairing` post, not two-sided")
 
 
 def run(config: LearnConfig) -> None:

@@ -20,6 +20,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
 from snn.runtime.progress import SHOWN
+from snn.runtime.ranges import SEED, check_fields
 from snn.runtime.registry import PLUGINS, load_plugin
 
 Config = TypeVar("Config")
@@ -32,7 +33,7 @@ INTERRUPTED = 130
 class RunOptions:
     """Flags that all commands share."""
 
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of all random draws."""
     device: DeviceName = "auto"
     """Where to compute; auto is CUDA where there is one."""
@@ -45,7 +46,7 @@ class RunOptions:
     backbones."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.seed < 2**32, f"`seed` {self.seed}: expected a whole number from 0 to {2**32 - 1}")
+        check_fields(self)
 
 
 def run_command(

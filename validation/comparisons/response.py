@@ -4,7 +4,6 @@ A regular train drives a LIF neuron (Eq. 1) through one synapse, on the path tha
 conductance, norse step, reset.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -16,10 +15,11 @@ import tyro
 from snn.encoding import regular_trains
 from snn.engines.base import choose_engine
 from snn.engines.norse import as_dense
-from snn.parameters import Encoding, LayerParameters, LIFParameters
+from snn.parameters import DURATION, POSITIVE, POTENTIAL, Encoding, LayerParameters, LIFParameters
 from snn.runtime.cli import RunOptions
 from snn.runtime.errors import check
 from snn.runtime.progress import progress
+from snn.runtime.ranges import check_fields
 from snn.timegrid import whole_steps
 from validation.comparisons.neuron import single_synapses
 from validation.reference.equations import euler_interval, interval
@@ -38,30 +38,32 @@ class FreqResponseConfig:
     """File to write; figure beside it."""
     quick: bool = False
     """A coarser grid of rates and fewer time steps, for a check in seconds."""
-    thresholds: tuple[float, ...] = (-60.2, -61.5, -63.0, -64.5, -66.0, -67.2)
+    thresholds: Annotated[tuple[float, ...], POTENTIAL] = (-60.2, -61.5, -63.0, -64.5, -66.0, -67.2)
     """Spiking thresholds, in mV (ours: from the neuron's own to just above its rest)."""
-    drives: tuple[float, ...] = (24.0, 28.0, 32.0)
+    drives: Annotated[tuple[float, ...], POSITIVE] = (24.0, 28.0, 32.0)
     """Current while the synapse is open (ours: the neuron then fires 6 to 15 times a presentation where pulses
     merge)."""
-    lowest_rate: float = 1.0
+    lowest_rate: Annotated[float, POSITIVE] = 1.0
     """Lowest presynaptic rate, in Hz."""
-    highest_rate: float = 200.0
+    highest_rate: Annotated[float, POSITIVE] = 200.0
     """Highest presynaptic rate, in Hz."""
-    rate_step: float = 0.25
+    rate_step: Annotated[float, POSITIVE] = 0.25
     """Distance of the presynaptic rates, in Hz; 1 Hz with --quick."""
-    durations: tuple[float, ...] = (Encoding.presentation, 2000.0)
+    durations: Annotated[tuple[float, ...], DURATION] = (Encoding.presentation, 2000.0)
     """Durations for which the neuron is watched, in ms: the presentation time first."""
-    pulse_width: float = LayerParameters.pulse_width
+    pulse_width: Annotated[float, DURATION] = LayerParameters.pulse_width
     """Time for which a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
-    dt: float = Encoding.dt
+    dt: Annotated[float, DURATION] = Encoding.dt
     """Time step, in ms."""
     lif: LIFParameters = field(default_factory=LIFParameters)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check(
-            0 < self.lowest_rate < self.highest_rate and math.isfinite(self.highest_rate),
-            f"rates from {self.lowest_rate} to {self.highest_rate} Hz: expected 0 < lowest < highest",
+            self.lowest_rate < self.highest_rate,
+            f"rates from `lowest_rate` {self.lowest_rate} to `highest_rate` {self.highest_rate} Hz: expected lowest < "
+            "highest",
         )
         check(
             bool(self.durations and self.thresholds and self.drives), "give at least one duration, threshold and drive"

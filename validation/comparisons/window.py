@@ -4,7 +4,6 @@ The nearest presynaptic spike lies dt away, the number of presynaptic spikes set
 history draw independently.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -17,12 +16,13 @@ from scipy import stats
 from snn.calibration import normalised_rates
 from snn.engines.base import choose_engine
 from snn.layer import SpikingConv2d
-from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
+from snn.parameters import MILLISECONDS, Encoding, LayerParameters, LIFParameters, STDPParameters
 from snn.plasticity import count_events, update
 from snn.registries import RULES
 from snn.runtime.cli import RunOptions
 from snn.runtime.errors import check
 from snn.runtime.random import draw_seeds
+from snn.runtime.ranges import Range, check_fields
 from snn.timegrid import whole_steps
 from validation.comparisons.rules import PAIRINGS, compared_rules
 from validation.reference.base import reference_of
@@ -50,26 +50,26 @@ class WindowConfig:
     """A coarser grid, for a check in seconds."""
     rules: tuple[str, ...] = ()
     """Rules to compare; without this flag all registered ones, those of --plugin included."""
-    draws: int = 10_000
+    draws: Annotated[int, Range(1000, MOST_SPIKES)] = 10_000
     """Synapses that draw at each point."""
-    longest_lag: float = 150.0
+    longest_lag: Annotated[float, MILLISECONDS] = 150.0
     """End (not included) of the grid of dt = t_post - t_pre, in ms; 10 ms after the LTP window are always covered."""
-    longest_wait: float = 90.0
+    longest_wait: Annotated[float, MILLISECONDS] = 90.0
     """End (not included) of the grid of -dt, the time to the next presynaptic spike, in ms."""
     encoding: Encoding = field(default_factory=Encoding)
     stdp: STDPParameters = field(default_factory=STDPParameters)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for rule in self.rules:
             RULES.check(rule)
-        check(self.draws >= 1000, f"`draws` {self.draws}: expected 1000 or more")
         object.__setattr__(self, "stdp", self.stdp.with_ltd_delay(self.encoding.f_min))
         window, dt = self.stdp.ltp_window, self.encoding.dt
         check(whole_steps(window, dt) >= 1, f"`ltp_window` {window} ms: give a multiple of dt = {dt} ms")
         for name in ("longest_lag", "longest_wait"):
-            value = getattr(self, name)
-            check(0 <= value < math.inf, f"{name} = {value} ms: expected 0 or more")
+            value, longest = getattr(self, name), self.encoding.presentation
+            check(value < longest, f"`{name}` {value} ms: expected less than the `presentation`, {longest} ms")
         lags, spikes, steps = self.lags(), int(self.spike_numbers().max()), self.encoding.n_steps
         check(
             lags.max() - lags.min() + 2 * spikes <= steps,
