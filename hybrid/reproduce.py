@@ -127,6 +127,14 @@ def how_made(config: ReproduceConfig, experiments: Experiments) -> str:
     return ", ".join([names[config.scale], *limited])
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise :class:`UserError` unless files can be written into the folder once it is made; leaves no trace."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    check(there.is_dir(), f"{there} is not a folder; give another name")
+    missing = folder.absolute().relative_to(there.absolute()).parts
+    check_outputs(there / (missing[0] if missing else "log.txt"))
+
+
 def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     """The command: make missing runs, then write all parts; ``snakemake`` holds further options of Snakemake."""
     cifar, traffic = experiments(config)
@@ -137,6 +145,8 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     # All runs at once, so that independent ones can be made at the same time.
     runs_of = {part.name: writer.runs(part) for part in parts}
     runs = [run for wanted in runs_of.values() for run in wanted]
+    for folder in (config.out, config.runs):
+        _check_folder(folder)
     if config.dry_run:
         needed = {run.identity for run in missing_runs(runs, config.runs)}
         for run in in_order(runs):
@@ -147,7 +157,6 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
         choose_device(config.options.device)
     for folder in (config.out, config.runs):
         folder.mkdir(parents=True, exist_ok=True)
-        check_outputs(folder / "log.txt")
     check_outputs(config.options.json)
     if not config.partial:
         make(runs, place, config.engine, snakemake)

@@ -21,6 +21,7 @@ from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside
 from snn.runtime.pretrained import resolve
 from snn.runtime.processes import first_process
+from snn.runtime.progress import warn
 from snn.runtime.ranges import check_fields
 
 AUXILIARY = ("auxiliary_kernel", "auxiliary_activation", "auxiliary_input", "auxiliary_drop")
@@ -58,6 +59,11 @@ class TrainConfig:
         )
 
 
+def _beside(out: Path, ending: str) -> Path:
+    """Where logs or a figure go: models whose names differ in their suffix alone share none of them."""
+    return beside(out if out.suffix == ".h5" else out.with_name(f"{out.name}.h5"), ending)
+
+
 def completed(config: TrainConfig, parent_digest: str) -> bool:
     """Whether ``--resume`` finds nothing left to do."""
     if not config.checkpointing.resume or not config.out.exists():
@@ -88,12 +94,29 @@ def completed(config: TrainConfig, parent_digest: str) -> bool:
     return True
 
 
+def note_without_effect(recipe: Recipe, preset: Recipe) -> None:
+    """Say which settings differ from the preset's and yet decide nothing."""
+    unused = {
+        "muon_rate": ("`optimiser` muon", recipe.optimiser == "muon"),
+        "border": ("`augmentation` shift or shift-flip", recipe.augmentation != "none"),
+        "flips": ("`augmentation` shift-flip", recipe.augmentation in ("auto", "shift-flip")),
+    }
+    for name, (needed, used) in unused.items():
+        if not used and getattr(recipe, name) != getattr(preset, name):
+            warn(f"`{name}` {getattr(recipe, name)} has no effect without {needed}")
+
+
 def run(config: TrainConfig) -> None:
     """The command: load, train, write, report."""
-    folder = beside(config.out, "_training")
+    folder, curve = (_beside(config.out, ending) for ending in ("_training", "_training.png"))
     file = resolve(config.frontend, SHIPPED_FRONTENDS) if config.frontend else None
-    curves = [beside(config.out, "_training.png")]
-    outputs = Outputs(config.out, options=config.options, figures=curves, inputs=[file] if file else [])
+    outputs = Outputs(config.out, options=config.options, figures=[curve], inputs=[file] if file else [])
+    for path in filter(None, (config.out, config.options.json)):
+        check(
+            not path.resolve().is_relative_to(folder.resolve()),
+            f"cannot write {path}: {folder} is the folder of this training's logs; give another name",
+        )
+    check(folder.is_dir() or not folder.exists(), f"{folder} is not a folder: logs go there; remove it")
     hardware = replace(config.hardware, device=config.options.device)
     device, seed = hardware.group()[0], config.options.seed
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -106,6 +129,7 @@ def run(config: TrainConfig) -> None:
     if first_process():
         verb = "resuming" if config.checkpointing.resume and (folder / PROGRESS).exists() else "training"
         recipe, reason = choose_recipe(config.preset, config.data_source.data, data.shape[1])
+        note_without_effect(config.recipe, RECIPES[recipe])
         print(f"{verb} {name} on {len(data.images)} images ({device.type}), recipe {recipe}, {reason}", flush=True)
     began = perf_counter()
     model = train(

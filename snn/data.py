@@ -3,6 +3,7 @@
 Images are uint8 tensors (N, C, H, W), labels int64 tensors (N,); intensity x = value / 255 lies in [0, 1].
 """
 
+import math
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from snn.data_source import UNNAMED, DataSource, Split
 from snn.runtime.errors import UserError, check
+from snn.runtime.memory import check_memory
 from snn.runtime.progress import progress
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
@@ -64,6 +66,7 @@ def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit:
         return _load_folder(source, folder, split, seed)
     arrays, labels, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
     chosen = balanced_subset(labels, limit, seed)
+    _check_memory(len(chosen), image_shape(source, split))
     images = np.stack([_to_array(Image.fromarray(arrays[i]), size) for i in chosen])
     return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), classes, source)
 
@@ -166,6 +169,7 @@ def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> I
     labels = np.array(numbers, dtype=np.int64)
     chosen = balanced_subset(labels, source.limit(split), seed)
     first = _read_image(files[chosen[0]], size)
+    _check_memory(len(chosen), first.shape)
     images = np.empty((len(chosen), *first.shape), dtype=np.uint8)
     for row, index in enumerate(progress(chosen, f"reading {split} images", "image")):
         image = _read_image(files[index], size)
@@ -176,6 +180,11 @@ def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> I
         )
         images[row] = image
     return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), tuple(classes), source)
+
+
+def _check_memory(count: int, shape: tuple[int, ...]) -> None:
+    what = f"{count} images of {shape[2]}x{shape[1]} pixels"
+    check_memory(count * math.prod(shape), what, "take fewer, or lower `image_size`")
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -247,8 +247,9 @@ def compare_rule(config: WindowConfig, p: STDPParameters, levels: Levels, result
     name, draws, kinds = f"{p.rule}, {p.pairing}", config.draws, ("ltp", "ltd")
     for side, realised in (("learner", learner), ("Brian2", brian2)):
         pairs = [(getattr(realised, kind), draws, getattr(truth, kind)) for kind in kinds]
-        smallest = min(binomial_p(*pair).min() for pair in pairs)
-        total = min(total_p(*pair) for pair in pairs)
+        # Unlike min, NumPy's keeps a value that is no number.
+        smallest = np.min([binomial_p(*pair).min() for pair in pairs])
+        total = np.min([total_p(*pair) for pair in pairs])
         visible = max(_visible_change(draws, probability, levels.total) for _, _, probability in pairs)
         report.add(
             f"{name}: P(LTP), P(LTD) of {side} and Eq. 5",
@@ -256,13 +257,17 @@ def compare_rule(config: WindowConfig, p: STDPParameters, levels: Levels, result
             + (f" (a change of gamma by {visible:.2%} would show in half of all runs)" if visible else ""),
             f"at least {levels.point:.1g} and {levels.total:.1g}, exact binomial and normal",
             smallest >= levels.point and total >= levels.total,
+            of=2 * truth.ltp.size,
+            figures=[smallest, total],
         )
-    both = min(same_rate_p(getattr(learner, kind), getattr(brian2, kind), draws).min() for kind in kinds)
+    both = np.min([same_rate_p(getattr(learner, kind), getattr(brian2, kind), draws).min() for kind in kinds])
     report.add(
         f"{name}: the same of learner and Brian2",
         f"smallest p {both:.2g}",
         f"at least {levels.point:.1g}, Fisher's exact test",
         both >= levels.point,
+        of=truth.ltp.size,
+        figures=[both],
     )
     compare_changes(config, p, levels.point, result, report)
 
@@ -280,18 +285,22 @@ def compare_changes(config: WindowConfig, p: STDPParameters, level: float, resul
     for realised in (result.learner, result.brian2):
         after = np.clip(conductance + (realised.ltp * up - realised.ltd * down) / config.draws, p.g_min, p.g_max)
         errors.append(np.abs(realised.change - (after - conductance)).max() / step)
-        used = max(used, (np.abs(realised.change - truth.change) / width).max())
+        used = np.maximum(used, (np.abs(realised.change - truth.change) / width).max())
     report.add(
         f"{name}: mean change per draw and Eq. 2, learner and Brian2, largest difference over largest dG",
         f"{errors[0]:.1e} and {errors[1]:.1e}",
         "at most 1e-10",
         max(errors) <= 1e-10,
+        of=truth.change.size,
+        figures=errors,
     )
     report.add(
         f"{name}: mean change of the conductance and Eq. 4",
         f"{used:.2f} of the binomial band is used",
         "at most 1",
         used <= 1,
+        of=truth.change.size,
+        figures=[used],
     )
 
 
