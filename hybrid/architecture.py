@@ -27,7 +27,7 @@ WIDTH = Range(0.01, 10.0, reason="1 is the published width")
 class Architecture:
     """Which network."""
 
-    backbone: Annotated[str, BACKBONES.flag] = "mobilenet_v2"
+    backbone: Annotated[str, BACKBONES.flag("backbone")] = "mobilenet_v2"
     """Main CNN: mobilenet_v2, resnet101 and densenet121 are the paper's, fast_cnn is the one that trains on a CPU in an
     hour (with --preset fast), mobilenet_v2_shallow has one block in each stage. Further ones come from --plugin."""
     variant: str = "safe"

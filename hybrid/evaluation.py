@@ -219,13 +219,13 @@ def distinct(conditions: Iterable[Condition | str]) -> list[Condition]:
 
 def different(files: Iterable[Path]) -> list[Path]:
     """Files of models, each once, with a warning for those that are named several times."""
-    named = list(files)
-    kept = {model_file(file).resolve(): file for file in reversed(named)}
-    for file in reversed(kept.values()):
-        times = [model_file(other).resolve() for other in named].count(model_file(file).resolve())
-        if times > 1:
-            warn(f"model {file} is given {times} times: measured once")
-    return list(reversed(kept.values()))
+    named: dict[Path, list[Path]] = {}
+    for file in files:
+        named.setdefault(model_file(file).resolve(), []).append(file)
+    for first, *others in named.values():
+        if others:
+            warn(f"model {first} is given {1 + len(others)} times: measured once")
+    return [first for first, *_ in named.values()]
 
 
 def name_models(models: Sequence[Model]) -> list[str]:

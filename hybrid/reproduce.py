@@ -81,7 +81,7 @@ class ReproduceConfig:
             "`traffic` and `traffic_size` go together: settings for 32 or 224 pixels follow from the size",
         )
         for backbone in self.backbones or ():
-            BACKBONES.check(backbone)
+            BACKBONES.check(backbone, "backbones")
         for name in ("data", "traffic"):
             if (data := getattr(self, name)) is not None:
                 check_data(name, data)
@@ -145,7 +145,8 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     # All runs at once, so that independent ones can be made at the same time.
     runs_of = {part.name: writer.runs(part) for part in parts}
     runs = [run for wanted in runs_of.values() for run in wanted]
-    for folder in (config.out, config.runs):
+    json = config.options.json
+    for folder in (config.out, config.runs, *([json.parent] if json else [])):
         _check_folder(folder)
     if config.dry_run:
         needed = {run.identity for run in missing_runs(runs, config.runs)}

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
+from torch import Tensor
 
 from hybrid.evaluation import predict
 from hybrid.storage import Bits, TrainedModel, load_model, model_file, save_model
@@ -53,8 +55,8 @@ def without_places(source: DataSource) -> DataSource:
     return replace(source, data=data, root=DataSource.root, download=False)
 
 
-def compare(model: TrainedModel, rounded: TrainedModel, config: ShipConfig) -> dict[str, float]:
-    """How the logits of two networks differ on test images; {} where those of the training run are not there."""
+def comparison_images(model: TrainedModel, config: ShipConfig) -> Tensor | None:
+    """Test images in [0, 1], (N, C, H, W); None where those of the training run are not there."""
     source = model.data_source.override(data=config.data, root=config.root, limit_test=config.limit_test)
     try:
         images = load_images(source, "test", config.options.seed).images.float() / 255
@@ -62,13 +64,17 @@ def compare(model: TrainedModel, rounded: TrainedModel, config: ShipConfig) -> d
         if config.data is not None or config.root is not None:
             raise
         print(f"answers were not compared: {error}")
-        return {}
+        return None
     check(
         images.shape[1:] == model.spec.input_shape,
         f"`data` {source.data}: its images have shape {tuple(images.shape[1:])}, the network is for "
         f"{model.spec.input_shape}; give images like those of its training",
     )
-    device = choose_device(config.options.device)
+    return images
+
+
+def compare(model: TrainedModel, rounded: TrainedModel, images: Tensor, device: torch.device) -> dict[str, float]:
+    """How the logits of two networks differ on images (N, C, H, W) in [0, 1]."""
     before, after = (predict(each.network, images, device) for each in (model, rounded))
     return {
         "images": len(images),
@@ -82,12 +88,14 @@ def run(config: ShipConfig) -> None:
     """The command: load, round, write, compare, report."""
     file = model_file(config.model)
     outputs = Outputs(config.out, options=config.options, inputs=[file])
+    device = choose_device(config.options.device)
     model = load_model(file)
+    images = comparison_images(model, config)
     shipped = replace(model, data_source=without_places(model.data_source))
     digest = save_model(config.out, shipped, command_line("hybrid.ship", config), model.digest, bits=config.bits)
     sizes = {"bytes": config.out.stat().st_size, "bytes_before": file.stat().st_size}
     print(f"{sizes['bytes'] / 1e6:.2f} MB, before {sizes['bytes_before'] / 1e6:.2f} MB")
-    measured = compare(model, load_model(config.out), config)
+    measured = {} if images is None else compare(model, load_model(config.out), images, device)
     if measured:
         print(
             f"logits differ by at most {measured['max_logit_difference']:.2g} (the largest is "

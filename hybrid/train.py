@@ -61,7 +61,7 @@ class TrainConfig:
 
 def _beside(out: Path, ending: str) -> Path:
     """Where logs or a figure go: models whose names differ in their suffix alone share none of them."""
-    return beside(out if out.suffix == ".h5" else out.with_name(f"{out.name}.h5"), ending)
+    return beside(out, ending) if out.suffix == ".h5" else out.parent / f"{out.name}{ending}"
 
 
 def completed(config: TrainConfig, parent_digest: str) -> bool:

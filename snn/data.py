@@ -66,7 +66,8 @@ def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit:
         return _load_folder(source, folder, split, seed)
     arrays, labels, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
     chosen = balanced_subset(labels, limit, seed)
-    _check_memory(len(chosen), image_shape(source, split))
+    # Once as a list, and once as an array.
+    _check_memory(2 * len(chosen), image_shape(source, split))
     images = np.stack([_to_array(Image.fromarray(arrays[i]), size) for i in chosen])
     return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), classes, source)
 

@@ -46,7 +46,7 @@ class Encoding:
     dt: Annotated[float, DURATION] = 2.5
     """Time step, in ms (ours: against 0.25 ms it changes the spike count of 0.8 % of the neurons by one, and of 5.5 %
     at a lowered threshold)."""
-    kind: Annotated[str, ENCODERS.flag] = "regular"
+    kind: Annotated[str, ENCODERS.flag("kind")] = "regular"
     """Encoder: regular trains with exact spike counts (paper 4.3: floor(F T)), Poisson trains, or one of a plugin."""
     quiet: Annotated[float, MILLISECONDS] = 0.0
     """Time at the end of the presentation in which no input spike comes, in ms (paper: none; learning takes 30, twice
@@ -54,9 +54,10 @@ class Encoding:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        ENCODERS.check(self.kind)
+        ENCODERS.check(self.kind, "kind")
         check(
-            0 <= self.f_min < self.f_max, f"encoding rates {self.f_min} to {self.f_max} Hz: expected 0 <= f_min < f_max"
+            self.f_min < self.f_max,
+            f"encoding rates from `f_min` {self.f_min} to `f_max` {self.f_max} Hz: expected f_min < f_max",
         )
         check(
             whole_steps(self.presentation, self.dt) >= 1,
@@ -150,7 +151,7 @@ class LIFParameters:
         check_fields(self)
         check(
             self.v_reset < self.v_leak < self.v_threshold,
-            f"LIF potentials: expected v_reset {self.v_reset} < rest {self.v_leak:.2f} < v_threshold "
+            f"LIF potentials: expected `v_reset` {self.v_reset} < rest, -`a`/`b` = {self.v_leak:.2f}, < `v_threshold` "
             f"{self.v_threshold} mV, or the neuron fires without input",
         )
         check(
@@ -218,7 +219,7 @@ class LayerParameters:
 class STDPParameters:
     """Constants of Eq. 2 and 5 and of the mini-batch update."""
 
-    rule: Annotated[str, RULES.flag] = "fd"
+    rule: Annotated[str, RULES.flag("rule")] = "fd"
     """Learning rule: fd (Eq. 5), stochastic (Eq. 5 with phi = 0), deterministic (probability 1), or one of a plugin."""
     pairing: Pairing = "post"
     """Presynaptic spikes that a postsynaptic spike is paired with: post, the last one before it, for LTP or LTD;
@@ -259,7 +260,7 @@ class STDPParameters:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        RULES.check(self.rule)
+        RULES.check(self.rule, "rule")
         span = self.g_max - self.g_min
         check(span > 0, f"STDP `g_min` {self.g_min}, `g_max` {self.g_max}: expected g_min < g_max")
         for name in ("alpha_p", "alpha_d"):

@@ -180,7 +180,7 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
                 raise error from None
         # The parser frames its message in a box with a rule above a hint.
         lines = [line.strip("│╭╮╰╯─ ") for line in captured.getvalue().splitlines()]
-        message = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+        message = " ".join(line for line in lines if line.strip("-") and not line.startswith("For full helptext"))
         raise UserError(f"{message}; see {program} --help") from stop
 
 

@@ -119,16 +119,16 @@ def write_csv(path: Path | None, rows: list[dict]) -> None:
 
 
 def _draw_literally(figure: "Figure") -> None:
-    """Turn the parser of formulas off, except for numbers beside an axis, which need it for powers of ten."""
+    """Turn the parser of formulas off, except for powers of ten beside an axis."""
     # Imported here: commands that draw nothing need not wait for it.
     from matplotlib.text import Text
-    from matplotlib.ticker import FixedFormatter
+    from matplotlib.ticker import LogFormatter
 
     axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
-    numbered = [axis for axis in axes if not isinstance(axis.get_major_formatter(), FixedFormatter)]
-    numbers = {label for axis in numbered for label in axis.get_ticklabels(which="both")}
+    logarithmic = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
+    powers = {label for axis in logarithmic for label in axis.get_ticklabels(which="both")}
     for text in figure.findobj(Text):
-        if isinstance(text, Text) and text not in numbers:
+        if isinstance(text, Text) and text not in powers:
             text.set_parse_math(False)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from snn.runtime.errors import check, check_choice
+from snn.runtime.errors import check
 
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 """What a field of each type holds, for messages."""
@@ -72,7 +72,7 @@ def check_fields(record: Any) -> None:
     for name, (kind, limits) in declared_fields(type(record)).items():
         value = getattr(record, name)
         if get_origin(kind) is Literal:
-            check_choice(name, value, map(str, get_args(kind)))
+            check(_fits(value, kind), f"`{name}` {value}: unknown; choose from {_words(kind)}")
         check(_fits(value, kind), f"`{name}` {value!r}: expected {_words(kind)}")
         for number in _numbers(value):
             if limits is not None:
