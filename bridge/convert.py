@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from snn.data_source import IMAGES, DataSource, Split
+from snn.data_source import IMAGES, DataSource, Split, check_recorded
 from snn.learning import Conductances
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.errors import check
@@ -79,6 +79,7 @@ def run(config: ConvertConfig) -> None:
     device, seed = choose_device(config.options.device), config.options.seed
     network, learned_on, parent_digest = load_network(file)
     network = choose_layers(network, config.layers, config.snn)
+    check_recorded(learned_on, config.data, config.snn)
     data_source = learned_on.override(data=config.data, root=config.root)
     splits: tuple[Split, ...] = ("train", "test")
     train, test = (_load_images(config, data_source, split, network.input_shape).to(device) for split in splits)

@@ -26,6 +26,7 @@ from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe
 from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import Images, load_images
+from snn.data_source import check_recorded
 from snn.runtime.errors import check
 from snn.runtime.pretrained import plain_name
 from snn.runtime.progress import progress, warn
@@ -297,8 +298,9 @@ def load_test_images(
 
     ``data``, ``root`` and ``limit`` replace what that model's training recorded, unless they are None.
     """
-    data_source = next(iter(models.values())).data_source.override(data=data, root=root, limit_test=limit)
-    return load_images(data_source, "test", seed)
+    name, model = next(iter(models.items()))
+    check_recorded(model.data_source, data, f"model {name}")
+    return load_images(model.data_source.override(data=data, root=root, limit_test=limit), "test", seed)
 
 
 def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Images:

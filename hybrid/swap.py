@@ -24,7 +24,7 @@ from hybrid.network import HybridNetwork, TrainableFrontEnd
 from hybrid.storage import TrainedModel, load_model, model_file, save_model
 from snn.data import balanced_subset, load_images
 from snn.data_source import IMAGES
-from snn.runtime.cli import RunOptions, command_line, run_command
+from snn.runtime.cli import RunOptions, check_left_out, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs
@@ -57,6 +57,8 @@ class SwapConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.scale == "literal":
+            check_left_out(self, ("images",), "`scale` literal measures no activations")
 
 
 @torch.no_grad()

@@ -16,12 +16,11 @@ from hybrid.storage import load_model, save_model
 from hybrid.training import PROGRESS, Checkpointing, Hardware, train
 from snn.data import image_shape, load_images
 from snn.data_source import DataSource
-from snn.runtime.cli import RunOptions, check_left_out, command_line, run_command
+from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unused, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside
 from snn.runtime.pretrained import resolve
 from snn.runtime.processes import first_process
-from snn.runtime.progress import warn
 from snn.runtime.ranges import check_fields
 
 AUXILIARY = ("auxiliary_kernel", "auxiliary_activation", "auxiliary_input", "auxiliary_drop")
@@ -96,14 +95,12 @@ def completed(config: TrainConfig, parent_digest: str) -> bool:
 
 def note_without_effect(recipe: Recipe, preset: Recipe) -> None:
     """Say which settings differ from the preset's and yet decide nothing."""
-    unused = {
-        "muon_rate": ("`optimiser` muon", recipe.optimiser == "muon"),
-        "border": ("`augmentation` shift or shift-flip", recipe.augmentation != "none"),
-        "flips": ("`augmentation` shift-flip", recipe.augmentation in ("auto", "shift-flip")),
-    }
-    for name, (needed, used) in unused.items():
-        if not used and getattr(recipe, name) != getattr(preset, name):
-            warn(f"`{name}` {getattr(recipe, name)} has no effect without {needed}")
+    if recipe.optimiser != "muon":
+        note_unused(recipe, preset, {"muon_rate": "`optimiser` muon"})
+    if recipe.augmentation == "none":
+        note_unused(recipe, preset, {"border": "`augmentation` shift or shift-flip"})
+    if recipe.augmentation in ("none", "shift"):
+        note_unused(recipe, preset, {"flips": "`augmentation` shift-flip"})
 
 
 def run(config: TrainConfig) -> None:

@@ -57,6 +57,16 @@ def check_data(argument: str, data: str) -> None:
     )
 
 
+def check_recorded(source: DataSource, data: str | None, file: object) -> None:
+    """Raise :class:`UserError` if ``file`` was made with a folder of images that is not here, and ``data`` is None."""
+    folder = source.data.removeprefix(FOLDER)
+    check(
+        data is not None or not source.data.startswith(FOLDER) or Path(folder).expanduser().is_dir(),
+        f"{file} was made with the images of {source.data}, and there is no such folder here: say with `data` "
+        "where they are",
+    )
+
+
 UNNAMED = DataSource(data="unnamed")
 """Of images that did not come from a loader of this project."""
 LOCATION = ("input/root", "input/download")

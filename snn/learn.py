@@ -14,7 +14,7 @@ import tyro
 
 from snn.data_source import DataSource
 from snn.learning import PRESETS, Learning, PresetName
-from snn.runtime.cli import RunOptions, check_left_out, command_line, run_command
+from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unused, run_command
 from snn.runtime.outputs import Outputs, beside
 from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, check_fields
 
@@ -50,6 +50,27 @@ class LearnConfig:
             check_left_out(self.learning.stdp, ("ltd_delay",), "it belongs to `pairing` post, not two-sided")
 
 
+def note_without_effect(p: Learning, preset: Learning) -> None:
+    """Say which settings differ from the preset's and yet decide nothing."""
+    if not p.stop_when_converged:
+        note_unused(p, preset, {"convergence_tolerance": "`stop_when_converged`"})
+    if p.homeostasis.threshold_step == 0:
+        note_unused(p.homeostasis, preset.homeostasis, {"threshold_range": "`threshold_step`"})
+    if p.homeostasis.mean_conductance == 0:
+        note_unused(p.homeostasis, preset.homeostasis, {"ltd_step": "`mean_conductance`"})
+    if p.stdp.rule == "deterministic":
+        constants = ("gamma_p", "gamma_d", "phi_p", "phi_d", "tau_p", "tau_d", "ltd_delay")
+        note_unused(p.stdp, preset.stdp, dict.fromkeys(constants, "a `rule` with chance"))
+    elif p.stdp.rule == "stochastic":
+        note_unused(p.stdp, preset.stdp, dict.fromkeys(("phi_p", "phi_d"), "`rule` fd"))
+    if p.retina.kind != "whiten":
+        note_unused(p.retina, preset.retina, dict.fromkeys(("epsilon", "noise", "patches"), "`retina` whiten"))
+    if p.retina.kind != "dog":
+        note_unused(p.retina, preset.retina, dict.fromkeys(("centre", "surround"), "`retina` dog"))
+    if p.retina.kind == "none":
+        note_unused(p.retina, preset.retina, dict.fromkeys(("kernel_size", "quantile"), "a `retina`"))
+
+
 def run(config: LearnConfig) -> None:
     """The command: load, learn, write, report."""
     # Imported here: --help must not wait for PyTorch.
@@ -75,6 +96,7 @@ def run(config: LearnConfig) -> None:
     if processes.first:
         maps = ", ".join(map(str, config.learning.maps))
         several = f", {processes.size} processes" if processes.size > 1 else ""
+        note_without_effect(config.learning, PRESETS[config.preset])
         print(f"learning layers of {maps} maps on {len(images)} images ({device.type}{several})", flush=True)
         if unfinished:
             updates = unfinished.unfinished.updates if unfinished.unfinished else 0

@@ -69,7 +69,7 @@ def check_fields(record: Any) -> None:
 
     A whole number may stand for any number, but True and False for none. Numbers are finite, also without a range.
     """
-    for name, (kind, limits) in declared_fields(type(record)).items():
+    for name, (kind, limits) in declared_fields(record.__class__).items():
         value = getattr(record, name)
         if get_origin(kind) is Literal:
             check(_fits(value, kind), f"`{name}` {value}: unknown; choose from {_words(kind)}")

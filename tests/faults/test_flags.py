@@ -48,6 +48,7 @@ from hybrid.variations import Variations
 from snn.data_source import DataSource
 from snn.learn import LearnConfig
 from snn.learn import main as learn
+from snn.learn import note_without_effect as note_unused_learning
 from snn.learning import PRESETS, Homeostasis, Inhibition, Learning
 from snn.parameters import Encoding, LayerParameters, LIFParameters, RetinaParameters, STDPParameters
 from snn.runtime.cli import RunOptions
@@ -207,6 +208,7 @@ CONTRADICTIONS = [
     ("evaluate", "--noise fgsm:8", "--attack-model"),
     ("evaluate", "--split held-out", "--data"),
     ("complexity", "--seed 3", "--seed would be ignored"),
+    ("swap", "--scale literal --images 10", "--images would be ignored"),
     ("reproduce", "--traffic nope --traffic-size 32", "--traffic nope"),
     ("reproduce", "--traffic-size 32", "--traffic-size"),
     ("reproduce", "--backbones nope", "--backbones"),
@@ -285,6 +287,33 @@ def test_empty_and_unusable_outputs_are_refused(command, refused):
         refused(command, f"--{name}", file, words="cannot write /proc/")
 
 
+@pytest.mark.parametrize(
+    ("command", "flags", "words"),
+    [
+        ("train", "--limit-train nan", "--limit-train 'nan': expected None or a whole number;"),
+        ("train", "--threads x", "--threads 'x': expected None,auto or a whole number;"),
+        ("learn", "--maps 4 x", "expected a whole number;"),
+        ("learn", "--encoding.dt x", "--encoding.dt 'x': expected a number;"),
+        ("learn", "--stdp.alpha-p inf", "--stdp.alpha-p inf: expected above 0 to"),
+        ("train", "--learning-rate inf", "--learning-rate inf: expected above 0 to"),
+        ("train", "--weight-decay 1e30", "--weight-decay 1e+30: expected 0 to"),
+    ],
+)
+def test_messages_say_what_is_wrong(command, flags, words, refused):
+    refused(command, *flags.split(), words=words)
+
+
+@pytest.mark.parametrize(
+    ("main", "given"),
+    [(convert, [FRONTEND]), (margins, [FRONTEND]), (evaluate, [MODEL]), (embedding, [MODEL])],
+)
+def test_images_that_a_file_was_made_with_and_are_not_here_are_asked_for(main, given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*given, "--out", "out.png"]) == 2
+    assert "and there is no such folder here: say with --data where they are" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 @pytest.mark.parametrize("command", [flag.command for flag in FLAGS if flag.name == "--device"])
 def test_a_device_that_is_not_there_is_refused(command, refused):
@@ -328,6 +357,22 @@ def test_settings_that_decide_nothing_are_said(capsys):
     note_without_effect(replace(usual, muon_rate=0.1), usual)
     assert "0.1 has no effect without" in capsys.readouterr().err
     note_without_effect(replace(usual, muon_rate=0.1, optimiser="muon"), usual)
+    note_without_effect(RECIPES["fast"], RECIPES["fast"])
+    assert not capsys.readouterr().err
+    preset = PRESETS["cifar10"]
+    for changes in (
+        {"convergence_tolerance": 0.1},
+        {"retina": RetinaParameters(epsilon=0.1)},
+        {"retina": RetinaParameters("dog", noise=0.1)},
+        {"stdp": STDPParameters(rule="deterministic", tau_p=5.0)},
+        {"stdp": STDPParameters(rule="stochastic", phi_d=0.1)},
+        {"homeostasis": Homeostasis(threshold_step=0.0, threshold_range=1.0)},
+    ):
+        note_unused_learning(replace(preset, **changes), preset)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "has no effect without" in line
+    for name in PRESETS:
+        note_unused_learning(PRESETS[name], PRESETS[name])
     assert not capsys.readouterr().err
 
 
