@@ -80,16 +80,6 @@ class EvaluateConfig:
             self.attack_model is not None or not attacks,
             f"`noise` {', '.join(attacks)} needs `attack_model` FILE, the model whose gradient it takes",
         )
-        published = [str(condition) for condition in self.noise if condition.needs_cifar10_c]
-        check(
-            self.cifar10_c is not None or not published,
-            f"`noise` {', '.join(published)} needs `cifar10_c` FOLDER, the published files; "
-            "corruption:NAME,SEVERITY is computed without them",
-        )
-        if not attacks:
-            check_left_out(self, ("attack_model",), "no condition of `noise` takes a gradient")
-        if not published:
-            check_left_out(self, ("cifar10_c",), "no condition of `noise` is of cifar10-c")
 
 
 def print_tables(rows: list[dict], repeats: int) -> None:
@@ -128,8 +118,23 @@ def _percent(row: dict) -> str:
     return f"{row['value_percent']:.1f} ± {row['deviation_percent']:.1f}"
 
 
+def check_files(config: EvaluateConfig) -> None:
+    """Raise :class:`UserError` for files that a condition needs and that are not given, or that none needs."""
+    published = [str(condition) for condition in config.noise if condition.needs_cifar10_c]
+    check(
+        config.cifar10_c is not None or not published,
+        f"`noise` {', '.join(published)} needs `cifar10_c` FOLDER, the published files; "
+        "corruption:NAME,SEVERITY is computed without them",
+    )
+    if not published:
+        check_left_out(config, ("cifar10_c",), "no condition of `noise` is of cifar10-c")
+    if not any(condition.needs_attack_model for condition in config.noise):
+        check_left_out(config, ("attack_model",), "no condition of `noise` takes a gradient")
+
+
 def run(config: EvaluateConfig) -> None:
     """The command: load, evaluate, write, report."""
+    check_files(config)
     inputs = map(model_file, [*config.models, *([config.attack_model] if config.attack_model else [])])
     outputs = Outputs(config.out, options=config.options, figures=[beside(config.out, ".png")], inputs=inputs)
     device = choose_device(config.options.device)

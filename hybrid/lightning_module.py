@@ -31,8 +31,9 @@ from snn.runtime.random import stream
 
 PARTS = ("train", "val")
 VALIDATION_BATCH = 256
-EXPLODED = 1e3
-"""Held-out loss over that of a guess, log(classes), from which a training has not learned but exploded."""
+EXPLODED, LARGEST_WEIGHT = 1e3, 1e3
+"""Held-out loss over that of a guess, log(classes), and size of a weight, from which on both together a training has
+exploded. A loss alone may be as large after a few steps, when running statistics are not yet those of the images."""
 SMALL = 0.75
 """Size of the images of the first passes, as a share of the whole size (``small_share``)."""
 
@@ -171,10 +172,12 @@ class Classifier(lightning.LightningModule):
         """Raise :class:`UserError` for a network that no honest training ends with."""
         guess = math.log(max(2, int(self.data["train"][1].max()) + 1))
         loss = self.history["val_loss"][-1]
-        problem = f"the loss on held-out images is {loss:.3g}, that of a guess is {guess:.3g}"
-        self._check_converging(loss <= EXPLODED * guess, problem)
-        finite = all(bool(weights.isfinite().all()) for weights in self.network.parameters())
-        self._check_converging(finite, "weights are no longer numbers")
+        largest = torch.stack([weights.abs().max() for weights in self.network.parameters()]).max().item()
+        self._check_converging(math.isfinite(largest), "weights are no longer numbers")
+        self._check_converging(
+            loss <= EXPLODED * guess or largest <= LARGEST_WEIGHT,
+            f"the loss on held-out images is {loss:.3g}, that of a guess {guess:.3g}, the largest weight {largest:.3g}",
+        )
 
     def _check_converging(self, condition: bool, problem: str) -> None:
         recipe = self.recipe

@@ -21,7 +21,7 @@ Border = Literal["black", "reflect"]
 Flips = Literal["random", "alternating"]
 FirstLayer = Literal["random", "whitening"]
 
-PEAK_RATE = Range(0, 1e6, above=True)
+PEAK_RATE = Range(0, 1e6)
 PART = Range(0, 1, below=True)
 
 

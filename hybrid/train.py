@@ -47,6 +47,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("learning_rate", "muon_rate"):
+            rate = getattr(self.recipe, name)
+            check(rate > 0, f"`{name}` {rate}: nothing would be learned; give more than 0")
         architecture = self.architecture
         if architecture.variant == "baseline":
             check_left_out(architecture, ("auxiliary_maps",), NO_AUXILIARY)

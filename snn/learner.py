@@ -95,11 +95,14 @@ def check_fit(p: Learning, shape: tuple[int, int, int], images: int) -> None:
     """Raise :class:`UserError` for layers that do not fit so many images of ``shape`` (C, H, W), or the memory."""
     p.updates(images)
     if p.retina.kind != "none":
-        check_kernel("kernel_size", p.retina.kernel_size, shape)
         shape = (2 * shape[0], *shape[1:])
     for number in range(len(p.maps)):
         geometry, layer = p.geometry(number), f"layer {number + 1}"
-        check_kernel("kernel_sizes", geometry.kernel_size, shape)
+        check(
+            geometry.kernel_size < 2 * max(shape[1:]),
+            f"`kernel_sizes` {geometry.kernel_size}: {layer} sees {shape[2]}x{shape[1]} pixels, on which the outer "
+            "synapses would never see an image; lower it",
+        )
         check(
             geometry.stride <= max(shape[1:]),
             f"`strides` {geometry.stride}: {layer} sees {shape[2]}x{shape[1]} pixels, less than one step; lower it",
@@ -113,14 +116,6 @@ def check_fit(p: Learning, shape: tuple[int, int, int], images: int) -> None:
             "lower `maps`, `batch_size` or `image_size`",
         )
         shape = after
-
-
-def check_kernel(name: str, size: int, shape: tuple[int, int, int]) -> None:
-    """Raise :class:`UserError` for kernels whose outer synapses never see one of ``shape`` (C, H, W)."""
-    check(
-        size < 2 * max(shape[1:]),
-        f"`{name}` {size}: on {shape[2]}x{shape[1]} pixels the outer synapses would never see an image; lower it",
-    )
 
 
 class LayerLearner:

@@ -21,7 +21,7 @@ Pairing = Literal["post", "two-sided"]
 MILLISECONDS = Range(0, 1e6, unit="ms")
 DURATION = Range(0, 1e6, above=True, unit="ms")
 RATE = Range(0, 1e6, unit="Hz")
-POTENTIAL = Range(-1e3, 1e3, unit="mV")
+POTENTIAL = Range(-1e6, 1e6, unit="mV")
 CONSTANT = Range(0, 1e6)
 POSITIVE = Range(0, 1e6, above=True)
 SHARE = Range(0, 1)
@@ -54,7 +54,7 @@ class Encoding:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        ENCODERS.check(self.kind, "kind")
+        ENCODERS.check(self.kind)
         check(
             self.f_min < self.f_max,
             f"encoding rates from `f_min` {self.f_min} to `f_max` {self.f_max} Hz: expected f_min < f_max",
@@ -260,7 +260,7 @@ class STDPParameters:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        RULES.check(self.rule, "rule")
+        RULES.check(self.rule)
         span = self.g_max - self.g_min
         check(span > 0, f"STDP `g_min` {self.g_min}, `g_max` {self.g_max}: expected g_min < g_max")
         for name in ("alpha_p", "alpha_d"):

@@ -305,11 +305,16 @@ def test_messages_say_what_is_wrong(command, flags, words, refused):
 
 @pytest.mark.parametrize(
     ("main", "given"),
-    [(convert, [FRONTEND]), (margins, [FRONTEND]), (evaluate, [MODEL]), (embedding, [MODEL])],
+    [
+        (convert, [FRONTEND, "--out", "out.h5"]),
+        (margins, [FRONTEND, "--out", "out.csv"]),
+        (evaluate, [MODEL, "--out", "out.csv"]),
+        (embedding, [MODEL, "--out", "out.png"]),
+    ],
 )
 def test_images_that_a_file_was_made_with_and_are_not_here_are_asked_for(main, given, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main([*given, "--out", "out.png"]) == 2
+    assert main(given) == 2
     assert "and there is no such folder here: say with --data where they are" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -323,10 +328,10 @@ def test_a_device_that_is_not_there_is_refused(command, refused):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--kernel-sizes 99", "--kernel-sizes 99: on 8x8 pixels"),
+        ("--kernel-sizes 99", "--kernel-sizes 99: layer 1 sees 8x8 pixels"),
         ("--strides 100", "--strides 100: layer 1 sees 8x8 pixels"),
         ("--maps 4 4 --strides 4 4", "--strides 4: layer 2 sees 2x2 pixels"),
-        ("--preset retina-digits --retina.kernel-size 99", "--retina.kernel-size 99: on 8x8 pixels"),
+        ("--preset retina-digits --retina.kernel-size 99", "--retina.kernel-size 99: the images are only 8x8 pixels"),
         ("--image-size 4096 --maps 32767 --limit-train 16", "GiB; lower --maps"),
     ],
 )
