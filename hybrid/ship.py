@@ -17,14 +17,12 @@ from torch import Tensor
 from hybrid.evaluation import predict
 from hybrid.storage import Bits, TrainedModel, load_model, model_file, save_model
 from snn.data import load_images
-from snn.data_source import IMAGES, DataSource
+from snn.data_source import FOLDER, IMAGES, DataSource
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import Outputs
 from snn.runtime.ranges import check_fields
-
-FOLDER = "folder:"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -32,7 +33,15 @@ from snn.rules.fd import FrequencyDependent
 from snn.spikes import Raster, SpikeEvents
 from validation.comparisons.learning import SWITCH, WITH_CHANCE, WITHOUT_CHANCE, learners
 from validation.comparisons.response import flat_regions
-from validation.comparisons.window import brian2_draws
+from validation.comparisons.window import (
+    Levels,
+    Realised,
+    RuleResult,
+    WindowConfig,
+    brian2_draws,
+    compare_rule,
+    expected,
+)
 from validation.freq_response import main as freq_response
 from validation.network import QUICK, NetworkConfig
 from validation.network import main as network
@@ -40,6 +49,7 @@ from validation.random_networks import switch_rule
 from validation.reference.base import reference_of
 from validation.reference.equations import euler_interval, magnitudes
 from validation.reference.network import ReferenceNetwork, connections, most_waiting
+from validation.report import Report
 from validation.significance import binomial_band, binomial_p, same_distribution_p, same_rate_p, same_spread_p, total_p
 from validation.stdp_window import main as stdp_window
 
@@ -337,6 +347,40 @@ def test_the_command_notices(fault, command, tmp_path, monkeypatch, capsys):
     assert "DISAGREE" in shown
     with h5py.File(tmp_path / "out.h5") as file:
         assert not file.attrs["agrees"]
+
+
+@pytest.mark.parametrize(
+    ("of", "figures", "agrees"),
+    [(1, (), True), (3, (0.0, 2.5), True), (0, (), False), (3, (math.nan,), False), (3, (0.5, math.inf), False)],
+)
+def test_nothing_and_what_is_not_finite_never_agree(of, figures, agrees, capsys):
+    report = Report("command")
+    report.add("spikes", "0 differ", "0", True, of=of, figures=figures)
+    assert report.agrees == report.rows[0]["agrees"] == agrees
+    assert ("DIFFERS" in capsys.readouterr().out) == (not agrees)
+
+
+def test_p_values_of_what_is_no_number_are_no_numbers():
+    changes = np.random.default_rng(0).normal(size=(50, 4))
+    broken = changes.copy()
+    broken[3, 1] = np.nan
+    assert math.isnan(same_distribution_p(changes, broken))
+    assert math.isnan(same_distribution_p(np.full_like(changes, np.inf), changes))
+    # Certain events that did not happen.
+    assert total_p(np.array([10, 9]), 10, np.ones(2)) == 0
+    assert total_p(np.array([10, 0]), 10, np.array([1.0, 0.0])) == 1
+
+
+def test_a_rule_whose_changes_are_no_numbers_disagrees():
+    config = WindowConfig(quick=True, draws=1000, rules=("deterministic",))
+    p = config.learners()[0]
+    truth = expected(config, p)
+    certain = Realised(truth.ltp * config.draws, truth.ltd * config.draws, truth.change)
+    for change, agrees in ((truth.change, True), (truth.change * np.nan, False)):
+        report = Report("command")
+        result = RuleResult(certain._replace(change=change), certain, truth)
+        compare_rule(config, p, Levels.of(config), result, report)
+        assert report.agrees == agrees
 
 
 @pytest.mark.parametrize(
