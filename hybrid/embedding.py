@@ -198,7 +198,7 @@ def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) ->
         row, column = models.index(panel.model), conditions.index(panel.condition)
         _draw_panel(axes[row, column], panel, colours)
         if column == 0:
-            axes[row, column].set_ylabel(panel.model, fontsize=10, parse_math=False)
+            axes[row, column].set_ylabel(panel.model, fontsize=10)
     handles = [Line2D([], [], linestyle="", marker="o", markersize=6, color=colour) for colour in colours]
     legend = figure.legend(
         handles,
@@ -212,7 +212,7 @@ def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) ->
         columnspacing=1.0,
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set(text=name, parse_math=False)
+        text.set_text(name)
     # A letter of this size is 0.066 inches wide.
     caption = textwrap.fill(CAPTION, max(20, int(figure.get_figwidth() / 0.066)))
     figure.supxlabel(caption, fontsize=8, color="0.35")

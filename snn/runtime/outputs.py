@@ -82,8 +82,8 @@ class Outputs:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path beside ``path``, sync it, then rename it to ``path``.
 
-    Whatever goes wrong, an older file at ``path`` stays as it was. What the system refuses, such as to fill a full disk,
-    is a :class:`UserError` with the reason.
+    Whatever goes wrong, an older file at ``path`` stays as it was. What the system refuses, as where a disk is full, is
+    a :class:`UserError` with the reason.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:

@@ -39,8 +39,8 @@ class Range:
     """Why there is such a limit, where that is not plain."""
 
     def __contains__(self, value: float) -> bool:
-        high_enough = value > self.low if self.above else value >= self.low
-        return high_enough and (value < self.high if self.below else value <= self.high)
+        reaches = value > self.low if self.above else value >= self.low
+        return reaches and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
         low, high = (f"{end:g}" if isinstance(end, float) else str(end) for end in (self.low, self.high))
@@ -77,7 +77,7 @@ def check_fields(record: Any) -> None:
         for number in _numbers(value):
             if limits is not None:
                 check(number in limits, f"`{name}` {number}: expected {limits}")
-            else:
+            elif isinstance(number, float):
                 check(math.isfinite(number), f"`{name}` {number}: expected a finite number")
 
 

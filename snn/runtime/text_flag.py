@@ -13,7 +13,7 @@ NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf)", re.ASCII | re.I
 
 def read_number(text: str) -> float:
     """The number that ``text`` writes in digits; :class:`ValueError` for anything else, also ``nan`` and ``1_0``."""
-    if not NUMBER.fullmatch(text):
+    if not NUMBER.fullmatch(text.strip()):
         raise ValueError(f"{text!r} is not a number")
     return float(text)
 

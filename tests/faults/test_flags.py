@@ -295,7 +295,7 @@ def test_empty_and_unusable_outputs_are_refused(command, refused):
         ("learn", "--maps 4 x", "expected a whole number;"),
         ("learn", "--encoding.dt x", "--encoding.dt 'x': expected a number;"),
         ("learn", "--stdp.alpha-p inf", "--stdp.alpha-p inf: expected above 0 to"),
-        ("train", "--learning-rate inf", "--learning-rate inf: expected above 0 to"),
+        ("train", "--learning-rate inf", "--learning-rate inf: expected 0 to"),
         ("train", "--weight-decay 1e30", "--weight-decay 1e+30: expected 0 to"),
     ],
 )
