@@ -317,6 +317,7 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Imag
             f"model {name} was trained with images, seed or `holdout` {origin(other)}, {first} with {origin(model)}: "
             "they held out different images; evaluate them one by one",
         )
+    check_recorded(model.data_source, None, f"model {first}", "evaluate where they are")
     data = load_images(model.data_source.override(root=root), "train", model.seed)
     rows = torch.from_numpy(Recipe(holdout=model.recipe["holdout"]).held_out(data.labels, model.seed))
     return data._replace(images=data.images[rows], labels=data.labels[rows])

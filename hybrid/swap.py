@@ -23,7 +23,7 @@ from hybrid.architecture import build_model
 from hybrid.network import HybridNetwork, TrainableFrontEnd
 from hybrid.storage import TrainedModel, load_model, model_file, save_model
 from snn.data import balanced_subset, load_images
-from snn.data_source import IMAGES
+from snn.data_source import IMAGES, check_recorded
 from snn.runtime.cli import RunOptions, check_left_out, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -121,6 +121,7 @@ def run(config: SwapConfig) -> None:
     model = load_model(config.model)
     frontend, _, _ = load_frontend(file)
     # Images that the model was trained on.
+    check_recorded(model.data_source, None, config.model, "swap where they are")
     data = load_images(model.data_source.override(root=config.root), "train", model.seed)
     chosen = balanced_subset(data.labels.numpy(), config.images, config.options.seed)
     swapped = swap(model, frontend, data.images[chosen], config.scale)

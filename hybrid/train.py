@@ -130,6 +130,7 @@ def run(config: TrainConfig) -> None:
         verb = "resuming" if config.checkpointing.resume and (folder / PROGRESS).exists() else "training"
         recipe, reason = choose_recipe(config.preset, config.data_source.data, data.shape[1])
         note_without_effect(config.recipe, RECIPES[recipe])
+        note_unused(config.data_source, DataSource(), config.data_source.unused)
         print(f"{verb} {name} on {len(data.images)} images ({device.type}), recipe {recipe}, {reason}", flush=True)
     began = perf_counter()
     model = train(

@@ -40,6 +40,11 @@ class DataSource:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def unused(self) -> dict[str, str]:
+        """Names of fields that have no effect here, each with what it would need."""
+        return {} if self.data == "cifar10" else dict.fromkeys(("root", "download"), "`data` cifar10")
+
     def limit(self, split: Split) -> int | None:
         """The limit on one split."""
         return self.limit_train if split == "train" else self.limit_test
@@ -57,13 +62,14 @@ def check_data(argument: str, data: str) -> None:
     )
 
 
-def check_recorded(source: DataSource, data: str | None, file: object) -> None:
+def check_recorded(
+    source: DataSource, data: str | None, file: object, remedy: str = "say with `data` where they are"
+) -> None:
     """Raise :class:`UserError` if ``file`` was made with a folder of images that is not here, and ``data`` is None."""
     folder = source.data.removeprefix(FOLDER)
     check(
         data is not None or not source.data.startswith(FOLDER) or Path(folder).expanduser().is_dir(),
-        f"{file} was made with the images of {source.data}, and there is no such folder here: say with `data` "
-        "where they are",
+        f"{file} was made with the images of {source.data}, and there is no such folder here: {remedy}",
     )
 
 

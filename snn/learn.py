@@ -97,6 +97,7 @@ def run(config: LearnConfig) -> None:
         maps = ", ".join(map(str, config.learning.maps))
         several = f", {processes.size} processes" if processes.size > 1 else ""
         note_without_effect(config.learning, PRESETS[config.preset])
+        note_unused(config.data_source, DataSource(), config.data_source.unused)
         print(f"learning layers of {maps} maps on {len(images)} images ({device.type}{several})", flush=True)
         if unfinished:
             updates = unfinished.unfinished.updates if unfinished.unfinished else 0

@@ -94,6 +94,9 @@ def learn(
 def check_fit(p: Learning, shape: tuple[int, int, int], images: int) -> None:
     """Raise :class:`UserError` for layers that do not fit so many images of ``shape`` (C, H, W), or the memory."""
     p.updates(images)
+    if p.retina.kind == "whiten":
+        values = p.retina.patches * shape[0] * p.retina.kernel_size**2
+        check_memory(8 * values, f"{p.retina.patches} patches of images", "lower `patches`")
     if p.retina.kind != "none":
         shape = (2 * shape[0], *shape[1:])
     for number in range(len(p.maps)):

@@ -29,6 +29,8 @@ UNSATURATED = Range(0, 100)
 FREQUENCY_DEPENDENCE = Range(0, 1e30)
 CHANNELS = Range(1, 2**15 - 1, reason="channels are numbered with 16 bits")
 KERNEL = Range(1, 1023, unit="pixels")
+LONGEST_MEMORY = 1e5
+"""Of a neuron: the longest membrane time constant, in ms."""
 MOST_GRID_STEPS = 2**20
 """Of a presentation; learning takes fewer (:data:`snn.rules.base.MOST_STEPS`)."""
 
@@ -149,6 +151,11 @@ class LIFParameters:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check(
+            self.tau_mem <= LONGEST_MEMORY,
+            f"LIF `membrane_time_scale` {self.membrane_time_scale} and `b` {self.b}: a membrane time constant of "
+            f"{self.tau_mem:g} ms, expected at most {LONGEST_MEMORY:g}",
+        )
         check(
             self.v_reset < self.v_leak < self.v_threshold,
             f"LIF potentials: expected `v_reset` {self.v_reset} < rest, -`a`/`b` = {self.v_leak:.2f}, < `v_threshold` "

@@ -185,6 +185,7 @@ CONTRADICTIONS = [
     ("learn", "--stdp.g-min 2", "--stdp.g-min 2.0"),
     ("learn", "--stdp.pairing two-sided --stdp.ltd-delay 50", "--stdp.ltd-delay would be ignored"),
     ("learn", "--encoding.f-min 0", "--stdp.ltd-delay"),
+    ("learn", "--lif.membrane-time-scale 1e-6", "--lif.membrane-time-scale 1e-06"),
     ("learn", "--retina.surround 0.5", "--retina.surround 0.5"),
     ("learn", "--min-updates 10000000000000", "--min-updates 10000000000000"),
     ("learn", "--image-size 100000", "--image-size 100000"),
@@ -310,12 +311,17 @@ def test_messages_say_what_is_wrong(command, flags, words, refused):
         (margins, [FRONTEND, "--out", "out.csv"]),
         (evaluate, [MODEL, "--out", "out.csv"]),
         (embedding, [MODEL, "--out", "out.png"]),
+        (evaluate, [MODEL, "--split", "held-out", "--out", "out.csv"]),
+        (swap, [MODEL, "--frontend", FRONTEND, "--out", "out.h5"]),
     ],
 )
 def test_images_that_a_file_was_made_with_and_are_not_here_are_asked_for(main, given, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(given) == 2
-    assert "and there is no such folder here: say with --data where they are" in capsys.readouterr().err
+    remedy = "where they are" if main is swap or "held-out" in given else "say with --data where they are"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "and there is no such folder here: " in line
+    assert line.endswith(remedy)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -332,6 +338,7 @@ def test_a_device_that_is_not_there_is_refused(command, refused):
         ("--strides 100", "--strides 100: layer 1 sees 8x8 pixels"),
         ("--maps 4 4 --strides 4 4", "--strides 4: layer 2 sees 2x2 pixels"),
         ("--preset retina-digits --retina.kernel-size 99", "--retina.kernel-size 99: the images are only 8x8 pixels"),
+        ("--preset retina --retina.patches 100000000 --retina.kernel-size 15", "GiB; lower --retina.patches"),
         ("--image-size 4096 --maps 32767 --limit-train 16", "GiB; lower --maps"),
     ],
 )
@@ -376,6 +383,8 @@ def test_settings_that_decide_nothing_are_said(capsys):
         note_unused_learning(replace(preset, **changes), preset)
         (line,) = capsys.readouterr().err.splitlines()
         assert "has no effect without" in line
+    assert DataSource("cifar10").unused == {}
+    assert DataSource("digits").unused.keys() == {"root", "download"}
     for name in PRESETS:
         note_unused_learning(PRESETS[name], PRESETS[name])
     assert not capsys.readouterr().err
