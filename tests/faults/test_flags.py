@@ -63,7 +63,7 @@ from validation.network import NetworkConfig
 from validation.network import main as network
 from validation.stdp_window import main as stdp_window
 
-LONGEST = 30
+LONGEST = 120
 """Seconds after which a call counts as one that never ends."""
 MODEL, FRONTEND = "pretrained:safe-cifar10", "pretrained:cifar10-fd"
 COMMANDS = {
