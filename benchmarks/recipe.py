@@ -65,7 +65,7 @@ class RecipeConfig:
 
     out: Path
     """CSV file that keeps every result; those that it holds are not computed again."""
-    backbone: Annotated[str, BACKBONES.flag] = "fast_cnn"
+    backbone: Annotated[str, BACKBONES.flag("backbone")] = "fast_cnn"
     """Network to train, a baseline."""
     width: float = 0.5
     """Multiplier of its channels."""

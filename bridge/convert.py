@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from snn.data_source import DataSource, Split
+from snn.data_source import IMAGES, DataSource, Split, check_recorded
 from snn.learning import Conductances
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside
+from snn.runtime.ranges import Range, check_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,11 +37,11 @@ class ConvertConfig:
     """Images on which responses are measured, if not those of the learning run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the learning run."""
-    images: int = 256
+    images: Annotated[int, IMAGES] = 256
     """Training images on which responses are simulated to fit the SAU."""
-    test_images: int = 256
+    test_images: Annotated[int, IMAGES] = 256
     """Test images on which fidelity is measured; no choice depends on them."""
-    layers: int | None = None
+    layers: Annotated[int | None, Range(1, 1000)] = None
     """Number of layers to convert, from the first; None: all."""
     quantise_input: bool = False
     """Keep the encoder's rounding to whole spikes in the converted network (the paper drops it)."""
@@ -49,16 +50,13 @@ class ConvertConfig:
     same rates: shuffled (values permuted within each channel), random (uniform values), balanced (learned, each kernel
     less its mean), gabor (V1's simple cells; one layer only) and kmeans (centroids of patches of a layer's input in
     --images)."""
-    steps: int | None = None
+    steps: Annotated[int | None, Range(1, 1024)] = None
     """Number of equal steps of every SAU, along the line through its own, to measure what the steps contribute; 256 are
     as good as none (a ReLU that saturates). None: the steps of the neuron."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        for name in ("images", "test_images"):
-            check(getattr(self, name) >= 1, f"`{name}` {getattr(self, name)}: give 1 or more")
-        check(self.layers is None or self.layers >= 1, f"`layers` {self.layers}: give 1 or more")
-        check(self.steps is None or 1 <= self.steps <= 1024, f"`steps` {self.steps}: expected 1 to 1024")
+        check_fields(self)
 
 
 def run(config: ConvertConfig) -> None:
@@ -79,6 +77,7 @@ def run(config: ConvertConfig) -> None:
     file = resolve(config.snn, SHIPPED_NETWORKS)
     pictures = [beside(config.out, ending) for ending in ("_response.png", "_fidelity.png")]
     network, learned_on, parent_digest = load_network(file)
+    check_recorded(learned_on, config.data, config.snn)
     data_source = learned_on.override(data=config.data, root=config.root)
     inputs = [file, *image_folders(data_source)]
     outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=inputs)

@@ -16,7 +16,7 @@ convolves in TF32, which rounds weights further, unless ``torch.backends.cudnn.a
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,15 @@ from torch.nn.functional import batch_norm, conv2d
 
 from bridge.drawing import Drawing
 from bridge.sau import SpecialActivationUnit, steps_of_neurons
-from snn.parameters import Encoding, LayerParameters
+from snn.parameters import CHANNELS, KERNEL, Encoding, LayerParameters
 from snn.retina import INTENSITY_STEPS, LEVELS, Retina, rounded
 from snn.runtime.errors import check
+from snn.runtime.ranges import Range, check_fields
 
 FLOOR_MARGIN = 1e-5
 """F T counts as a whole number of spikes if it falls short of it by at most this much."""
+SIDES = Range(1, 2**15 - 1)
+"""Channels, height and width of images."""
 DRAWS = 1024
 """Resolution of the distribution of deviations: so many equally likely values per step."""
 
@@ -54,21 +57,19 @@ class Response(NamedTuple):
 class LayerSpec:
     """Shape of a converted layer."""
 
-    channels: int
+    channels: Annotated[int, CHANNELS]
     """C_out."""
-    kernel_size: int
-    stride: int
-    padding: int
+    kernel_size: Annotated[int, KERNEL]
+    stride: Annotated[int, KERNEL]
+    padding: Annotated[int, Range(0, 1022, unit="pixels")]
     """In pixels, as kernel size and stride are."""
-    steps: int
+    steps: Annotated[int, Range(1, 2**20)]
     """Edges of the SAU (of the channel with most, if each channel has its own)."""
     per_channel: bool = False
     """Whether each channel has edges of its own."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "kernel_size", "stride", "steps"):
-            check(getattr(self, name) >= 1, f"converted layer with {name} {getattr(self, name)}: expected 1 or more")
-        check(self.padding >= 0, f"converted layer with padding {self.padding}: expected 0 or more")
+        check_fields(self)
 
     @classmethod
     def of(cls, geometry: LayerParameters, steps: int, per_channel: bool = False) -> "LayerSpec":
@@ -85,15 +86,18 @@ class LayerSpec:
 class FrontEndSpec:
     """Everything that determines the shape of a front end and its encoding of images."""
 
-    input_shape: tuple[int, int, int]
+    input_shape: Annotated[tuple[int, int, int], SIDES]
     """(C, H, W) of the images."""
     layers: tuple[LayerSpec, ...]
     encoding: Encoding
     """Rates of intensities 0 and 1, and the presentation time."""
     quantise_input: bool = False
     """Round the input down to whole spikes, floor(F T), as the encoder does (the paper drops this)."""
-    retina_size: int = 0
+    retina_size: Annotated[int, Range(0, 255, unit="pixels")] = 0
     """Side of the retina's filter, in pixels (:class:`snn.retina.Retina`); 0: there is none."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def stride(self) -> int:

@@ -8,33 +8,37 @@ from typing import Annotated, Any, Literal, get_args
 
 from torch import nn
 
-from bridge.frontend import FrontEndSpec, SpikingFrontEnd
+from bridge.frontend import SIDES, FrontEndSpec, SpikingFrontEnd
 from bridge.storage import load_frontend
 from hybrid.backbones import BACKBONES, check_backbone, full_backbone, main_cnn
 from hybrid.network import BaselineNetwork, HybridNetwork, Network, Normalise, TrainableFrontEnd
 from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preprocess_flag
 from hybrid.variations import Variations
 from snn.runtime.errors import check, check_choice
+from snn.runtime.ranges import Range, check_fields
 
 Variant = Literal["safe", "baseline", "mu", "lambda"]
+
+UNITS = Range(0, 2**16)
+WIDTH = Range(0.01, 10.0, reason="1 is the published width")
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Which network."""
 
-    backbone: Annotated[str, BACKBONES.flag] = "mobilenet_v2"
+    backbone: Annotated[str, BACKBONES.flag("backbone")] = "mobilenet_v2"
     """Main CNN: mobilenet_v2, resnet101 and densenet121 are the paper's, fast_cnn is the one that trains on a CPU in an
     hour (with --preset fast), mobilenet_v2_shallow has one block in each stage. Further ones come from --plugin."""
     variant: str = "safe"
     """safe: spiking front end and auxiliary CNN before the main CNN; baseline: the backbone as it is; mu: safe with
     trainable layers in the shape of the front end; lambda (made by hybrid.swap): mu with step functions."""
-    width: float = 1.0
+    width: Annotated[float, WIDTH] = 1.0
     """Multiplier of the backbone's channels."""
-    auxiliary_maps: int = 8
+    auxiliary_maps: Annotated[int, Range(0, 4096)] = 8
     """Feature maps of the auxiliary CNN (all variants but baseline; ours, the paper says fewer than the spiking module
     has); 0: no auxiliary CNN."""
-    embedding: int | None = None
+    embedding: Annotated[int | None, UNITS] = None
     """Units between two fully connected layers at the end; 0: the stock head with one layer; None: 128 for images below
     96 pixels (fast_cnn: 0), else 0."""
     preprocess: Annotated[Preprocess, preprocess_flag()] = UNCHANGED
@@ -45,11 +49,10 @@ class Architecture:
     """What the search tried and rejected."""
 
     def __post_init__(self) -> None:
+        check_preprocess(self.preprocess, "preprocess")
+        check_fields(self)
         check_backbone(self.backbone, self.width)
         check_choice("variant", self.variant, get_args(Variant))
-        check(self.auxiliary_maps >= 0, f"`auxiliary_maps` {self.auxiliary_maps}: must be 0 or more")
-        check(self.embedding is None or self.embedding >= 0, f"`embedding` {self.embedding}: must be 0 or more")
-        check_preprocess(self.preprocess, "preprocess")
         self.variations.check_variant(self.variant)
         check(
             self.auxiliary_maps > 0 or self.variations.auxiliary_source == "image",
@@ -62,7 +65,7 @@ class ModelSpec:
     """Everything that determines the modules of a network and their shapes."""
 
     architecture: Architecture
-    input_shape: tuple[int, int, int]
+    input_shape: Annotated[tuple[int, int, int], SIDES]
     """(C, H, W) of the images."""
     classes: tuple[str, ...]
     """Names of the classes, in the order of the logits."""
@@ -70,6 +73,7 @@ class ModelSpec:
     """The spiking front end (safe), or the one whose shape or steps are taken (mu, lambda); None for a baseline."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         variant = self.architecture.variant
         if variant == "baseline":
             check(self.frontend is None, "`variant` baseline has no place for `frontend`; leave one of them out")
@@ -89,6 +93,11 @@ class ModelSpec:
             self.input_shape == shape,
             f"`frontend` is for images of shape {shape}, these have {self.input_shape} (channels, height, width); "
             "convert one learned on this data, or set `image_size`",
+        )
+        kernel, side = self.architecture.variations.auxiliary_kernel, min(self.input_shape[1:])
+        check(
+            self.architecture.auxiliary_maps == 0 or kernel < 2 * side,
+            f"`auxiliary_kernel` {kernel}: on images of {side} pixels its outer weights would never see one; lower it",
         )
 
 

@@ -27,8 +27,10 @@ from hybrid.paper.numbers import paper_value
 from hybrid.printing import print_table
 from snn.learning import PRESETS, Learning, PresetName
 from snn.retina import Retina
-from snn.runtime.cli import RunOptions, run_command
+from snn.runtime.cli import RunOptions, check_left_out, run_command
+from snn.runtime.device import choose_device
 from snn.runtime.outputs import Outputs, beside, save_figure, write_csv
+from snn.runtime.ranges import check_fields
 
 DIGITS = 9
 """Decimal places of differences in G: one multiply-accumulate."""
@@ -44,6 +46,10 @@ class ComplexityConfig:
     out: Path | None = None
     """Also write the table to this CSV file, and a figure beside it."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_left_out(self.options, ("seed",), "nothing is drawn at random")
 
 
 def planned_frontend(p: Learning, input_shape: tuple[int, int, int]) -> FrontEndSpec:
@@ -168,6 +174,8 @@ def run(config: ComplexityConfig) -> None:
     """The command: count, write, report."""
     figures = [beside(config.out, ".png")] if config.out else []
     outputs = Outputs(config.out, options=config.options, figures=figures)
+    # Counted on the CPU; a device that is not there is refused as by the other commands.
+    choose_device(config.options.device)
     rows = complexity_rows()
     print_rows(rows)
     print(

@@ -27,16 +27,18 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from hybrid.conditions import CHUNK, Condition, Noise, condition_flag
-from hybrid.evaluation import check_same_data, common_source, distinct, load_test_images, name_models
+from hybrid.evaluation import check_same_data, common_source, different, distinct, load_test_images, name_models
 from hybrid.network import Network, embed
 from hybrid.printing import print_table
 from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import Images, image_folders
+from snn.data_source import IMAGES
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside, save_figure, write_csv
 from snn.runtime.progress import progress
+from snn.runtime.ranges import check_fields
 
 PERPLEXITY = 30.0
 """Perplexity of t-SNE, smaller for fewer than 91 images (scikit-learn's default; the paper states none)."""
@@ -68,11 +70,12 @@ class EmbeddingConfig:
     """Test images, if not those of the training run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the training run."""
-    limit_test: int = 1000
+    limit_test: Annotated[int, IMAGES] = 1000
     """Take at most this many test images, balanced over classes."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check(len(self.models) >= 1, "no model given; name at least one file written by hybrid.train")
         check(len(self.noise) >= 1, "`noise`: give at least one condition, for example awgn:20")
         check(
@@ -195,7 +198,7 @@ def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) ->
         row, column = models.index(panel.model), conditions.index(panel.condition)
         _draw_panel(axes[row, column], panel, colours)
         if column == 0:
-            axes[row, column].set_ylabel(panel.model, fontsize=10, parse_math=False)
+            axes[row, column].set_ylabel(panel.model, fontsize=10)
     handles = [Line2D([], [], linestyle="", marker="o", markersize=6, color=colour) for colour in colours]
     legend = figure.legend(
         handles,
@@ -209,7 +212,7 @@ def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) ->
         columnspacing=1.0,
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set(text=name, parse_math=False)
+        text.set_text(name)
     # A letter of this size is 0.066 inches wide.
     caption = textwrap.fill(CAPTION, max(20, int(figure.get_figwidth() / 0.066)))
     figure.supxlabel(caption, fontsize=8, color="0.35")
@@ -248,7 +251,7 @@ def panel_rows(panels: list[Panel]) -> list[dict]:
 def run(config: EmbeddingConfig) -> None:
     """The command: load, embed, write, report."""
     table = beside(config.out, ".csv")
-    paths = list(config.models) if config.names else list(dict.fromkeys(config.models))
+    paths = list(config.models) if config.names else different(config.models)
     models = dict(zip(config.names or name_models(paths), map(load_model, paths), strict=True))
     inputs = [*map(model_file, paths), *image_folders(common_source(models, config.data, config.root))]
     outputs = Outputs(table, options=config.options, figures=[config.out], inputs=inputs)

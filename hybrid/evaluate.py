@@ -12,6 +12,7 @@ from hybrid.evaluation import (
     DEFAULT_CONDITIONS,
     METRICS,
     common_source,
+    different,
     evaluate,
     load_held_out,
     load_test_images,
@@ -23,10 +24,12 @@ from hybrid.preprocess import UNCHANGED, Preprocess, preprocess_flag
 from hybrid.printing import print_table
 from hybrid.storage import load_model, model_file
 from snn.data import image_folders
-from snn.runtime.cli import RunOptions, run_command
+from snn.data_source import IMAGES
+from snn.runtime.cli import RunOptions, check_left_out, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside, write_csv
+from snn.runtime.ranges import COUNT, check_fields
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,9 @@ class EvaluateConfig:
     noise: Annotated[tuple[Condition, ...], condition_flag(Condition, many=True)] = DEFAULT_CONDITIONS
     """Conditions. DB is a signal-to-noise ratio, SHARE one of pixels, EPS a step in 8-bit units; fgsm needs
     --attack-model, cifar10-c needs --cifar10-c. A plugin can add more."""
-    repeats: int = 1
+    repeats: Annotated[int, COUNT] = 1
     """Noise seeds, from --seed on. A condition that draws nothing (such as clean or fgsm) is measured once."""
-    draws: int = 1
+    draws: Annotated[int, COUNT] = 1
     """Passes over each image, whose class probabilities are averaged, of models that draw at random in their encoder
     while they are trained (--preprocess spikes, --variations.variability). 1: their encoder gives its mean instead."""
     mirror: bool = False
@@ -60,18 +63,16 @@ class EvaluateConfig:
     """Test images, if not those of the training run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the training run."""
-    limit_test: int | None = None
+    limit_test: Annotated[int | None, IMAGES] = None
     """Take at most this many test images, balanced over classes; None: as many as the training run recorded, or all."""
-    batch_size: int = 256
+    batch_size: Annotated[int, COUNT] = 256
     """Images per forward pass; results do not depend on it."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
         check(len(self.models) >= 1, "no model given; name at least one file written by hybrid.train")
         check(len(self.noise) >= 1, "`noise`: give at least one condition, for example clean")
-        check(self.batch_size >= 1, f"`batch_size` {self.batch_size}: must be 1 or more")
-        check(self.repeats >= 1, f"`repeats` {self.repeats}: must be 1 or more")
-        check(self.draws >= 1, f"`draws` {self.draws}: must be 1 or more")
+        check_fields(self)
         check(
             self.split == "test" or (self.data is None and self.limit_test is None),
             "`split` held-out takes images of the training run: leave out `data` and `limit_test`",
@@ -119,9 +120,24 @@ def _percent(row: dict) -> str:
     return f"{row['value_percent']:.1f} ± {row['deviation_percent']:.1f}"
 
 
+def check_files(config: EvaluateConfig) -> None:
+    """Raise :class:`UserError` for files that a condition needs and that are not given, or that none needs."""
+    published = [str(condition) for condition in config.noise if condition.needs_cifar10_c]
+    check(
+        config.cifar10_c is not None or not published,
+        f"`noise` {', '.join(published)} needs `cifar10_c` FOLDER, the published files; "
+        "corruption:NAME,SEVERITY is computed without them",
+    )
+    if not published:
+        check_left_out(config, ("cifar10_c",), "no condition of `noise` is of cifar10-c")
+    if not any(condition.needs_attack_model for condition in config.noise):
+        check_left_out(config, ("attack_model",), "no condition of `noise` takes a gradient")
+
+
 def run(config: EvaluateConfig) -> None:
     """The command: load, evaluate, write, report."""
-    paths = list(dict.fromkeys(config.models))
+    check_files(config)
+    paths = different(config.models)
     models = dict(zip(name_models(paths), map(load_model, paths), strict=True))
     inputs = [model_file(path) for path in (*paths, config.attack_model) if path]
     inputs += image_folders(common_source(models, config.data, config.root))

@@ -24,12 +24,12 @@ from hybrid.conditions.drawn import Clean, awgn_sigma
 from hybrid.network import Paths
 from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe, warn_of_classes
-from hybrid.storage import TrainedModel, load_model
+from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import Array, Images, as_labelled, load_images
-from snn.data_source import DataSource
+from snn.data_source import DataSource, check_recorded
 from snn.runtime.errors import check
 from snn.runtime.pretrained import plain_name
-from snn.runtime.progress import progress
+from snn.runtime.progress import progress, warn
 from snn.runtime.random import stream
 
 Model = TrainedModel | nn.Module | str | Path
@@ -215,9 +215,25 @@ def _accuracies(
 
 
 def distinct(conditions: Iterable[Condition | str]) -> list[Condition]:
-    """Conditions, read where they are text; of several spellings of one, the last."""
-    parsed = (c if isinstance(c, Condition) else Condition.parse(c, "conditions") for c in conditions)
-    return list({condition.key: condition for condition in parsed}.values())
+    """Conditions, read where they are text; of several spellings of one, the last, with a warning."""
+    parsed = [c if isinstance(c, Condition) else Condition.parse(c, "conditions") for c in conditions]
+    kept = {condition.key: condition for condition in parsed}
+    for key, condition in kept.items():
+        spellings = [str(other) for other in parsed if other.key == key]
+        if len(spellings) > 1:
+            warn(f"{', '.join(spellings)}: one condition, measured once, as {condition}")
+    return list(kept.values())
+
+
+def different(files: Iterable[Path]) -> list[Path]:
+    """Files of models, each once, with a warning for those that are named several times."""
+    named: dict[Path, list[Path]] = {}
+    for file in files:
+        named.setdefault(model_file(file).resolve(), []).append(file)
+    for first, *others in named.values():
+        if others:
+            warn(f"model {first} is given {1 + len(others)} times: measured once")
+    return [first for first, *_ in named.values()]
 
 
 def name_models(models: Sequence[Model]) -> list[str]:
@@ -291,7 +307,9 @@ def load_test_images(
 
 def common_source(models: Mapping[str, TrainedModel], data: str | None, root: Path | None) -> DataSource:
     """The first model's data; ``data`` and ``root`` replace what its training recorded, unless they are None."""
-    return next(iter(models.values())).data_source.override(data=data, root=root)
+    name, model = next(iter(models.items()))
+    check_recorded(model.data_source, data, f"model {name}")
+    return model.data_source.override(data=data, root=root)
 
 
 def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Images:
@@ -308,6 +326,7 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Imag
             f"model {name} was trained with images, seed or `holdout` {origin(other)}, {first} with {origin(model)}: "
             "they held out different images; evaluate them one by one",
         )
+    check_recorded(model.data_source, None, f"model {first}", "evaluate where they are")
     data = load_images(model.data_source.override(root=root), "train", model.seed)
     rows = Recipe(holdout=model.recipe["holdout"]).held_out(data.labels, model.seed)
     warn_of_classes(data, rows)

@@ -30,6 +30,9 @@ from snn.runtime.random import stream
 
 PARTS = ("train", "val")
 VALIDATION_BATCH = 256
+EXPLODED, LARGEST_WEIGHT = 1e3, 1e3
+"""Held-out loss over that of a guess, log(classes), and size of a weight, from which on both together a training has
+exploded. A loss alone may be as large after a few steps, when running statistics are not yet those of the images."""
 SMALL = 0.75
 """Size of the images of the first passes, as a share of the whole size (``small_share``)."""
 
@@ -158,18 +161,32 @@ class Classifier(lightning.LightningModule):
             self.history[f"{part}_accuracy"].append(correct / count)
             self.sums[part] = torch.zeros(3)
             # The sums are equal in all processes, which therefore end together.
-            if not math.isfinite(loss):
-                raise Diverged(
-                    f"training diverged with `learning_rate` {self.recipe.learning_rate}"
-                    + (f" and `muon_rate` {self.recipe.muon_rate}" if self.recipe.optimiser == "muon" else "")
-                    + ": the loss is no longer a number; lower it"
-                )
+            self._check_converging(math.isfinite(loss), "the loss is no longer a number")
+        if self.current_epoch + 1 == self.trainer.max_epochs:
+            self._check_result()
         self.history["learning_rate"].append(self.trainer.optimizers[0].param_groups[0]["lr"])
         if self.logger:
             self.logger.log_metrics({name: values[-1] for name, values in self.history.items()}, self.current_epoch)
         if self.trainer.is_global_zero:
             # The whole file is written again, so that it is complete after a resumption, too.
             write_csv(self.metrics, history_rows(self.history))
+
+    def _check_result(self) -> None:
+        """Raise :class:`UserError` for a network that no honest training ends with."""
+        guess = math.log(max(2, int(self.data["train"][1].max()) + 1))
+        loss = self.history["val_loss"][-1]
+        largest = torch.stack([weights.abs().max() for weights in self.network.parameters()]).max().item()
+        self._check_converging(math.isfinite(largest), "weights are no longer numbers")
+        self._check_converging(
+            loss <= EXPLODED * guess or largest <= LARGEST_WEIGHT,
+            f"the loss on held-out images is {loss:.3g}, that of a guess {guess:.3g}, the largest weight {largest:.3g}",
+        )
+
+    def _check_converging(self, condition: bool, problem: str) -> None:
+        recipe = self.recipe
+        rates = f"`learning_rate` {recipe.learning_rate}"
+        rates += f" and `muon_rate` {recipe.muon_rate}" if recipe.optimiser == "muon" else ""
+        check(condition, f"training diverged with {rates}: {problem}; lower it")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # After a resumption the first process goes on with the sums of all, the others with zero.

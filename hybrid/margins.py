@@ -25,6 +25,7 @@ from hybrid.conditions.drawn import awgn_sigma
 from hybrid.figures import draw_margins
 from hybrid.printing import print_table
 from snn.data import image_folders, load_images
+from snn.data_source import IMAGES, check_recorded
 from snn.retina import LEVELS
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
@@ -32,6 +33,7 @@ from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside, write_csv
 from snn.runtime.pretrained import resolve
 from snn.runtime.progress import progress
+from snn.runtime.ranges import Range, check_fields
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,18 @@ class MarginsConfig:
     """File written by bridge.convert, or pretrained:cifar10-fd."""
     out: Path
     """CSV file to write, for example runs/demo/margins.csv."""
-    snr: tuple[float, ...] = (30.0, 25.0, 20.0, 15.0)
+    snr: Annotated[tuple[float, ...], Range(-20, 100, unit="dB")] = (30.0, 25.0, 20.0, 15.0)
     """Signal-to-noise ratios of white Gaussian noise, in dB."""
     data: str | None = None
     """Test images, if not those of the front end: digits, cifar10 or folder:PATH."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the front end."""
-    limit_test: int = 1000
+    limit_test: Annotated[int, IMAGES] = 1000
     """Take at most this many test images, balanced over classes."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check(len(self.snr) >= 1, "`snr`: give at least one ratio in dB, for example 20")
 
 
@@ -118,6 +121,7 @@ def run(config: MarginsConfig) -> None:
     """The command: load, measure, write, report."""
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
     frontend, data_source, digest = load_frontend(file)
+    check_recorded(data_source, config.data, config.frontend)
     data_source = data_source.override(data=config.data, root=config.root, limit_test=config.limit_test)
     pictures, inputs = [beside(config.out, ".png")], [file, *image_folders(data_source)]
     outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=inputs)

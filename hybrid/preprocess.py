@@ -25,7 +25,7 @@ from bridge.drawing import Drawing
 from bridge.frontend import input_spikes, whole_spikes
 from snn.parameters import Encoding
 from snn.runtime.errors import UserError, check
-from snn.runtime.text_flag import TextFlag
+from snn.runtime.text_flag import TextFlag, read_number
 
 EXPECTED = (
     "none, average:N with a window of 1 to 16 pixels, quantise or spikes, also followed by :F_MIN,F_MAX,T in Hz and "
@@ -130,7 +130,7 @@ def preprocess_flag(argument: str = "preprocess") -> TextFlag[Preprocess]:
 def _read_step(text: str, whole: str) -> nn.Module:
     name, colon, numbers = text.partition(":")
     try:
-        values = [float(part) for part in numbers.split(",")] if colon else []
+        values = list(map(read_number, numbers.split(","))) if colon else []
     except ValueError as error:
         raise UserError(f"{whole}: {numbers!r} is not a number; expected {EXPECTED}") from error
     if name == "none" and not colon:

@@ -3,17 +3,18 @@
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
     """Print a table of texts, the first ``words`` columns aligned to the left, the others, numbers, to the right."""
+    # As Text, brackets and colons of a name are no markup.
     columns = [
-        Column(escape(heading), justify="left" if number < words else "right", overflow="fold")
+        Column(Text(heading), justify="left" if number < words else "right", overflow="fold")
         for number, heading in enumerate(headings)
     ]
-    table = Table(*columns, title=escape(title))
+    table = Table(*columns, title=Text(title, style="table.title"))
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(Text, row))
     Console().print(table)

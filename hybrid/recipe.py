@@ -1,7 +1,7 @@
 """Every hyperparameter of supervised training, and named sets of them."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 from torch import Tensor
@@ -11,9 +11,10 @@ from hybrid.conditions import Noise, condition_flag
 from hybrid.conditions.drawn import CLEAN
 from hybrid.image_size import IMAGENET_RECIPE
 from snn.data import Images, few, proportional_subset
-from snn.runtime.errors import check, check_choice
+from snn.runtime.errors import check
 from snn.runtime.processes import first_process
 from snn.runtime.progress import warn
+from snn.runtime.ranges import Range, check_fields
 from snn.runtime.tree import Tree, from_tree
 
 RecipeName = Literal["auto", "digits", "cifar10", "imagenet", "fast"]
@@ -22,26 +23,29 @@ Border = Literal["black", "reflect"]
 Flips = Literal["random", "alternating"]
 FirstLayer = Literal["random", "whitening"]
 
+PEAK_RATE = Range(0, 1e6)
+PART = Range(0, 1, below=True)
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Hyperparameters, the same for all variants (ours; the paper states only SGD)."""
 
-    epochs: int = 30
+    epochs: Annotated[int, Range(1, 10**5)] = 30
     """Passes over the training images."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Range(2, 10**6, reason="batch normalisation needs 2")] = 64
     """Images per optimiser step, over all processes."""
-    learning_rate: float = 0.05
+    learning_rate: Annotated[float, PEAK_RATE] = 0.05
     """Peak rate of SGD with Nesterov momentum 0.9; it rises, then falls along a cosine."""
-    warmup: float = 0.2
+    warmup: Annotated[float, PART] = 0.2
     """Share of the steps over which the rate rises."""
     optimiser: Optimiser = "sgd"
     """sgd, or muon: kernels of convolutions that do not read images step in orthogonal directions."""
-    muon_rate: float = 0.24
+    muon_rate: Annotated[float, PEAK_RATE] = 0.24
     """Peak rate of these kernels (airbench)."""
-    weight_decay: float = 5e-4
+    weight_decay: Annotated[float, Range(0, 1e3)] = 5e-4
     """L2 penalty on convolution and linear weights; normalisation and biases have none."""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, PART] = 0.1
     """Share of the target that is spread over all classes."""
     augmentation: Augmentation = "auto"
     """none, shift (at random, by up to an eighth of the side), or shift-flip (half of the images are mirrored, too);
@@ -50,40 +54,29 @@ class Recipe:
     """What a shift uncovers: black, or the reflected image."""
     flips: Flips = "random"
     """Which images shift-flip mirrors: a half drawn anew in each pass, or that half and the other by turns."""
-    cutout: int = 0
+    cutout: Annotated[int, Range(0, 4096, unit="pixels")] = 0
     """Side of a square of grey that covers a random place of each image, in pixels; 0: none."""
-    small_share: float = 0.0
+    small_share: Annotated[float, PART] = 0.0
     """Share of the passes, from the first, on images of three quarters of their size."""
-    average: float = 0.0
+    average: Annotated[float, PART] = 0.0
     """Weight of the past in a running average of all weights, per step, which evaluation uses; 0: no average."""
     first_layer: FirstLayer = "random"
     """How the trainable convolution that reads images starts: at random, or as filters that whiten their patches."""
     train_noise: Annotated[Noise, condition_flag(Noise, "train_noise")] = CLEAN
     """Noise on every training image (paper: awgn:30, wald:3,0.3, poisson:255, salt-pepper:0.05); clean: none."""
-    holdout: float = 0.1
+    holdout: Annotated[float, Range(1e-6, 1, below=True)] = 0.1
     """Share of the training images, in proportion to the classes, that is kept for the validation curve."""
 
     def __post_init__(self) -> None:
-        check(self.epochs >= 1, f"`epochs` {self.epochs}: must be 1 or more")
-        check(self.batch_size >= 2, f"`batch_size` {self.batch_size}: batch normalisation needs 2 or more")
-        for name in ("learning_rate", "weight_decay", "muon_rate"):
-            value = getattr(self, name)
-            check(0 <= value < float("inf"), f"`{name}` {value}: must not be negative")
-        for name in ("warmup", "small_share", "average"):
-            check(0 <= getattr(self, name) < 1, f"`{name}` {getattr(self, name)}: expected 0 to below 1")
-        check(self.cutout >= 0, f"`cutout` {self.cutout}: must not be negative")
-        for name, choices in (
-            ("optimiser", Optimiser),
-            ("border", Border),
-            ("flips", Flips),
-            ("first_layer", FirstLayer),
-        ):
-            check_choice(name, getattr(self, name), get_args(choices))
-        check(0 <= self.label_smoothing < 1, f"`label_smoothing` {self.label_smoothing}: expected 0 to below 1")
-        check(0 < self.holdout < 1, f"`holdout` {self.holdout}: must lie between 0 and 1")
         check(
             isinstance(self.train_noise, Noise),
             f"`train_noise` {self.train_noise!r}: expected noise that can be drawn, such as Noise.parse('awgn:30')",
+        )
+        check_fields(self)
+        check(
+            self.learning_rate * self.weight_decay <= 1,
+            f"`weight_decay` {self.weight_decay} at `learning_rate` {self.learning_rate}: each step would take more "
+            "than the whole weight away; lower one of them",
         )
 
     def as_tree(self) -> Tree:

@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from hybrid.architecture import WIDTH
+from hybrid.backbones import BACKBONES
 from hybrid.image_size import learning_preset
 from hybrid.paper.experiments import SCALES, Experiments
 from hybrid.paper.parts import Writer
@@ -20,11 +22,12 @@ from hybrid.paper.runs import Place, in_order, missing_runs
 from hybrid.paper.tables import PARTS, TableSpec
 from hybrid.paper.workflow import Engine, make
 from snn.data import image_folders
-from snn.data_source import DataSource
-from snn.runtime.cli import RunOptions, run_command
+from snn.data_source import IMAGES, SIDE, DataSource, check_data
+from snn.runtime.cli import RunOptions, check_left_out, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
 from snn.runtime.outputs import check_apart, check_outputs, remove_leftovers, write_json
+from snn.runtime.ranges import Range, check_fields
 
 PartName = Literal[*PARTS, "all"]  # type: ignore[valid-type]
 
@@ -52,19 +55,19 @@ class ReproduceConfig:
     traffic: str | None = None
     """Images of Tables 3, 4 and 6 (paper: 20 traffic classes of ImageNet at 224 pixels), as folder:PATH; None: those
     of --data stand in."""
-    traffic_size: int | None = None
+    traffic_size: Annotated[int | None, SIDE] = None
     """Resize traffic images to this height and width, in pixels."""
     root: Path | None = None
     """Folder that holds CIFAR-10."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, Range(1, 1000)] = None
     """Number of trainings of every network; None: 3, and 1 at small scale. The search always has one."""
-    limit_train: int | None = None
+    limit_train: Annotated[int | None, IMAGES] = None
     """Largest number of training images, in place of the scale's."""
-    limit_test: int | None = None
+    limit_test: Annotated[int | None, IMAGES] = None
     """Largest number of test images, in place of the scale's."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, Range(1, 10**5)] = None
     """Passes of supervised training, in place of the recipe's."""
-    width: float | None = None
+    width: Annotated[float | None, WIDTH] = None
     """Multiplier of the backbones' channels, in place of the scale's."""
     partial: bool = False
     """Make no run: write the tables from those that are there, however few seeds they have."""
@@ -73,14 +76,20 @@ class ReproduceConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check(
             (self.traffic is None) == (self.traffic_size is None),
             "`traffic` and `traffic_size` go together: settings for 32 or 224 pixels follow from the size",
         )
+        for backbone in self.backbones or ():
+            BACKBONES.check(backbone, "backbones")
+        for name in ("data", "traffic"):
+            if (data := getattr(self, name)) is not None:
+                check_data(name, data)
+        if self.dry_run:
+            check_left_out(self.options, ("json", "figures"), "`dry_run` makes no tables")
+            check_left_out(self, ("partial",), "`dry_run` only lists runs")
         check(bool(self.parts), f"name at least one of {', '.join((*PARTS, 'all'))}")
-        for name in ("seeds", "limit_train", "limit_test", "epochs"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"`{name}` {value}: give 1 or more")
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -119,6 +128,14 @@ def how_made(config: ReproduceConfig, experiments: Experiments) -> str:
     return ", ".join([names[config.scale], *limited])
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise :class:`UserError` unless files can be written into the folder once it is made; leaves no trace."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    check(there.is_dir(), f"{there} is not a folder; give another name")
+    missing = folder.absolute().relative_to(there.absolute()).parts
+    check_outputs(there / (missing[0] if missing else "log.txt"))
+
+
 def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     """The command: make missing runs, then write all parts; ``snakemake`` holds further options of Snakemake."""
     cifar, traffic = experiments(config)
@@ -129,6 +146,9 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     # All runs at once, so that independent ones can be made at the same time.
     runs_of = {part.name: writer.runs(part) for part in parts}
     runs = [run for wanted in runs_of.values() for run in wanted]
+    json = config.options.json
+    for folder in (config.out, config.runs, *([json.parent] if json else [])):
+        _check_folder(folder)
     if config.dry_run:
         needed = {run.identity for run in missing_runs(runs, config.runs)}
         for run in in_order(runs):
@@ -143,7 +163,6 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
         check_apart(folder, inputs)
     for folder in (config.out, config.runs):
         folder.mkdir(parents=True, exist_ok=True)
-        check_outputs(folder / "log.txt")
         remove_leftovers(folder)
     check_outputs(config.options.json, inputs=inputs)
     if not config.partial:

@@ -10,18 +10,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
+from torch import Tensor
 
 from hybrid.evaluation import predict
 from hybrid.storage import Bits, TrainedModel, load_model, model_file, save_model
 from snn.data import image_folders, load_images
-from snn.data_source import DataSource
+from snn.data_source import FOLDER, IMAGES, DataSource
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import Outputs
-
-FOLDER = "folder:"
+from snn.runtime.ranges import check_fields
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class ShipConfig:
     """Test images to compare answers on, if not those of the training run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the training run."""
-    limit_test: int = 1000
+    limit_test: Annotated[int, IMAGES] = 1000
     """Compare at most this many test images, balanced over classes."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(self.limit_test >= 1, f"`limit_test` {self.limit_test}: give 1 or more")
+        check_fields(self)
 
 
 def without_places(source: DataSource) -> DataSource:
@@ -57,8 +58,8 @@ def compared_on(model: TrainedModel, config: ShipConfig) -> DataSource:
     return model.data_source.override(data=config.data, root=config.root, limit_test=config.limit_test)
 
 
-def compare(model: TrainedModel, rounded: TrainedModel, config: ShipConfig) -> dict[str, float]:
-    """How the logits of two networks differ on test images; {} where those of the training run are not there."""
+def comparison_images(model: TrainedModel, config: ShipConfig) -> Tensor | None:
+    """Test images in [0, 1], (N, C, H, W); None where those of the training run are not there."""
     source = compared_on(model, config)
     try:
         images = load_images(source, "test", config.options.seed).images.float() / 255
@@ -66,13 +67,17 @@ def compare(model: TrainedModel, rounded: TrainedModel, config: ShipConfig) -> d
         if config.data is not None or config.root is not None:
             raise
         print(f"answers were not compared: {error}")
-        return {}
+        return None
     check(
         images.shape[1:] == model.spec.input_shape,
         f"`data` {source.data}: its images have shape {tuple(images.shape[1:])}, the network is for "
         f"{model.spec.input_shape}; give images like those of its training",
     )
-    device = choose_device(config.options.device)
+    return images
+
+
+def compare(model: TrainedModel, rounded: TrainedModel, images: Tensor, device: torch.device) -> dict[str, float]:
+    """How the logits of two networks differ on images (N, C, H, W) in [0, 1]."""
     before, after = (predict(each.network, images, device) for each in (model, rounded))
     return {
         "images": len(images),
@@ -88,11 +93,13 @@ def run(config: ShipConfig) -> None:
     model = load_model(file)
     inputs = [file, *image_folders(compared_on(model, config))]
     outputs = Outputs(config.out, options=config.options, inputs=inputs)
+    device = choose_device(config.options.device)
+    images = comparison_images(model, config)
     shipped = replace(model, data_source=without_places(model.data_source))
     digest = save_model(config.out, shipped, command_line("hybrid.ship", config), model.digest, bits=config.bits)
     sizes = {"bytes": config.out.stat().st_size, "bytes_before": file.stat().st_size}
     print(f"{sizes['bytes'] / 1e6:.2f} MB, before {sizes['bytes_before'] / 1e6:.2f} MB")
-    measured = compare(model, load_model(config.out), config)
+    measured = {} if images is None else compare(model, load_model(config.out), images, device)
     if measured:
         print(
             f"logits differ by at most {measured['max_logit_difference']:.2g} (the largest is "

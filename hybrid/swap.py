@@ -23,10 +23,13 @@ from hybrid.architecture import build_model
 from hybrid.network import HybridNetwork, TrainableFrontEnd
 from hybrid.storage import TrainedModel, load_model, model_file, save_model
 from snn.data import balanced_subset, image_folders, load_images
-from snn.runtime.cli import RunOptions, command_line, run_command
+from snn.data_source import IMAGES, check_recorded
+from snn.runtime.cli import RunOptions, check_left_out, command_line, run_command
+from snn.runtime.device import choose_device
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs
 from snn.runtime.pretrained import resolve
+from snn.runtime.ranges import check_fields
 
 Scale = Literal["range", "literal"]
 QUANTILE = 0.999
@@ -46,14 +49,16 @@ class SwapConfig:
     """File to write, for example lambda.h5."""
     scale: Scale = "range"
     """range: scale edges and heights to each activation's 99.9th percentile; literal: leave them unchanged."""
-    images: int = 1000
+    images: Annotated[int, IMAGES] = 1000
     """Training images on which activations are measured, for --scale range."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the training run."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(self.images >= 1, f"`images` {self.images}: give 1 or more")
+        check_fields(self)
+        if self.scale == "literal":
+            check_left_out(self, ("images",), "`scale` literal measures no activations")
 
 
 @torch.no_grad()
@@ -110,8 +115,11 @@ def percentile(values: Tensor) -> Tensor:
 def run(config: SwapConfig) -> None:
     """The command: load, swap, write, report."""
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
+    # Computed on the CPU; a device that is not there is refused as by the other commands.
+    choose_device(config.options.device)
     model = load_model(config.model)
     # Images that the model was trained on.
+    check_recorded(model.data_source, None, config.model, "swap where they are")
     data_source = model.data_source.override(root=config.root)
     inputs = [model_file(config.model), file, *image_folders(data_source)]
     outputs = Outputs(config.out, options=config.options, inputs=inputs)

@@ -17,11 +17,15 @@ from hybrid.storage import load_model, save_model
 from hybrid.training import Checkpointing, Hardware, train
 from snn.data import image_folders, image_shape, load_images
 from snn.data_source import DataSource
-from snn.runtime.cli import RunOptions, command_line, run_command
+from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unused, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside, check_apart, remove_leftovers
 from snn.runtime.pretrained import resolve
 from snn.runtime.processes import first_process
+from snn.runtime.ranges import check_fields
+
+AUXILIARY = ("auxiliary_kernel", "auxiliary_activation", "auxiliary_input", "auxiliary_drop")
+NO_AUXILIARY = "there is no auxiliary CNN with `variant` baseline or `auxiliary_maps` 0"
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,24 @@ class TrainConfig:
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("learning_rate", "muon_rate"):
+            rate = getattr(self.recipe, name)
+            check(rate > 0, f"`{name}` {rate}: nothing would be learned; give more than 0")
+        architecture = self.architecture
+        if architecture.variant == "baseline":
+            check_left_out(architecture, ("auxiliary_maps",), NO_AUXILIARY)
+        if architecture.variant == "baseline" or architecture.auxiliary_maps == 0:
+            check_left_out(architecture.variations, AUXILIARY, NO_AUXILIARY)
         check(
             self.architecture.variant != "lambda",
             "`variant` lambda is not trained: make it from a trained mu with python -m hybrid.swap",
         )
+
+
+def _beside(out: Path, ending: str) -> Path:
+    """Where logs or a figure go: models whose names differ in their suffix alone share none of them."""
+    return beside(out, ending) if out.suffix == ".h5" else out.parent / f"{out.name}{ending}"
 
 
 def completed(config: TrainConfig, parent_digest: str) -> bool:
@@ -79,14 +97,29 @@ def completed(config: TrainConfig, parent_digest: str) -> bool:
     return True
 
 
+def note_without_effect(recipe: Recipe, preset: Recipe) -> None:
+    """Say which settings differ from the preset's and yet decide nothing."""
+    if recipe.optimiser != "muon":
+        note_unused(recipe, preset, {"muon_rate": "`optimiser` muon"})
+    if recipe.augmentation == "none":
+        note_unused(recipe, preset, {"border": "`augmentation` shift or shift-flip"})
+    if recipe.augmentation in ("none", "shift"):
+        note_unused(recipe, preset, {"flips": "`augmentation` shift-flip"})
+
+
 def run(config: TrainConfig) -> None:
     """The command: load, train, write, report."""
-    folder = beside(config.out, "_training")
+    folder, curve = (_beside(config.out, ending) for ending in ("_training", "_training.png"))
     file = resolve(config.frontend, SHIPPED_FRONTENDS) if config.frontend else None
-    curves = [beside(config.out, "_training.png")]
     inputs = [*([file] if file else []), *image_folders(config.data_source)]
-    outputs = Outputs(config.out, options=config.options, figures=curves, inputs=inputs)
+    outputs = Outputs(config.out, options=config.options, figures=[curve], inputs=inputs)
     check_apart(folder, inputs)
+    for path in filter(None, (config.out, config.options.json)):
+        check(
+            not path.resolve().is_relative_to(folder.resolve()),
+            f"cannot write {path}: {folder} is the folder of this training's logs; give another name",
+        )
+    check(folder.is_dir() or not folder.exists(), f"{folder} is not a folder: logs go there; remove it")
     hardware = replace(config.hardware, device=config.options.device)
     checkpointing = replace(config.checkpointing, folder=folder)
     device, seed = hardware.group()[0], config.options.seed
@@ -102,6 +135,8 @@ def run(config: TrainConfig) -> None:
             remove_leftovers(folder)
         verb = "resuming" if checkpointing.resume and checkpointing.files else "training"
         recipe, reason = choose_recipe(config.preset, config.data_source.data, data.shape[1])
+        note_without_effect(config.recipe, RECIPES[recipe])
+        note_unused(config.data_source, DataSource(), config.data_source.unused)
         print(f"{verb} {name} on {len(data.images)} images ({device.type}), recipe {recipe}, {reason}", flush=True)
     began = perf_counter()
     model = train(

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Annotated, Literal
 
 import lightning
 import numpy as np
@@ -33,6 +33,7 @@ from snn.runtime.errors import UserError, check
 from snn.runtime.processes import environments, first_process, group_size
 from snn.runtime.progress import warn
 from snn.runtime.random import stream
+from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, THREADS, check_fields
 from snn.runtime.threads import fastest, numbers_of_threads, seconds_by_threads, use_threads
 
 PATCHES = 20_000
@@ -51,18 +52,17 @@ class Hardware:
 
     device: tyro.conf.Suppress[DeviceName] = "cpu"
     """auto, cpu or cuda. On CUDA all but the frozen layers compute in bfloat16."""
-    devices: int = 1
+    devices: Annotated[int, PROCESSES] = 1
     """Processes (each with a GPU or a share of the CPU's cores) on each node, which share every mini-batch."""
-    num_nodes: int = 1
+    num_nodes: Annotated[int, NODES] = 1
     """Nodes; start the command on each, for example with torchrun."""
-    threads: Literal["auto"] | int | None = None
+    threads: Annotated[Literal["auto"] | int | None, THREADS] = None
     """CPU threads of each process; None: the cores (or OMP_NUM_THREADS), or, of several processes, an equal share;
     auto: those up to that number with which a few steps of this training are fastest. Results differ in their last bits
     between numbers of threads, so --resume keeps the number that the training was started with."""
 
     def __post_init__(self) -> None:
-        valid = self.threads in (None, "auto") or (isinstance(self.threads, int) and self.threads >= 1)
-        check(valid, f"`threads` {self.threads}: give auto, or 1 or more")
+        check_fields(self)
 
     def group(self) -> tuple[torch.device, int, int]:
         """The device, processes on each node, and nodes: torchrun's where it started this process."""
@@ -77,11 +77,11 @@ class Checkpointing:
     """For progress.ckpt, metrics.csv and TensorBoard's files; None: nothing is written."""
     resume: bool = False
     """Go on from an unfinished training of --out. If there is none, start; if it is complete, do nothing."""
-    checkpoint_interval: float = 60.0
+    checkpoint_interval: Annotated[float, INTERVAL] = 60.0
     """Seconds between two checkpoints; an interruption costs at most this much."""
 
     def __post_init__(self) -> None:
-        check(self.checkpoint_interval >= 0, f"`checkpoint_interval` {self.checkpoint_interval}: expected 0 or more")
+        check_fields(self)
 
     @property
     def files(self) -> list[Path]:

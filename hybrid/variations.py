@@ -1,7 +1,7 @@
 """Options that the search tried and rejected (docs/results.md); kept so that its numbers can be made again."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from bridge.sau import SpecialActivationUnit
 from hybrid.network import Join, Paths, auxiliary_cnn
 from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preprocess_flag
 from snn.runtime.errors import check
+from snn.runtime.ranges import Range, check_fields
 
 AuxiliaryActivation = Literal["relu6", "steps"]
 AuxiliarySource = Literal["image", "retina"]
@@ -19,7 +20,7 @@ AuxiliarySource = Literal["image", "retina"]
 class Variations:
     """Options that the search tried and rejected. With their defaults a network is the paper's."""
 
-    auxiliary_kernel: int = 3
+    auxiliary_kernel: Annotated[int, Range(1, 255, unit="pixels")] = 3
     """Side of the kernels of the auxiliary CNN's two layers, in pixels, odd."""
     auxiliary_activation: AuxiliaryActivation = "relu6"
     """Activation of the auxiliary CNN: relu6, or 8 equal steps from 0 to 6, in which small deviations vanish."""
@@ -27,7 +28,7 @@ class Variations:
     """Preprocessing of the images that the auxiliary CNN receives, in the form of --preprocess."""
     auxiliary_source: AuxiliarySource = "image"
     """What the auxiliary CNN receives: the image, or the contrast that the front end's retina makes of it."""
-    auxiliary_drop: float = 0.0
+    auxiliary_drop: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Share of training images whose auxiliary features are 0, so that the main CNN learns to do without them."""
     variability: bool = False
     """While training, add to each layer's spike counts deviations drawn from the simulated neurons' (variant safe)."""
@@ -36,20 +37,9 @@ class Variations:
     normalised likewise (all variants but baseline; the paper normalises before activations alone)."""
 
     def __post_init__(self) -> None:
-        check(
-            self.auxiliary_kernel >= 1 and self.auxiliary_kernel % 2 == 1,
-            f"`auxiliary_kernel` {self.auxiliary_kernel}: expected an odd number",
-        )
-        check(
-            self.auxiliary_activation in get_args(AuxiliaryActivation),
-            f"`auxiliary_activation` {self.auxiliary_activation}: unknown; choose relu6 or steps",
-        )
-        check(
-            self.auxiliary_source in get_args(AuxiliarySource),
-            f"`auxiliary_source` {self.auxiliary_source}: unknown; choose image or retina",
-        )
-        check(0 <= self.auxiliary_drop < 1, f"`auxiliary_drop` {self.auxiliary_drop}: expected 0 to below 1")
         check_preprocess(self.auxiliary_input, "auxiliary_input")
+        check_fields(self)
+        check(self.auxiliary_kernel % 2 == 1, f"`auxiliary_kernel` {self.auxiliary_kernel}: expected an odd number")
 
     def check_variant(self, variant: str) -> None:
         """Raise :class:`UserError` for an option that ``variant`` has no use for."""

@@ -3,6 +3,7 @@
 Images are uint8 tensors (N, C, H, W), labels int64 tensors (N,); intensity x = value / 255 lies in [0, 1].
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from snn.image_files import (
     to_array,
 )
 from snn.runtime.errors import UserError, check
+from snn.runtime.memory import check_memory
 from snn.runtime.processes import first_process
 from snn.runtime.progress import progress, warn
 
@@ -85,6 +87,8 @@ def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit:
         return _load_folder(source, folder, split, seed)
     arrays, labels, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
     chosen = balanced_subset(labels, limit, seed)
+    # Once as a list, and once as an array.
+    _check_memory(2 * len(chosen), image_shape(source, split))
     images = np.stack([to_array(Image.fromarray(arrays[i]), size) for i in chosen])
     return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), classes, source)
 
@@ -260,13 +264,8 @@ def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> I
         f"{files[chosen[0]]} is {width}x{height} pixels: images need a side of at least {SMALLEST} pixels; enlarge "
         "them with `image_size`",
     )
-    try:
-        images = np.empty((len(chosen), *first.shape), dtype=np.uint8)
-    except MemoryError as error:
-        raise UserError(
-            f"{part}: {len(chosen)} images of {width}x{height} pixels need {len(chosen) * first.nbytes / 2**30:.1f} "
-            f"GiB, more than there is; lower `image_size` or `limit_{split}`"
-        ) from error
+    _check_memory(len(chosen), first.shape)
+    images = np.empty((len(chosen), *first.shape), dtype=np.uint8)
     for row, index in enumerate(progress(chosen, f"reading {split} images", "image")):
         image = read_image(files[index], size, skipped)
         check(
@@ -278,6 +277,11 @@ def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> I
     if first_process():
         _tell(folder, part, skipped, empty or untested)
     return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), tuple(classes), source)
+
+
+def _check_memory(count: int, shape: tuple[int, ...]) -> None:
+    what = f"{count} images of {shape[2]}x{shape[1]} pixels"
+    check_memory(count * math.prod(shape), what, "take fewer, or lower `image_size`")
 
 
 def _tell(folder: Path, part: Path, skipped: Counter[str], untested: list[str]) -> None:

@@ -3,11 +3,21 @@
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from snn.runtime.errors import check
+from snn.runtime.ranges import Range, check_fields
 from snn.runtime.tree import Stored, Tree, from_tree
 
 Split = Literal["train", "test"]
+
+DATA_SETS = ("digits", "cifar10")
+FOLDER = "folder:"
+"""Starts the name of a data set that is a folder of images."""
+IMAGES = Range(1, 10**9)
+"""A number of images."""
+SIDE = Range(4, 4096, unit="pixels")
+"""Of images that are resized: all values of a layer on a larger one would not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +31,20 @@ class DataSource:
     """Folder that holds, or with --download receives, CIFAR-10."""
     download: bool = False
     """Fetch CIFAR-10 into --root if it is not there."""
-    image_size: int | None = None
+    image_size: Annotated[int | None, SIDE] = None
     """Resize images to this height and width, in pixels; None keeps their own size."""
-    limit_train: int | None = None
+    limit_train: Annotated[int | None, IMAGES] = None
     """Take at most this many training images, balanced over classes and drawn with --seed; None takes all."""
-    limit_test: int | None = None
+    limit_test: Annotated[int | None, IMAGES] = None
     """The same for test images; the stages before hybrid.evaluate only record it, as its default."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def unused(self) -> dict[str, str]:
+        """Names of fields that have no effect here, each with what it would need."""
+        return {} if self.data == "cifar10" else dict.fromkeys(("root", "download"), "`data` cifar10")
 
     def limit(self, split: Split) -> int | None:
         """The limit on one split."""
@@ -45,6 +63,27 @@ class DataSource:
 
 LARGEST_SIDE = 2**14
 """Most pixels of an image in height and width."""
+
+
+def check_data(argument: str, data: str) -> None:
+    """Raise :class:`UserError` unless ``data``, the value of an argument, is the form of a data set's name."""
+    check(
+        data in DATA_SETS or data.startswith(FOLDER),
+        f"`{argument}` {data}: unknown data set; give {', '.join(DATA_SETS)} or {FOLDER}PATH",
+    )
+
+
+def check_recorded(
+    source: DataSource, data: str | None, file: object, remedy: str = "say with `data` where they are"
+) -> None:
+    """Raise :class:`UserError` if ``file`` was made with a folder of images that is not here, and ``data`` is None."""
+    folder = source.image_folder
+    check(
+        data is not None or folder is None or folder.is_dir(),
+        f"{file} was made with the images of {source.data}, and there is no such folder here: {remedy}",
+    )
+
+
 UNNAMED = DataSource(data="unnamed")
 """Of images that did not come from a loader of this project."""
 LOCATION = ("input/root", "input/download")

@@ -14,9 +14,9 @@ import tyro
 
 from snn.data_source import DataSource
 from snn.learning import PRESETS, Learning, PresetName
-from snn.runtime.cli import RunOptions, command_line, run_command
-from snn.runtime.errors import check
+from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unused, run_command
 from snn.runtime.outputs import Outputs, beside
+from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, check_fields
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,41 @@ class LearnConfig:
     device. All learn the same bits."""
     resume: bool = False
     """Go on from an unfinished --out (if there is none, start)."""
-    checkpoint_interval: float = 60.0
+    checkpoint_interval: Annotated[float, INTERVAL] = 60.0
     """Seconds between two checkpoints; an interruption costs at most this much."""
-    devices: int = 1
+    devices: Annotated[int, PROCESSES] = 1
     """Processes (each with a GPU or a share of the CPU's cores) on each node, which share every mini-batch."""
-    num_nodes: int = 1
+    num_nodes: Annotated[int, NODES] = 1
     """Nodes; start the command on each, for example with torchrun."""
     data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
     learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        check(self.checkpoint_interval >= 0, f"`checkpoint_interval` {self.checkpoint_interval}: expected 0 or more")
+        check_fields(self)
+        if self.learning.stdp.pairing == "two-sided":
+            check_left_out(self.learning.stdp, ("ltd_delay",), "it belongs to `pairing` post, not two-sided")
+
+
+def note_without_effect(p: Learning, preset: Learning) -> None:
+    """Say which settings differ from the preset's and yet decide nothing."""
+    if not p.stop_when_converged:
+        note_unused(p, preset, {"convergence_tolerance": "`stop_when_converged`"})
+    if p.homeostasis.threshold_step == 0:
+        note_unused(p.homeostasis, preset.homeostasis, {"threshold_range": "`threshold_step`"})
+    if p.homeostasis.mean_conductance == 0:
+        note_unused(p.homeostasis, preset.homeostasis, {"ltd_step": "`mean_conductance`"})
+    if p.stdp.rule == "deterministic":
+        constants = ("gamma_p", "gamma_d", "phi_p", "phi_d", "tau_p", "tau_d", "ltd_delay")
+        note_unused(p.stdp, preset.stdp, dict.fromkeys(constants, "a `rule` with chance"))
+    elif p.stdp.rule == "stochastic":
+        note_unused(p.stdp, preset.stdp, dict.fromkeys(("phi_p", "phi_d"), "`rule` fd"))
+    if p.retina.kind != "whiten":
+        note_unused(p.retina, preset.retina, dict.fromkeys(("epsilon", "noise", "patches"), "`retina` whiten"))
+    if p.retina.kind != "dog":
+        note_unused(p.retina, preset.retina, dict.fromkeys(("centre", "surround"), "`retina` dog"))
+    if p.retina.kind == "none":
+        note_unused(p.retina, preset.retina, dict.fromkeys(("kernel_size", "quantile"), "a `retina`"))
 
 
 def run(config: LearnConfig) -> None:
@@ -74,6 +97,8 @@ def run(config: LearnConfig) -> None:
     if processes.first:
         maps = ", ".join(map(str, config.learning.maps))
         several = f", {processes.size} processes" if processes.size > 1 else ""
+        note_without_effect(config.learning, PRESETS[config.preset])
+        note_unused(config.data_source, DataSource(), config.data_source.unused)
         print(f"learning layers of {maps} maps on {len(images)} images ({device.type}{several})", flush=True)
         if unfinished:
             updates = unfinished.unfinished.updates if unfinished.unfinished else 0

@@ -16,6 +16,7 @@ from torch import Tensor
 from snn.calibration import calibrate_gain, finalise, mean_count, normalised_rates, rate_range, sample_drive
 from snn.data import Array, Images, as_images
 from snn.engines.base import Engine, EventCounts, choose_engine, feed_forward
+from snn.geometry import ConvGeometry
 from snn.homeostasis import balance, balance_ltd
 from snn.layer import SpikingConv2d
 from snn.learning import Learning
@@ -24,10 +25,14 @@ from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLa
 from snn.parameters import STDPParameters
 from snn.plasticity import count_events, saturated_share, update
 from snn.retina import learn_retina
+from snn.runtime.errors import check
+from snn.runtime.memory import check_memory
 from snn.runtime.processes import Processes
 from snn.runtime.random import draw_seeds, stream
 from snn.spikes import Spikes, spike_counts
 
+BYTES_OF_SYNAPSE, BYTES_OF_NEURON = 48, 4
+"""Least that learning holds: float32 now and at the start, float64 counts of events and windows; one potential."""
 WINDOW = 100
 """Updates over which conductances are averaged to judge convergence."""
 
@@ -69,6 +74,7 @@ def learn(
     images = as_images(images)
     engine = choose_engine(engine, device) if isinstance(engine, str) else engine
     channels, height, width = images.shape[1:]
+    check_fit(p, (channels, height, width), len(images))
     network = resume or SpikingNetwork((channels, height, width), p, (), seed)
     if not network.retina:
         network = replace(network, retina=processes.share(lambda: learn_retina(images, p.retina, seed)))
@@ -87,6 +93,36 @@ def learn(
         if save:
             save(network)
     return network.to("cpu")
+
+
+def check_fit(p: Learning, shape: tuple[int, int, int], images: int) -> None:
+    """Raise :class:`UserError` for layers that do not fit so many images of ``shape`` (C, H, W), or the memory."""
+    p.updates(images)
+    if p.retina.kind == "whiten":
+        values = p.retina.patches * shape[0] * p.retina.kernel_size**2
+        check_memory(8 * values, f"{p.retina.patches} patches of images", "lower `patches`")
+    if p.retina.kind != "none":
+        shape = (2 * shape[0], *shape[1:])
+    for number in range(len(p.maps)):
+        geometry, layer = p.geometry(number), f"layer {number + 1}"
+        check(
+            geometry.kernel_size < 2 * max(shape[1:]),
+            f"`kernel_sizes` {geometry.kernel_size}: {layer} sees {shape[2]}x{shape[1]} pixels, on which the outer "
+            "synapses would never see an image; lower it",
+        )
+        check(
+            geometry.stride <= max(shape[1:]),
+            f"`strides` {geometry.stride}: {layer} sees {shape[2]}x{shape[1]} pixels, less than one step; lower it",
+        )
+        after = ConvGeometry.of(geometry, shape).shape_out
+        synapses = geometry.maps * shape[0] * geometry.kernel_size**2
+        neurons = min(p.batch_size, images) * (math.prod(shape) + math.prod(after))
+        check_memory(
+            BYTES_OF_SYNAPSE * synapses + BYTES_OF_NEURON * neurons,
+            f"{layer}, {synapses} conductances and {neurons} neurons of a mini-batch,",
+            "lower `maps`, `batch_size` or `image_size`",
+        )
+        shape = after
 
 
 class LayerLearner:

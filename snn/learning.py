@@ -1,12 +1,29 @@
 """What a network of spiking layers is learned with: every setting that decides the result, apart from data and seed."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from snn.parameters import Encoding, LayerParameters, LIFParameters, RetinaParameters, STDPParameters
-from snn.runtime.errors import check, check_choice
+from snn.parameters import (
+    CHANNELS,
+    DURATION,
+    KERNEL,
+    MILLISECONDS,
+    SHARE,
+    Encoding,
+    LayerParameters,
+    LIFParameters,
+    RetinaParameters,
+    STDPParameters,
+)
+from snn.rules.base import MOST_STEPS
+from snn.runtime.errors import check
+from snn.runtime.ranges import Range, check_fields
 
 FeedForward = Literal["none", "learning", "frozen", "both"]
+
+MILLIVOLTS = Range(0, 1e3, unit="mV")
+MOST_UPDATES = 10**8
+"""Of a layer: more would take years."""
 
 
 @dataclass(frozen=True)
@@ -15,23 +32,21 @@ class Homeostasis:
 
     synaptic_scaling: bool = True
     """Scale each map's drive so that the sum of its conductances acts as at the start of learning."""
-    threshold_step: float = 0.2
+    threshold_step: Annotated[float, MILLIVOLTS] = 0.2
     """While a layer learns, a map's threshold moves by this times (its share of the spikes / fair share - 1) at each
     update, in mV (ours, by trial on digits and CIFAR-10); 0 keeps all thresholds equal."""
-    threshold_range: float = 4.0
+    threshold_range: Annotated[float, MILLIVOLTS] = 4.0
     """Largest departure of a map's threshold from the neuron's, in mV (ours); it always stays above rest."""
 
-    mean_conductance: float = 0.3
+    mean_conductance: Annotated[float, Range(0, 1, below=True)] = 0.3
     """While a layer learns, the LTD magnitude of each map is raised or lowered until its mean conductance, as a share
     of the range g_min to g_max, is this (ours: hidden layers fire in volleys, in which almost every synapse would be
     potentiated up to g_max); 0 leaves the LTD magnitude as it is."""
-    ltd_step: float = 0.3
+    ltd_step: Annotated[float, Range(0, 10)] = 0.3
     """Change of the logarithm of the LTD magnitude at each update, per departure from mean_conductance (ours)."""
 
     def __post_init__(self) -> None:
-        for name in ("threshold_step", "threshold_range", "ltd_step"):
-            check(getattr(self, name) >= 0, f"homeostasis `{name}` = {getattr(self, name)}: must not be negative")
-        check(0 <= self.mean_conductance < 1, f"`mean_conductance` {self.mean_conductance}: expected 0 to 1")
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class Inhibition:
     number of its inputs that spike: while a layer learns, once it has learned, or both (paper: none)."""
 
     def __post_init__(self) -> None:
-        check_choice("feed_forward", self.feed_forward, get_args(FeedForward))
+        check_fields(self)
 
     @property
     def while_learning(self) -> bool:
@@ -60,44 +75,44 @@ class Inhibition:
 class Learning:
     """What is learned, and how."""
 
-    maps: tuple[int, ...] = (32, 40, 56)
+    maps: Annotated[tuple[int, ...], CHANNELS] = (32, 40, 56)
     """Feature maps of each layer (ParallelSpikeSim's CIFAR-10 configuration)."""
-    kernel_sizes: tuple[int, ...] = (3,)
+    kernel_sizes: Annotated[tuple[int, ...], KERNEL] = (3,)
     """Side of the kernels of each layer, in pixels, odd; one number: of all (ParallelSpikeSim's CIFAR-10
     configuration)."""
-    strides: tuple[int, ...] = (1,)
+    strides: Annotated[tuple[int, ...], KERNEL] = (1,)
     """Stride of each layer, in pixels; one number: of all. 2 1 1 stands in for the dropped stem's stride in images of
     96 pixels and more."""
-    pulse_width: float = 15.0
+    pulse_width: Annotated[float, DURATION] = 15.0
     """Time for which a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
-    inhibition_time: float = 10.0
+    inhibition_time: Annotated[float, MILLISECONDS] = 10.0
     """Time for which maps that lost at a place ignore their input, in ms (ours)."""
-    initial_low: float = 0.2
+    initial_low: Annotated[float, SHARE] = 0.2
     """Lowest conductance at the start, as a share of the range g_min to g_max (ours: so close to the highest that
     images, not the start, decide which synapses grow, and around the mean that homeostasis keeps)."""
-    initial_high: float = 0.4
+    initial_high: Annotated[float, SHARE] = 0.4
     """Highest conductance at the start, as a share of the range (ours)."""
-    epochs: int = 1
+    epochs: Annotated[int, Range(1, 10**6)] = 1
     """Passes over the training images for each layer (paper: the layers learn all images of the training set)."""
-    min_updates: int = 200
+    min_updates: Annotated[int, Range(1, 10**7)] = 200
     """Further passes are made over small data sets until a layer has had this many updates (ours)."""
     stop_when_converged: bool = False
     """End the learning of a layer early, when its conductances, averaged over 100 updates, differ from their average
     over the 100 updates before by less than convergence_tolerance on average."""
-    convergence_tolerance: float = 0.01
+    convergence_tolerance: Annotated[float, Range(0, 1, above=True)] = 0.01
     """As a share of the range g_min to g_max (ours: a tenth of the spread of conductances within a kernel)."""
-    batch_size: int = 16
+    batch_size: Annotated[int, Range(1, 2**16)] = 16
     """Images per update; 1 is the paper's online setting (ours: the images of a batch are simulated together)."""
-    start_count: float = 1.5
+    start_count: Annotated[float, Range(0, 2**14, above=True, unit="spikes")] = 1.5
     """Spikes per neuron and presentation, without inhibition, to which a layer's gain is set when its learning starts
     (ours: fewer spikes are more selective; 1.5 learned better features than 3 or 6)."""
-    output_rate: float = 12.0
+    output_rate: Annotated[float, Range(0, 1e6, above=True, unit="Hz")] = 12.0
     """Mean rate, in Hz, that a learned layer passes on, set through its gain (ours: between 3 and 4 spikes a
     presentation; with more, single spikes follow less well from the mean current, which is all the bridge keeps)."""
-    threshold_lowering: float = 1.0
+    threshold_lowering: Annotated[float, MILLIVOLTS] = 1.0
     """How far a learned layer's threshold is lowered, in mV (paper 4.2: lowered; ours: little, as features passed on
     at thresholds close to rest separate classes less well)."""
-    calibration_images: int = 32
+    calibration_images: Annotated[int, Range(1, 10**6)] = 32
     """Training images on which gains, thresholds and rate limits are measured (ours)."""
     encoding: Encoding = field(default_factory=lambda: Encoding(quiet=30.0))
     lif: LIFParameters = field(default_factory=LIFParameters)
@@ -107,31 +122,57 @@ class Learning:
     inhibition: Inhibition = field(default_factory=Inhibition)
 
     def __post_init__(self) -> None:
-        check(
-            len(self.maps) >= 1 and min(self.maps) >= 1,
-            f"`maps` {self.maps}: give at least one layer of at least one map, for example `maps` 32 40 56",
-        )
+        check_fields(self)
+        check(bool(self.maps), "`maps`: give at least one layer, for example `maps` 32 40 56")
         for name in ("kernel_sizes", "strides"):
             values, layers = getattr(self, name), len(self.maps)
             check(
-                len(values) in (1, layers) and min(values) >= 1,
-                f"`{name}` = {values}: expected one number of 1 or more for all {layers} layers, or one for each",
+                len(values) in (1, layers),
+                f"`{name}` = {values}: expected one number for all {layers} layers, or one for each",
             )
         check(
             all(size % 2 == 1 for size in self.kernel_sizes),
             f"`kernel_sizes` {self.kernel_sizes}: must be odd, to keep the image size",
         )
-        for name in ("epochs", "min_updates", "batch_size", "calibration_images"):
-            check(getattr(self, name) >= 1, f"`{name}` = {getattr(self, name)}: must be 1 or more")
-        check(self.threshold_lowering >= 0, f"`threshold_lowering` {self.threshold_lowering} mV: must not be negative")
-        for name in ("start_count", "output_rate", "convergence_tolerance"):
-            check(getattr(self, name) > 0, f"`{name}` = {getattr(self, name)}: must be positive")
         check(
-            0 <= self.initial_low < self.initial_high <= 1,
-            f"initial conductances from {self.initial_low} to {self.initial_high}: expected 0 <= low < high <= 1",
+            self.initial_low < self.initial_high,
+            f"initial conductances from `initial_low` {self.initial_low} to `initial_high` {self.initial_high}: "
+            "expected low < high",
         )
+        self._check_times()
         # An encoder without a lowest rate has no period to take for T_d.
         self.stdp.with_ltd_delay(self.encoding.f_min)
+
+    def _check_times(self) -> None:
+        """Raise :class:`UserError` for what does not fit into a presentation or a step."""
+        p = self.encoding
+        check(
+            p.n_steps < MOST_STEPS,
+            f"`presentation` {p.presentation} ms with `dt` {p.dt} ms: {p.n_steps} steps, expected fewer than "
+            f"{MOST_STEPS}, as lags are held in 16-bit numbers; raise `dt`",
+        )
+        for name in ("pulse_width", "inhibition_time"):
+            value = getattr(self, name)
+            check(
+                value <= p.presentation, f"`{name}` {value} ms is longer than the `presentation`, {p.presentation} ms"
+            )
+        check(
+            p.dt < self.lif.tau_mem,
+            f"`dt` {p.dt} ms: expected less than the membrane time constant, {self.lif.tau_mem:g} ms; lower "
+            "`membrane_time_scale`, or `dt`",
+        )
+        counts = {"start_count": self.start_count, "output_rate": self.output_rate * p.presentation / 1000}
+        for name, spikes in counts.items():
+            check(
+                spikes <= p.n_steps,
+                f"`{name}` {getattr(self, name)}: {spikes:g} spikes do not fit into the {p.n_steps} steps of a "
+                "presentation; lower it",
+            )
+        check(
+            self.threshold_lowering < self.lif.v_threshold - self.lif.v_leak,
+            f"`threshold_lowering` {self.threshold_lowering} mV would bring the threshold, {self.lif.v_threshold} mV, "
+            f"down to rest, {self.lif.v_leak:.2f} mV; lower it",
+        )
 
     @property
     def rule(self) -> STDPParameters:
@@ -154,7 +195,9 @@ class Learning:
     def updates(self, images: int) -> int:
         """Mini-batch updates of each layer that learns on so many images."""
         per_pass = -(-images // self.batch_size)
-        return per_pass * max(self.epochs, -(-self.min_updates // per_pass))
+        updates = per_pass * max(self.epochs, -(-self.min_updates // per_pass))
+        check(updates <= MOST_UPDATES, f"`epochs` {self.epochs}: {updates} updates would not end; lower it")
+        return updates
 
 
 Conductances = Literal["learned", "shuffled", "random", "balanced", "gabor", "kmeans"]

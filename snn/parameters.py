@@ -8,6 +8,7 @@ import tyro
 
 from snn.registries import ENCODERS, RULES
 from snn.runtime.errors import check, check_choice
+from snn.runtime.ranges import Range, check_fields
 from snn.timegrid import whole_steps
 
 if TYPE_CHECKING:
@@ -17,34 +18,57 @@ if TYPE_CHECKING:
 RetinaKind = Literal["none", "whiten", "dog"]
 Pairing = Literal["post", "two-sided"]
 
+MILLISECONDS = Range(0, 1e6, unit="ms")
+DURATION = Range(0, 1e6, above=True, unit="ms")
+RATE = Range(0, 1e6, unit="Hz")
+POTENTIAL = Range(-1e6, 1e6, unit="mV")
+CONSTANT = Range(0, 1e6)
+POSITIVE = Range(0, 1e6, above=True)
+SHARE = Range(0, 1)
+UNSATURATED = Range(0, 100)
+FREQUENCY_DEPENDENCE = Range(0, 1e30)
+CHANNELS = Range(1, 2**15 - 1, reason="channels are numbered with 16 bits")
+KERNEL = Range(1, 1023, unit="pixels")
+LONGEST_MEMORY = 1e5
+"""Of a neuron: the longest membrane time constant, in ms."""
+MOST_GRID_STEPS = 2**20
+"""Of a presentation; learning takes fewer (:data:`snn.rules.base.MOST_STEPS`)."""
+
 
 @dataclass(frozen=True)
 class Encoding:
     """How intensities become spikes, and the time grid of a presentation."""
 
-    f_min: float = 10.0
+    f_min: Annotated[float, RATE] = 10.0
     """Rate of intensity 0, in Hz (paper 4.2; ParallelSpikeSim 2019)."""
-    f_max: float = 30.0
+    f_max: Annotated[float, RATE] = 30.0
     """Rate of intensity 1, in Hz (paper 4.2; ParallelSpikeSim 2019)."""
-    presentation: float = 300.0
+    presentation: Annotated[float, DURATION] = 300.0
     """Duration T of one image, in ms (ParallelSpikeSim 2019)."""
-    dt: float = 2.5
+    dt: Annotated[float, DURATION] = 2.5
     """Time step, in ms (ours: against 0.25 ms it changes the spike count of 0.8 % of the neurons by one, and of 5.5 %
     at a lowered threshold)."""
-    kind: Annotated[str, ENCODERS.flag] = "regular"
+    kind: Annotated[str, ENCODERS.flag("kind")] = "regular"
     """Encoder: regular trains with exact spike counts (paper 4.3: floor(F T)), Poisson trains, or one of a plugin."""
-    quiet: float = 0.0
+    quiet: Annotated[float, MILLISECONDS] = 0.0
     """Time at the end of the presentation in which no input spike comes, in ms (paper: none; learning takes 30, twice
     the pulse width, as a pulse that the end cuts off would count in part, by chance: docs/bridge.md)."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         ENCODERS.check(self.kind)
         check(
-            0 <= self.f_min < self.f_max, f"encoding rates {self.f_min} to {self.f_max} Hz: expected 0 <= f_min < f_max"
+            self.f_min < self.f_max,
+            f"encoding rates from `f_min` {self.f_min} to `f_max` {self.f_max} Hz: expected f_min < f_max",
         )
         check(
-            self.dt > 0 and math.isfinite(self.presentation) and whole_steps(self.presentation, self.dt) >= 1,
+            whole_steps(self.presentation, self.dt) >= 1,
             f"`presentation` {self.presentation} ms with `dt` {self.dt} ms: expected whole steps, at least one",
+        )
+        check(
+            self.n_steps <= MOST_GRID_STEPS,
+            f"`presentation` {self.presentation} ms with `dt` {self.dt} ms: {self.n_steps} steps, at most "
+            f"{MOST_GRID_STEPS} can be simulated; raise `dt`",
         )
         check(
             0 <= whole_steps(self.quiet, self.dt) < self.n_steps,
@@ -79,65 +103,68 @@ class RetinaParameters:
     kind: Annotated[RetinaKind, tyro.conf.arg(name="retina", prefix_name=False)] = "none"
     """Contrast channels before the encoder: none (the paper: intensities), whiten (ON and OFF of a whitening filter
     that is learned from training images), dog (ON and OFF of a difference of Gaussians)."""
-    kernel_size: int = 7
+    kernel_size: Annotated[int, Range(3, 255, unit="pixels")] = 7
     """Side of the filter, in pixels, odd."""
-    epsilon: float = 0.03
+    epsilon: Annotated[float, POSITIVE] = 0.03
     """Of whiten: added to the variance of image patches along each principal axis, in squared intensity. The larger,
     the less fine detail, and the less noise, passes."""
-    noise: float = 0.0
+    noise: Annotated[float, CONSTANT] = 0.0
     """Of whiten: variance of the noise of a pixel for which the filter is made, in squared intensity; every principal
     axis is weakened as the Wiener filter does, by its variance over variance plus noise. 0: made for clean images."""
-    patches: int = 100_000
+    patches: Annotated[int, Range(1000, 10**8, reason="fewer do not measure a covariance")] = 100_000
     """Of whiten: random patches of the training images from which their covariance is measured."""
-    centre: float = 0.8
+    centre: Annotated[float, Range(0, 100, above=True, unit="pixels")] = 0.8
     """Of dog: standard deviation of the centre, in pixels."""
-    surround: float = 1.6
+    surround: Annotated[float, Range(0, 100, above=True, unit="pixels")] = 1.6
     """Of dog: standard deviation of the surround, in pixels."""
-    quantile: float = 0.99
+    quantile: Annotated[float, Range(0, 1, above=True)] = 0.99
     """Contrast that becomes 1, the encoder's highest rate: this quantile of the contrasts of training images."""
 
     def __post_init__(self) -> None:
         check_choice("retina", self.kind, get_args(RetinaKind))
+        check_fields(self)
+        check(self.kernel_size % 2 == 1, f"retina of `kernel_size` {self.kernel_size}: must be odd, 3 or more")
         check(
-            self.kernel_size % 2 == 1 and self.kernel_size >= 3,
-            f"retina of `kernel_size` {self.kernel_size}: must be odd, 3 or more",
+            self.centre < self.surround,
+            f"retina `centre` {self.centre}, `surround` {self.surround}: expected 0 < centre < surround",
         )
-        check(0 < self.epsilon < math.inf, f"retina `epsilon` {self.epsilon}: must be positive and finite")
-        check(0 <= self.noise < math.inf, f"retina `noise` {self.noise}: must be 0 or more, and finite")
-        check(self.patches >= 1000, f"retina `patches` {self.patches}: give 1000 or more to measure a covariance")
-        check(
-            0 < self.centre < self.surround < math.inf,
-            f"retina `centre` {self.centre}, `surround` {self.surround}: expected 0 < centre < surround, finite",
-        )
-        check(0 < self.quantile <= 1, f"retina `quantile` {self.quantile}: expected more than 0, at most 1")
 
 
 @dataclass(frozen=True)
 class LIFParameters:
     """Constants of Eq. 1."""
 
-    a: float = -6.77
+    a: Annotated[float, Range(-1e6, 1e6)] = -6.77
     """Constant term of Eq. 1, in mV per unit time (ParallelSpikeSim 2019)."""
-    b: float = -0.0989
+    b: Annotated[float, Range(-1e6, 0, below=True, reason="a leak is negative")] = -0.0989
     """Leak of Eq. 1, per unit time (ParallelSpikeSim 2019)."""
-    c: float = 0.314
+    c: Annotated[float, POSITIVE] = 0.314
     """Gain of the current in Eq. 1, in mV per unit time and current (ParallelSpikeSim 2019)."""
-    membrane_time_scale: float = 0.04
+    membrane_time_scale: Annotated[float, POSITIVE] = 0.04
     """Units of Eq. 1's time per ms (ParallelSpikeSim 2019): the membrane time constant is 253 ms."""
-    v_threshold: float = -60.2
+    v_threshold: Annotated[float, POTENTIAL] = -60.2
     """Spiking threshold, in mV (ParallelSpikeSim 2019)."""
-    v_reset: float = -74.7
+    v_reset: Annotated[float, POTENTIAL] = -74.7
     """Potential after a spike, in mV (ParallelSpikeSim 2019)."""
-    v_init: float = -70.0
+    v_init: Annotated[float, POTENTIAL] = -70.0
     """Potential at the start of a presentation, in mV (ParallelSpikeSim 2019)."""
 
     def __post_init__(self) -> None:
-        check(self.b < 0, f"LIF b = {self.b}: the leak must be negative")
-        check(self.membrane_time_scale > 0, f"LIF `membrane_time_scale` = {self.membrane_time_scale}: must be positive")
+        check_fields(self)
+        check(
+            self.tau_mem <= LONGEST_MEMORY,
+            f"LIF `membrane_time_scale` {self.membrane_time_scale} and `b` {self.b}: a membrane time constant of "
+            f"{self.tau_mem:g} ms, expected at most {LONGEST_MEMORY:g}",
+        )
         check(
             self.v_reset < self.v_leak < self.v_threshold,
-            f"LIF potentials: expected v_reset {self.v_reset} < rest {self.v_leak:.2f} < v_threshold "
+            f"LIF potentials: expected `v_reset` {self.v_reset} < rest, -`a`/`b` = {self.v_leak:.2f}, < `v_threshold` "
             f"{self.v_threshold} mV, or the neuron fires without input",
+        )
+        check(
+            self.v_init < self.v_threshold,
+            f"`v_init` {self.v_init} mV: expected less than the threshold of {self.v_threshold} mV, or the neuron "
+            "fires without input",
         )
 
     @property
@@ -168,25 +195,24 @@ class LIFParameters:
 class LayerParameters:
     """Geometry and synapses of a spiking convolution."""
 
-    maps: int
+    maps: Annotated[int, CHANNELS]
     """Feature maps C_out."""
-    kernel_size: int = 3
+    kernel_size: Annotated[int, KERNEL] = 3
     """Side of the square kernel, in pixels (paper 4.2)."""
-    stride: int = 1
+    stride: Annotated[int, KERNEL] = 1
     """Step of the kernel, in pixels."""
-    padding: int = 1
+    padding: Annotated[int, Range(0, 1022, unit="pixels")] = 1
     """Silent border, in pixels."""
-    pulse_width: float = 15.0
+    pulse_width: Annotated[float, DURATION] = 15.0
     """Time w that a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
-    inhibition_time: float = 10.0
+    inhibition_time: Annotated[float, MILLISECONDS] = 10.0
     """Time for which channels that lost a place ignore their input, in ms (ours)."""
     feed_forward_inhibition: bool = False
     """An inhibitory cell that all inputs drive alike takes each channel's mean conductance off all its synapses."""
 
     def __post_init__(self) -> None:
-        for name in ("maps", "kernel_size", "stride"):
-            check(getattr(self, name) >= 1, f"layer `{name}` = {getattr(self, name)}: must be 1 or more")
-        check(0 <= self.padding < self.kernel_size, f"layer padding {self.padding}: expected 0 to kernel_size - 1")
+        check_fields(self)
+        check(self.padding < self.kernel_size, f"layer padding {self.padding}: expected 0 to kernel_size - 1")
 
     def steps(self, dt: float) -> tuple[int, int]:
         """(pulse, inhibition) in steps of ``dt`` ms."""
@@ -200,57 +226,57 @@ class LayerParameters:
 class STDPParameters:
     """Constants of Eq. 2 and 5 and of the mini-batch update."""
 
-    rule: Annotated[str, RULES.flag] = "fd"
+    rule: Annotated[str, RULES.flag("rule")] = "fd"
     """Learning rule: fd (Eq. 5), stochastic (Eq. 5 with phi = 0), deterministic (probability 1), or one of a plugin."""
     pairing: Pairing = "post"
     """Presynaptic spikes that a postsynaptic spike is paired with: post, the last one before it, for LTP or LTD;
     two-sided, that one for LTP and the next one after it for LTD (Eq. 5 as printed)."""
-    alpha_p: float = 0.005
+    alpha_p: Annotated[float, POSITIVE] = 0.005
     """LTP magnitude, conductance units (ParallelSpikeSim 2020)."""
-    alpha_d: float = 0.01
+    alpha_d: Annotated[float, POSITIVE] = 0.01
     """LTD magnitude, conductance units (ParallelSpikeSim 2020)."""
-    beta_p: float = 0.4
+    beta_p: Annotated[float, UNSATURATED] = 0.4
     """LTP saturation, Eq. 2 (ours; the simulator's 3 squeezes all conductances together, below 0.3 they are almost
     all driven to the limits: see docs/learning.md)."""
-    beta_d: float = 0.4
+    beta_d: Annotated[float, UNSATURATED] = 0.4
     """LTD saturation, Eq. 2 (ours, as beta_p)."""
-    gamma_p: float = 0.7
+    gamma_p: Annotated[float, SHARE] = 0.7
     """Peak probability of LTP (ParallelSpikeSim 2020)."""
-    gamma_d: float = 0.6
+    gamma_d: Annotated[float, SHARE] = 0.6
     """Peak probability of LTD (ParallelSpikeSim 2020)."""
-    phi_p: float = 0.6
+    phi_p: Annotated[float, FREQUENCY_DEPENDENCE] = 0.6
     """Frequency dependence of the LTP window (ParallelSpikeSim 2020)."""
-    phi_d: float = 0.6
+    phi_d: Annotated[float, FREQUENCY_DEPENDENCE] = 0.6
     """Frequency dependence of the LTD window (ParallelSpikeSim 2020)."""
-    tau_p: float = 10.0
+    tau_p: Annotated[float, DURATION] = 10.0
     """Time constant of P_p, in ms (ours: the simulator's 100 makes P_p flat over the window)."""
-    tau_d: float = 40.0
+    tau_d: Annotated[float, DURATION] = 40.0
     """Time constant of P_d, in ms (ours: the simulator's 5 makes P_d = 1 wherever LTD happens)."""
-    ltp_window: float = 15.0
+    ltp_window: Annotated[float, DURATION] = 15.0
     """Longest dt that gives LTP, in ms (ParallelSpikeSim 2020)."""
-    ltd_delay: float | None = None
+    ltd_delay: Annotated[float | None, MILLISECONDS] = None
     """T_d of pairing ``post``, in ms; None: one period of the encoder's f_min (ours: P_d reaches gamma_d for a synapse
     whose input spikes no faster than a black pixel's)."""
-    g_min: float = 0.0
+    g_min: Annotated[float, CONSTANT] = 0.0
     """Smallest conductance (paper: free; ours)."""
-    g_max: float = 1.0
+    g_max: Annotated[float, POSITIVE] = 1.0
     """Largest conductance (paper: free; ours, the scale is set by the gain)."""
-    n_cap: int = 20
+    n_cap: Annotated[int, Range(1, 10**6)] = 20
     """Events of one synapse that a mini-batch may count for: dG = mean change per event x min(events, n_cap) (ours: a
     batch's thousands of events would carry G across its whole range)."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         RULES.check(self.rule)
-        check_choice("pairing", self.pairing, get_args(Pairing))
-        for name in ("alpha_p", "alpha_d", "tau_p", "tau_d", "ltp_window"):
-            check(getattr(self, name) > 0, f"STDP `{name}` = {getattr(self, name)}: must be positive")
-        check(self.ltd_delay is None or self.ltd_delay >= 0, f"`ltd_delay` = {self.ltd_delay}: must not be negative")
-        for name in ("gamma_p", "gamma_d"):
-            check(0 <= getattr(self, name) <= 1, f"STDP `{name}` = {getattr(self, name)}: must lie in [0, 1]")
-        for name in ("phi_p", "phi_d"):
-            check(getattr(self, name) >= 0, f"STDP `{name}` = {getattr(self, name)}: must not be negative")
-        check(self.g_min < self.g_max, f"STDP `g_min` {self.g_min}, g_max {self.g_max}: expected g_min < g_max")
-        check(self.n_cap >= 1, f"STDP `n_cap` = {self.n_cap}: must be 1 or more")
+        span = self.g_max - self.g_min
+        check(span > 0, f"STDP `g_min` {self.g_min}, `g_max` {self.g_max}: expected g_min < g_max")
+        for name in ("alpha_p", "alpha_d"):
+            value = getattr(self, name)
+            check(
+                value <= span,
+                f"STDP `{name}` {value}: one event would carry a conductance across its whole range, `g_min` "
+                f"{self.g_min} to `g_max` {self.g_max}; lower it",
+            )
 
     def with_ltd_delay(self, f_min: float) -> "STDPParameters":
         """A copy with T_d set to one period of ``f_min`` (Hz), unless it was given or the pairing has none."""

@@ -349,7 +349,7 @@ def test_a_spec_is_stored_as_a_column_for_each_property(tmp_path):
     ]
     assert frontend.layers[1].activation.heights.shape == (7, 10)
     for name in ("channels", "kernel_size", "stride", "steps"):
-        with pytest.raises(UserError, match=f"{name} 0"):
+        with pytest.raises(UserError, match=f"`{name}` 0"):
             replace(layers[0], **{name: 0})
 
 

@@ -1,7 +1,9 @@
 """The commands: what they write, that they repeat themselves bit by bit, and how they refuse wrong input."""
 
 import csv
+import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -31,6 +33,7 @@ from snn.data_source import DataSource
 from snn.learn import main as learn
 from snn.runtime.cli import run_command
 from snn.runtime.errors import UserError
+from snn.runtime.outputs import write_atomically, write_json
 from snn.storage import load_network, save
 from validation.freq_response import main as freq_response
 from validation.network import main as network
@@ -262,13 +265,31 @@ def test_wrong_flags_end_in_one_line(refused, pipeline, tmp_path):
     refused(train, *out, "--label-smoothing", "2", words=["--label-smoothing 2"])
 
 
-def test_diverged_training_writes_nothing(tmp_path, capsys):
-    flags = ["--variant", "baseline", "--learning-rate", "1e30", "--out", tmp_path / "x", "--json", tmp_path / "y"]
-    assert train([*TRAIN, *map(str, flags)]) == 2
+@pytest.mark.parametrize("images", [["--limit-train", "300"], ["--limit-train", "20", "--batch-size", "8"]])
+def test_diverged_training_writes_nothing(images, tmp_path, capsys):
+    flags = ["--variant", "baseline", "--learning-rate", "1e6", "--weight-decay", "0", "--epochs", "1", *images]
+    assert train([*TRAIN, *flags, "--out", str(tmp_path / "x"), "--json", str(tmp_path / "y")]) == 2
     # A slow machine shows a progress bar first.
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "diverged with --learning-rate 1e+30" in last
+    assert "diverged with --learning-rate 1000000.0: the loss" in last
     assert [path.name for path in tmp_path.iterdir()] == ["x_training"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "free some space"), (errno.EACCES, "Permission denied; give another name")],
+)
+def test_errors_of_writing_name_their_reason(number, words, tmp_path):
+    def write(temporary):
+        raise OSError(number, os.strerror(number), str(temporary))
+
+    with pytest.raises(UserError, match=f"cannot write .*x.json: {os.strerror(number)}; ") as caught:
+        write_atomically(tmp_path / "x.json", write)
+    assert words in str(caught.value)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="Is a directory; give another name"):
+        write_json(tmp_path / "folder", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_shortest_trainings_run(tmp_path):

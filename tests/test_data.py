@@ -104,7 +104,8 @@ def test_unusable_folders_are_refused_by_name(image_folder, tmp_path):
     refused(DataSource(data=f"folder:{tmp_path / 'nowhere'}"), "nowhere", "no such folder")
     refused(DataSource(data="mnist"), "mnist", "digits, cifar10 or folder:PATH")
     refused(DataSource(data="cifar10", root=tmp_path), "cifar10", "--download")
-    refused(DataSource(limit_train=0), "`limit_train` 0")
+    with pytest.raises(UserError, match="`limit_train` 0"):
+        DataSource(limit_train=0)
     (image_folder / "test" / "three").mkdir()
     refused(source, "three", "not in")
     (image_folder / "test" / "three").rmdir()

@@ -166,7 +166,8 @@ def test_every_trainable_parameter_is_in_one_group_with_its_rate_and_decay(optim
     # A kernel's bias is no kernel.
     network.main.stages[2][1][0].bias = nn.Parameter(torch.zeros(128))
     network.main.stages[0][1][0].weight.requires_grad_(False)
-    data = torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8) % 4
+    images = torch.randint(256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    data = images, torch.arange(8) % 4
     module = Classifier(network, recipe, "none", 0, training=data, held_out=data)
     trainer = lightning.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -90,7 +90,7 @@ OTHER = {
     "auxiliary_activation": "steps",
     "auxiliary_kernel": 5,
     "train_noise": Noise.parse("awgn:30"),
-    "augmentation": "mirror",
+    "augmentation": "shift",
     "noise": (Noise.parse("clean"),),
     "kernel_sizes": (5,),
     "kernel_size": 5,

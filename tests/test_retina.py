@@ -279,15 +279,15 @@ def test_what_cannot_be_done_is_refused_in_one_line():
         asymmetric(3).encode(images / 255)
     for wrong, words in (
         ({"kernel_size": 4}, "odd"),
-        ({"kernel_size": 1}, "3 or more"),
-        ({"epsilon": 0.0}, "positive"),
-        ({"epsilon": float("inf")}, "finite"),
-        ({"noise": float("inf")}, "finite"),
-        ({"surround": float("inf")}, "finite"),
+        ({"kernel_size": 1}, "`kernel_size` 1: expected 3 to 255 pixels"),
+        ({"epsilon": 0.0}, "`epsilon` 0.0: expected above 0"),
+        ({"epsilon": float("inf")}, "`epsilon` inf"),
+        ({"noise": float("inf")}, "`noise` inf"),
+        ({"surround": float("inf")}, "`surround` inf"),
         ({"kind": "whitn"}, "`retina` whitn: unknown; choose from none, whiten, dog"),
-        ({"patches": 10}, "1000 or more"),
+        ({"patches": 10}, "`patches` 10: expected 1000 to"),
         ({"centre": 2.0, "surround": 1.0}, "centre < surround"),
-        ({"quantile": 0.0}, "more than 0"),
+        ({"quantile": 0.0}, "`quantile` 0.0: expected above 0 to 1"),
     ):
         with pytest.raises(UserError, match=words):
             RetinaParameters(**{"kind": "whiten"} | wrong)

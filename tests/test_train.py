@@ -309,6 +309,15 @@ def photographs(tmp_path):
     return make
 
 
+def test_models_whose_names_differ_in_their_suffix_share_no_logs(tmp_path):
+    for name in ("s.h5", "s.hdf5"):
+        out = ["--epochs", "1", "--figures", "--json", str(tmp_path / f"{name}.json"), "--out", str(tmp_path / name)]
+        assert main([*SMALL, *out]) == 0
+    both = {"s.h5", "s.h5.json", "s_training", "s_training.png"}
+    both |= {"s.hdf5", "s.hdf5.json", "s.hdf5_training", "s.hdf5_training.png"}
+    assert {path.name for path in tmp_path.iterdir()} == both
+
+
 def test_recipes_follow_the_images(tmp_path, photographs, capsys):
     def chosen(source, **changes):
         config = TrainConfig(tmp_path / "x.h5", source, Architecture(variant="baseline"), **changes)

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -32,7 +33,15 @@ from snn.rules.fd import FrequencyDependent
 from snn.spikes import Raster, SpikeEvents
 from validation.comparisons.learning import SWITCH, WITH_CHANCE, WITHOUT_CHANCE, learners
 from validation.comparisons.response import flat_regions
-from validation.comparisons.window import brian2_draws
+from validation.comparisons.window import (
+    Levels,
+    Realised,
+    RuleResult,
+    WindowConfig,
+    brian2_draws,
+    compare_rule,
+    expected,
+)
 from validation.freq_response import main as freq_response
 from validation.network import QUICK, NetworkConfig
 from validation.network import main as network
@@ -40,6 +49,7 @@ from validation.random_networks import switch_rule
 from validation.reference.base import reference_of
 from validation.reference.equations import euler_interval, magnitudes
 from validation.reference.network import ReferenceNetwork, connections, most_waiting
+from validation.report import Report
 from validation.significance import binomial_band, binomial_p, same_distribution_p, same_rate_p, same_spread_p, total_p
 from validation.stdp_window import main as stdp_window
 
@@ -340,20 +350,54 @@ def test_the_command_notices(fault, command, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("of", "figures", "agrees"),
+    [(1, (), True), (3, (0.0, 2.5), True), (0, (), False), (3, (math.nan,), False), (3, (0.5, math.inf), False)],
+)
+def test_nothing_and_what_is_not_finite_never_agree(of, figures, agrees, capsys):
+    report = Report("command")
+    report.add("spikes", "0 differ", "0", True, of=of, figures=figures)
+    assert report.agrees == report.rows[0]["agrees"] == agrees
+    assert ("DIFFERS" in capsys.readouterr().out) == (not agrees)
+
+
+def test_p_values_of_what_is_no_number_are_no_numbers():
+    changes = np.random.default_rng(0).normal(size=(50, 4))
+    broken = changes.copy()
+    broken[3, 1] = np.nan
+    assert math.isnan(same_distribution_p(changes, broken))
+    assert math.isnan(same_distribution_p(np.full_like(changes, np.inf), changes))
+    # Certain events that did not happen.
+    assert total_p(np.array([10, 9]), 10, np.ones(2)) == 0
+    assert total_p(np.array([10, 0]), 10, np.array([1.0, 0.0])) == 1
+
+
+def test_a_rule_whose_changes_are_no_numbers_disagrees():
+    config = WindowConfig(quick=True, draws=1000, rules=("deterministic",))
+    p = config.learners()[0]
+    truth = expected(config, p)
+    certain = Realised(truth.ltp * config.draws, truth.ltd * config.draws, truth.change)
+    for change, agrees in ((truth.change, True), (truth.change * np.nan, False)):
+        report = Report("command")
+        result = RuleResult(certain._replace(change=change), certain, truth)
+        compare_rule(config, p, Levels.of(config), result, report)
+        assert report.agrees == agrees
+
+
+@pytest.mark.parametrize(
     ("command", "wrong", "words"),
     [
         (stdp_window, ["--rules", "hebb"], "rule 'hebb': unknown; choose from"),
         (freq_response, ["--thresholds", "-70"], "threshold -70.0 mV is not above rest, -68.45 mV"),
         (freq_response, ["--durations", "301"], "give multiples of dt = 2.5 ms"),
-        (stdp_window, ["--draws", "10"], "--draws 10: expected 1000 or more"),
-        (freq_response, ["--dt", "0"], "give multiples of dt = 0.0 ms"),
+        (stdp_window, ["--draws", "10"], "--draws 10: expected 1000 to"),
+        (freq_response, ["--dt", "0"], "--dt 0.0: expected above 0"),
         (freq_response, ["--rate-step", "5"], "--rate-step 5.0 Hz: give 1.11 Hz or less"),
         (freq_response, ["--lif.membrane-time-scale", "5"], "less than the membrane time constant, 2.02 ms"),
         (stdp_window, ["--longest-lag", "1000"], "raise --encoding.presentation, or lower --longest-lag"),
         (stdp_window, ["--stdp.ltp-window", "120"], "or --stdp.ltp-window"),
-        (stdp_window, ["--stdp.ltp-window", "inf"], "give a multiple of dt = 2.5 ms"),
+        (stdp_window, ["--stdp.ltp-window", "inf"], "--stdp.ltp-window inf: expected above 0"),
         (stdp_window, ["--encoding.dt", "0.1"], "lower --draws, or raise --encoding.dt"),
-        (network, ["--repeats", "1"], "--repeats 1: give 20 or more"),
+        (network, ["--repeats", "1"], "--repeats 1: expected 20 to"),
         (network, ["--networks", "-1"], "--networks -1"),
         (network, ["--deterministic", "3"], "--deterministic 3: give 0, or at least 4"),
         (RETINA[0], [*RETINA[1:], "--retinas", "0"], "give one of them"),

@@ -19,6 +19,7 @@ from snn.runtime.device import choose_device
 from snn.runtime.errors import check
 from snn.runtime.h5 import Schema, Tree, write_file
 from snn.runtime.outputs import Outputs, beside
+from snn.runtime.ranges import COUNT, Range, check_fields
 from validation.comparisons.learning import WITHOUT_CHANCE, compare_distributions, compare_learning
 from validation.comparisons.retina import KINDS as RETINA_KINDS
 from validation.comparisons.retina import RetinaTrial, compare_retinas
@@ -32,6 +33,7 @@ SCHEMA = Schema("network/1", "python -m validation.network")
 QUICK = {"retinas": 6, "networks": 12, "deterministic": 4, "batches": 3, "stochastic": 1, "repeats": 50}
 """Largest values of these fields with ``--quick``."""
 QUICK_FLAGS = ", ".join(f"--{name} {most}" for name, most in QUICK.items())
+PARTS = Range(0, 10**6)
 FEWEST_WITHOUT_CHANCE = len(WITHOUT_CHANCE) * len(PAIRINGS)
 
 
@@ -42,26 +44,23 @@ class NetworkConfig:
     out: Path = Path("network.h5")
     """File to write; figure beside it."""
     quick: Annotated[bool, tyro.conf.arg(help=f"A check in less than a minute: at most {QUICK_FLAGS}.")] = False
-    retinas: int = 60
+    retinas: Annotated[int, PARTS] = 60
     """Retinas whose contrast is compared."""
-    networks: int = 60
+    networks: Annotated[int, PARTS] = 60
     """Active networks whose spikes are compared."""
-    deterministic: int = 24
+    deterministic: Annotated[int, PARTS] = 24
     """Networks that learn by rules without chance, at least one for each rule and pairing."""
-    batches: int = 6
+    batches: Annotated[int, COUNT] = 6
     """Mini-batches that each of them learns."""
-    stochastic: int = 6
+    stochastic: Annotated[int, PARTS] = 6
     """Networks that learn by rules with chance."""
-    repeats: int = 100
+    repeats: Annotated[int, Range(20, 10**6, reason="with fewer, a weaker rule would not show")] = 100
     """Repetitions of one mini-batch of a rule with chance in a block; blocks are drawn until the test notices a P_p or
     P_d that is 5 % smaller."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        for name in ("retinas", "networks", "deterministic", "stochastic"):
-            check(getattr(self, name) >= 0, f"`{name}` {getattr(self, name)}: must not be negative")
-        check(self.batches >= 1, f"`batches` {self.batches}: must be 1 or more")
-        check(self.repeats >= 20, f"`repeats` {self.repeats}: give 20 or more, or a weaker rule would not show")
+        check_fields(self)
         check(
             self.deterministic == 0 or self.deterministic >= FEWEST_WITHOUT_CHANCE,
             f"`deterministic` {self.deterministic}: give 0, or at least {FEWEST_WITHOUT_CHANCE}, one for each rule and "

@@ -1,6 +1,8 @@
 """The verdict of a command: what was measured, what was allowed, and the exit status."""
 
+import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +21,18 @@ class Report:
     command: str
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, comparison: str, measured: str, allowed: str, agrees: bool) -> None:
-        """Print and keep one comparison; ``measured`` and ``allowed`` are figures with their units."""
+    def add(
+        self, comparison: str, measured: str, allowed: str, agrees: bool, *, of: int, figures: Iterable[float] = ()
+    ) -> None:
+        """Print and keep one comparison; ``measured`` and ``allowed`` are figures with their units.
+
+        It is of so many things (spikes, draws, networks). A comparison of nothing never agrees, and neither does one
+        whose ``figures``, on which ``agrees`` depends, are not all finite.
+        """
+        if of < 1:
+            agrees, measured = False, f"{measured}; nothing was there to be compared"
+        elif not all(map(math.isfinite, figures)):
+            agrees, measured = False, f"{measured}; not all figures are finite"
         row = {"comparison": comparison, "measured": measured, "allowed": allowed, "agrees": bool(agrees)}
         self.rows.append(row)
         line = f"  {'agrees' if agrees else 'DIFFERS':8}{comparison}: {measured} (allowed: {allowed})"

@@ -1,5 +1,7 @@
 """Tests of counts (exact, at many points at once) and of distributions."""
 
+import math
+
 import numpy as np
 from scipy import stats
 
@@ -22,11 +24,12 @@ def same_rate_p(first: np.ndarray, second: np.ndarray, draws: int) -> np.ndarray
 def total_p(successes: np.ndarray, draws: int, probability: np.ndarray) -> float:
     """Two-sided p value of the sum of all counts: sees a small error that all points share.
 
-    Normal approximation to the sum of binomials; 1 if no probability lies between 0 and 1.
+    Normal approximation to the sum of binomials. If no probability lies between 0 and 1, it is 1 for the one sum that
+    can be, and 0 for others.
     """
     spread = np.sqrt((draws * probability * (1 - probability)).sum())
     if spread == 0:
-        return 1.0
+        return float((successes == draws * probability).all())
     return float(2 * stats.norm.sf(abs((successes - draws * probability).sum()) / spread))
 
 
@@ -49,9 +52,11 @@ def standardised(changes: np.ndarray, together: np.ndarray) -> np.ndarray:
 def same_distribution_p(first: np.ndarray, second: np.ndarray) -> float:
     """p value of the two-sample Kolmogorov-Smirnov test on all changes (repeats, synapses) of two samples.
 
-    Both samples are standardised together, so that equal distributions stay equal.
+    Both samples are standardised together, so that equal distributions stay equal. NaN if a change is not finite.
     """
     together = np.concatenate([first, second])
+    if not np.isfinite(together).all():
+        return math.nan
     one, other = (standardised(sample, together).ravel() for sample in (first, second))
     return float(stats.ks_2samp(one, other, method="asymp").pvalue) if one.size else 1.0
 

@@ -4,7 +4,7 @@ import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -14,6 +14,7 @@ from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import Outputs, write_atomically
 from snn.runtime.pretrained import resolve
 from snn.runtime.random import stream
+from snn.runtime.ranges import SEED, check_fields
 
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "nir": ("nir", "nirtorch")}
 """Packages that each format needs."""
@@ -29,12 +30,13 @@ class ExportConfig:
     """onnx: images in [0, 1] to features, one step. nir: Conv2d and LIF nodes with the learned conductances."""
     out: Path | None = None
     """File to write; None: the front end's name with the ending of the format, in the working folder."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the images, half noise and half smooth, on which the written file is run."""
     json: Path | None = None
     """Also write the printed figures to this file."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check(
             self.out is None or self.out.suffix == f".{self.format}",
             f"`out` {self.out}: expected a name that ends in .{self.format}, as `format` says",

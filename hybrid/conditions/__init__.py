@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from snn.data import Images
 from snn.runtime.errors import UserError, check
 from snn.runtime.registry import Registry
-from snn.runtime.text_flag import TextFlag
+from snn.runtime.text_flag import TextFlag, read_number
 
 Kind = TypeVar("Kind", bound="Condition")
 
@@ -67,6 +67,8 @@ class Condition(ABC):
     """Smallest and largest value of each number."""
     needs_attack_model: ClassVar[bool] = False
     """Whether it takes the gradient of ``Context.attack_model``."""
+    needs_cifar10_c: ClassVar[bool] = False
+    """Whether it reads the files in ``Context.cifar10_c``."""
     draws: ClassVar[bool] = True
     """Whether another seed gives other images."""
 
@@ -118,7 +120,7 @@ class Condition(ABC):
         kind = text.partition(":")[0]
         expected = f"expected {kind}:{cls.form} with {cls.meaning}" if cls.form else f"{kind} takes no level"
         try:
-            levels = tuple(float(part) for part in level.split(",")) if level is not None else ()
+            levels = tuple(map(read_number, level.split(","))) if level is not None else ()
         except ValueError as error:
             raise UserError(f"level {level!r} is not a number; {expected}") from error
         valid = len(levels) == len(cls.ranges) and all(

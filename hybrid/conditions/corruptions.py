@@ -215,6 +215,7 @@ class PublishedCorruption(Corruption):
     """A corruption from the published files of CIFAR-10-C, which bring their own images and labels."""
 
     draws = False
+    needs_cifar10_c = True
 
     def perturb(self, context: Context) -> Perturbed:
         if context.cifar10_c is None:

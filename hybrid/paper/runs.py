@@ -125,7 +125,9 @@ class Run:
         for name, run in self.inputs:
             several = isinstance(getattr(self.config, name), tuple)
             files[name] = (*files.get(name, ()), run.file(place.folder)) if several else run.file(place.folder)
-        options = replace(self.config.options, device=place.device, figures=False, plugin=place.plugin)
+        # A swap draws none.
+        figures = isinstance(self.config, SwapConfig)
+        options = replace(self.config.options, device=place.device, figures=figures, plugin=place.plugin)
         changes = {"out": out or self.file(place.folder), "options": options, **files}
         if isinstance(self.config, LearnConfig | TrainConfig):
             changes["data_source"] = self.config.data_source.override(root=place.root)

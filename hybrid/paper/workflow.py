@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -22,6 +23,7 @@ from snn.learn import LearnConfig
 from snn.runtime.errors import check
 from snn.runtime.locks import locked
 from snn.runtime.outputs import write_json
+from snn.runtime.ranges import THREADS, Range, check_fields
 from snn.storage import load_network
 
 MEMORY_MB = 8000
@@ -34,9 +36,9 @@ PATIENCE = 30.0
 class Engine:
     """How Snakemake makes runs."""
 
-    jobs: int = 1
+    jobs: Annotated[int, Range(1, 10**5)] = 1
     """Runs made at the same time."""
-    threads: int | None = None
+    threads: Annotated[int | None, THREADS] = None
     """Threads of each run; None: an equal share of this machine's cores."""
     executor: str = "local"
     """Where Snakemake makes runs: local, or the name of an installed executor plugin, for example slurm."""
@@ -44,8 +46,7 @@ class Engine:
     """Snakemake profile: a folder with its options, for example those of a cluster."""
 
     def __post_init__(self) -> None:
-        check(self.jobs >= 1, f"`jobs` {self.jobs}: give 1 or more")
-        check(self.threads is None or self.threads >= 1, f"`threads` {self.threads}: give 1 or more")
+        check_fields(self)
 
     @property
     def local(self) -> bool:

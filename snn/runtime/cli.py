@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,17 +22,24 @@ from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
 from snn.runtime.loading import INTERRUPTED, LEFT
 from snn.runtime.locks import release_all
-from snn.runtime.progress import SHOWN
+from snn.runtime.progress import SHOWN, warn
+from snn.runtime.ranges import SEED, check_fields
 from snn.runtime.registry import PLUGINS, load_plugin
 
 Config = TypeVar("Config")
+
+FORMS = {"INT": "a whole number", "FLOAT": "a number"}
+"""How the parser writes what it expects, and how messages do."""
+UNREADABLE = re.compile(
+    r"Value error Error parsing (?P<flag>\S+): (?P<problem>.*) Argument helptext: (?P=flag) (?P<forms>\S+) "
+)
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """Flags that all commands share."""
 
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of all random draws."""
     device: DeviceName = "auto"
     """Where to compute; auto is CUDA where there is one."""
@@ -45,7 +52,7 @@ class RunOptions:
     backbones."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.seed < 2**32, f"`seed` {self.seed}: expected a whole number from 0 to {2**32 - 1}")
+        check_fields(self)
 
 
 def run_command(
@@ -205,8 +212,28 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
                 raise error from None
         # The parser frames its message in a box with a rule above a hint.
         lines = [line.strip("│╭╮╰╯─ ") for line in captured.getvalue().splitlines()]
-        message = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-        raise UserError(f"{message}; see {program} --help") from stop
+        message = " ".join(line for line in lines if line.strip("-") and not line.startswith("For full helptext"))
+        raise UserError(f"{_in_words(message)}; see {program} --help") from stop
+
+
+def _in_words(message: str) -> str:
+    """What the parser says of a value that it cannot read, without the names of Python's classes; else the message."""
+    found = UNREADABLE.match(message)
+    value = found and re.search(r"'(.*?)'", found["problem"])
+    if not found or not value:
+        return message
+    forms = [form.strip("{}[]") for form in found["forms"].split("|")]
+    return f"{found['flag']} {value[1]!r}: expected {' or '.join(FORMS.get(form, form) for form in forms)}"
+
+
+def note_unused(record: Any, usual: Any, unused: Mapping[str, str]) -> None:
+    """Warn of fields that differ from the ``usual`` record's and yet decide nothing.
+
+    ``unused`` says by the name of such a field what it would need to have an effect.
+    """
+    for name, needed in unused.items():
+        if getattr(record, name) != getattr(usual, name):
+            warn(f"`{name}` {getattr(record, name)} has no effect without {needed}")
 
 
 def check_left_out(config: Any, names: Iterable[str], reason: str) -> None:

@@ -1,6 +1,7 @@
 """Files that a command writes: checked before the work starts, each written whole or not at all."""
 
 import csv
+import errno
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from snn.runtime.errors import UserError, check
 from snn.runtime.locks import hold
+from snn.runtime.progress import warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +86,10 @@ class Outputs:
     def __init__(
         self, *files: Path | None, options: "RunOptions", figures: Iterable[Path] = (), inputs: Iterable[Path] = ()
     ) -> None:
-        self.figures = tuple(figures) if options.figures else ()
+        drawn = tuple(figures)
+        if not (options.figures or drawn):
+            warn("--no-figures has no effect: this command draws none")
+        self.figures = drawn if options.figures else ()
         """Pictures to draw; none with ``--no-figures``."""
         self._files, self._json = [file for file in files if file is not None], options.json
         check_outputs(*self._files, self._json, *self.figures, inputs=inputs)
@@ -107,7 +112,8 @@ class Outputs:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path beside ``path``, sync it, then rename it to ``path``.
 
-    Whatever goes wrong, an older file at ``path`` stays as it was; a full disk is a :class:`UserError`.
+    Whatever goes wrong, an older file at ``path`` stays as it was. What the system refuses, as where a disk is full, is
+    a :class:`UserError` with the reason.
     """
     temporary = _temporary(path)
     try:
@@ -116,7 +122,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error}; free some space or write elsewhere with `out`") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+        remedy = "free some space, or write elsewhere" if full else "give another name, or write elsewhere"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -174,6 +182,24 @@ def write_csv(path: Path | None, rows: list[dict]) -> None:
         write_atomically(path, write)
 
 
+def _draw_literally(figure: "Figure") -> None:
+    """Turn the parser of formulas off, except for powers of ten beside an axis."""
+    # Imported here: commands that draw nothing need not wait for it.
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
+
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    logarithmic = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
+    powers = {label for axis in logarithmic for label in axis.get_ticklabels(which="both")}
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text not in powers:
+            text.set_parse_math(False)
+
+
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a matplotlib figure to ``path`` (PNG), whole or not at all; needs no display."""
+    """Write a matplotlib figure to ``path`` (PNG), whole or not at all; needs no display.
+
+    Texts are drawn as they are: a dollar sign in a name starts no formula.
+    """
+    _draw_literally(figure)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))

@@ -75,9 +75,12 @@ class Registry(Generic[Entry]):
             )
         return self._entries[name]
 
-    def check(self, name: str) -> None:
-        """Raise :class:`UserError`, which lists all names, unless ``name`` is registered."""
-        self[name]
+    def check(self, name: str, argument: str = "") -> None:
+        """Raise :class:`UserError`, which lists all names, unless ``name``, of that argument, is registered."""
+        try:
+            self[name]
+        except UnknownName as error:
+            raise UnknownName(f"`{argument}`: {error}" if argument else str(error)) from error
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()
@@ -85,12 +88,11 @@ class Registry(Generic[Entry]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
-    @property
-    def flag(self) -> TextFlag[str]:
-        """Annotation of a command's field that holds a name, so that ``--help`` lists those there are."""
+    def flag(self, argument: str) -> TextFlag[str]:
+        """Annotation of the field ``argument`` of a command, which holds a name: ``--help`` lists those there are."""
 
         def read(name: str) -> str:
-            self.check(name)
+            self.check(name, argument)
             return name
 
         return TextFlag(read, lambda: ",".join(self.names()))

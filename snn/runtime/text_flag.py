@@ -1,11 +1,21 @@
 """Command-line values that are written as short text and read once into an object, such as ``awgn:20``."""
 
+import re
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from tyro.constructors import PrimitiveConstructorSpec
 
 Value = TypeVar("Value")
+
+NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf)", re.ASCII | re.IGNORECASE)
+
+
+def read_number(text: str) -> float:
+    """The number that ``text`` writes in digits; :class:`ValueError` for anything else, also ``nan`` and ``1_0``."""
+    if not NUMBER.fullmatch(text.strip()):
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
 
 
 class TextFlag(PrimitiveConstructorSpec, Generic[Value]):

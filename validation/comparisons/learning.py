@@ -100,7 +100,7 @@ def compare_learning(
         differences.setdefault(learner, []).append(difference)
         batch = min(network.batch, 2)
         sizes[batch] += 1
-        differs = difference > 1e-10 or spikes_wrong > 0
+        differs = not difference <= 1e-10 or spikes_wrong > 0
         wrong[batch] += differs
         if feed_forward:
             with_inhibition.append(differs)
@@ -112,18 +112,22 @@ def compare_learning(
             f"{max(measured):.1e} (networks: {len(measured)})",
             "at most 1e-10",
             max(measured) <= 1e-10,
+            of=len(measured),
+            figures=measured,
         )
     report.add(
         "the same networks, spikes and conductances by images in a mini-batch",
         f"{wrong[1]} of {sizes[1]} differ with one, {wrong[2]} of {sizes[2]} with several",
         "0 and 0",
         not any(wrong.values()) and all(sizes.values()),
+        of=sum(sizes.values()),
     )
     report.add(
         "of these networks, those with feed-forward inhibition",
         f"{sum(with_inhibition)} of {len(with_inhibition)} differ",
         "0, of at least 1",
-        bool(with_inhibition) and not any(with_inhibition),
+        not any(with_inhibition),
+        of=len(with_inhibition),
     )
     moved = together.brian2 - together.before
     report.add(
@@ -132,6 +136,8 @@ def compare_learning(
         f"{together.at_limit.mean():.0%} at a limit",
         "at least 0.01, and some of each",
         bool(np.abs(moved).mean() >= 0.01 and (moved > 0).any() and (moved < 0).any() and together.at_limit.any()),
+        of=moved.size,
+        figures=[np.abs(moved).mean()],
     )
     return together
 
@@ -216,19 +222,30 @@ def compare_distributions(
         size = "{} conductances, {} repeats".format(*part.learner.shape[::-1])
         test = f"at least {level:.1g}, two-sample Kolmogorov-Smirnov test"
         p = same_distribution_p(part.learner, part.brian2)
-        report.add(f"{name}: distribution of the change, {size}", f"p = {p:.3g}", test, p >= level)
+        report.add(
+            f"{name}: distribution of the change, {size}",
+            f"p = {p:.3g}",
+            test,
+            p >= level,
+            of=part.learner.size,
+            figures=[p],
+        )
         p = same_spread_p(part.learner, part.brian2)
         report.add(
             f"{name}: spread of their sum, {len(part.learner)} repeats",
             f"p = {p:.3g}",
             f"at least {level:.1g}, Brown-Forsythe test",
             p >= level,
+            of=part.learner.size,
+            figures=[p],
         )
         report.add(
             "the first of these tests between Brian2 and Brian2 with P_p or P_d 5 % smaller",
             f"p = {powers[0]:.2g} and {powers[1]:.2g}",
             f"below {level:.1g}, or the test would be blind",
             max(powers) < level,
+            of=part.brian2.size,
+            figures=powers,
         )
     return distributions
 

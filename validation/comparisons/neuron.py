@@ -68,6 +68,7 @@ def compare_encoder(presentation: float, dt: float, report: Report, seed: int, d
         f"{wrong.sum()} of {wrong.size} trains differ",
         "0",
         not wrong.any(),
+        of=int(regular.sum()),
     )
     trains = as_dense(engine.encode(images, replace(p, kind="poisson"), seeds))[:, :, 0, 0].cpu().numpy()
     probability = np.array([float(rate) for rate in rates]) * p.dt / 1000
@@ -78,6 +79,8 @@ def compare_encoder(presentation: float, dt: float, report: Report, seed: int, d
         f"smallest p of {len(probability)} intensities {smallest:.2g}",
         f"at least {level:.1g}, exact binomial test",
         smallest >= level,
+        of=int(trains.sum()),
+        figures=[smallest],
     )
 
 
@@ -105,6 +108,7 @@ def compare_exact(report: Report, generator: np.random.Generator, device: torch.
         f"{wrong[0]} and {wrong[1]} differ, v = v_threshold {touches} times",
         "0 and 0, at least 20 times",
         wrong == (0, 0) and touches >= 20,
+        of=int(expected.sum()),
     )
 
 
@@ -147,11 +151,15 @@ def compare_convergence(
         f"{errors[0, -1]:.3g} ms at {steps_ms[-1]:g} ms",
         "0.9 to 1.1",
         0.9 <= order <= 1.1,
+        of=errors.size,
+        figures=[order, *errors.ravel()],
     )
     report.add(
         "the same errors, norse and Brian2, largest difference",
         f"{np.abs(errors[0] - errors[1]).max():.1g} ms",
         "0 ms",
         bool(np.array_equal(errors[0], errors[1])),
+        of=errors.size,
+        figures=errors.ravel(),
     )
     return {"dt": steps_ms, "mean_error": errors[0], "mean_error_brian2": errors[1], "order": order}

@@ -4,7 +4,6 @@ A regular train drives a LIF neuron (Eq. 1) through one synapse, on the path tha
 conductance, norse step, reset.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -16,16 +15,19 @@ import tyro
 from snn.encoding import regular_trains
 from snn.engines.base import choose_engine
 from snn.engines.norse import as_dense
-from snn.parameters import Encoding, LayerParameters, LIFParameters
+from snn.parameters import DURATION, POSITIVE, POTENTIAL, Encoding, LayerParameters, LIFParameters
 from snn.runtime.cli import RunOptions
 from snn.runtime.errors import check
 from snn.runtime.progress import progress
+from snn.runtime.ranges import check_fields
 from snn.timegrid import whole_steps
 from validation.comparisons.neuron import single_synapses
 from validation.reference.equations import euler_interval, interval
 from validation.reference.neuron import train_response_spikes
 from validation.report import Report
 
+MOST_SPIKES = 2**30
+"""Bound of the steps of all neurons at all rates, so that they fit into memory."""
 FLAT_WIDTH = 1.0
 """Narrowest flat region that is listed, in Hz."""
 
@@ -38,30 +40,32 @@ class FreqResponseConfig:
     """File to write; figure beside it."""
     quick: bool = False
     """A coarser grid of rates and fewer time steps, for a check in seconds."""
-    thresholds: tuple[float, ...] = (-60.2, -61.5, -63.0, -64.5, -66.0, -67.2)
+    thresholds: Annotated[tuple[float, ...], POTENTIAL] = (-60.2, -61.5, -63.0, -64.5, -66.0, -67.2)
     """Spiking thresholds, in mV (ours: from the neuron's own to just above its rest)."""
-    drives: tuple[float, ...] = (24.0, 28.0, 32.0)
+    drives: Annotated[tuple[float, ...], POSITIVE] = (24.0, 28.0, 32.0)
     """Current while the synapse is open (ours: the neuron then fires 6 to 15 times a presentation where pulses
     merge)."""
-    lowest_rate: float = 1.0
+    lowest_rate: Annotated[float, POSITIVE] = 1.0
     """Lowest presynaptic rate, in Hz."""
-    highest_rate: float = 200.0
+    highest_rate: Annotated[float, POSITIVE] = 200.0
     """Highest presynaptic rate, in Hz."""
-    rate_step: float = 0.25
+    rate_step: Annotated[float, POSITIVE] = 0.25
     """Distance of the presynaptic rates, in Hz; 1 Hz with --quick."""
-    durations: tuple[float, ...] = (Encoding.presentation, 2000.0)
+    durations: Annotated[tuple[float, ...], DURATION] = (Encoding.presentation, 2000.0)
     """Durations for which the neuron is watched, in ms: the presentation time first."""
-    pulse_width: float = LayerParameters.pulse_width
+    pulse_width: Annotated[float, DURATION] = LayerParameters.pulse_width
     """Time for which a presynaptic spike keeps its synapse open, in ms (ParallelSpikeSim 2019: 10 to 25)."""
-    dt: float = Encoding.dt
+    dt: Annotated[float, DURATION] = Encoding.dt
     """Time step, in ms."""
     lif: LIFParameters = field(default_factory=LIFParameters)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check(
-            0 < self.lowest_rate < self.highest_rate and math.isfinite(self.highest_rate),
-            f"rates from {self.lowest_rate} to {self.highest_rate} Hz: expected 0 < lowest < highest",
+            self.lowest_rate < self.highest_rate,
+            f"rates from `lowest_rate` {self.lowest_rate} to `highest_rate` {self.highest_rate} Hz: expected lowest < "
+            "highest",
         )
         check(
             bool(self.durations and self.thresholds and self.drives), "give at least one duration, threshold and drive"
@@ -76,16 +80,29 @@ class FreqResponseConfig:
             lowest > self.lif.v_leak,
             f"threshold {lowest} mV is not above rest, {self.lif.v_leak:.2f} mV: the neuron fires without input",
         )
+        # Counted before the rates are listed: they may be too many even for that.
+        rates = (self.highest_rate - self.lowest_rate) / self.step + 1
+        steps = max(self.durations) / self.dt
+        size = rates * steps * len(self.drives) * len(self.thresholds)
+        check(
+            size <= MOST_SPIKES,
+            f"{rates:.0f} rates of {steps:.0f} steps for {len(self.drives) * len(self.thresholds)} neurons: expected "
+            f"at most {MOST_SPIKES} in all; raise `dt` or `rate_step`, or lower `highest_rate` or `durations`",
+        )
         widest = 1000 / self.durations[0] / 3
         check(
             0 < self.rate_step <= widest,
             f"`rate_step` {self.rate_step} Hz: give {widest:.2f} Hz or less, or steps of the response go unseen",
         )
 
+    @property
+    def step(self) -> float:
+        """Distance of the presynaptic rates that are compared, in Hz."""
+        return max(self.rate_step, min(1.0, 1000 / self.durations[0] / 3)) if self.quick else self.rate_step
+
     def rates(self) -> np.ndarray:
         """Presynaptic rates in Hz, (R,)."""
-        step = max(self.rate_step, min(1.0, 1000 / self.durations[0] / 3)) if self.quick else self.rate_step
-        return np.arange(self.lowest_rate, self.highest_rate + step / 2, step)
+        return np.arange(self.lowest_rate, self.highest_rate + self.step / 2, self.step)
 
     def neurons(self) -> tuple[np.ndarray, np.ndarray]:
         """Drive and threshold of each neuron: all pairs, (D V,) each."""
@@ -168,6 +185,7 @@ def compare_trains(config: FreqResponseConfig, report: Report, device: torch.dev
             f"{differing} of {norse[0].size} points differ, {brian2.sum()} spikes",
             "0 points",
             differing == 0,
+            of=int(brian2.sum()),
         )
         single = response_spikes(config, duration, torch.float32, device)
         times = (single != brian2).any(0).mean()
@@ -178,6 +196,8 @@ def compare_trains(config: FreqResponseConfig, report: Report, device: torch.dev
             f"{difference.max()}",
             "times at most at 1 % of the points, counts by 1 spike",
             times <= 0.01 and difference.max() <= 1,
+            of=int(brian2.sum()),
+            figures=[times],
         )
         rates_norse.append(norse.sum(0) * (1000 / duration))
         rates_brian2.append(brian2.sum(0) * (1000 / duration))
@@ -203,12 +223,13 @@ def compare_merged(config: FreqResponseConfig, spikes: np.ndarray, duration: flo
         measured = np.diff(np.flatnonzero(constant[:, neuron, train]))
         intervals += len(measured)
         wrong += int((measured != expected[neuron]).sum())
-        deviation = max(deviation, np.abs(measured * config.dt - closed[neuron]).max(initial=0.0))
+        deviation = np.maximum(deviation, np.abs(measured * config.dt - closed[neuron]).max(initial=0.0))
     report.add(
         f"inter-spike intervals above {config.merge_rate:.1f} Hz and closed form of Euler's method, {duration:g} ms",
         f"{wrong} of {intervals} differ",
         "0",
         wrong == 0,
+        of=intervals,
     )
     longest = closed[np.isfinite(closed)].max(initial=0.0)
     # A spike waits for the end of its step, and Euler's method runs ahead by about dt/(2 tau) of the interval.
@@ -218,6 +239,8 @@ def compare_merged(config: FreqResponseConfig, spikes: np.ndarray, duration: flo
         f"{deviation:.2f} ms",
         f"at most {bound:.2f} ms, a step and twice Euler's error",
         deviation <= bound,
+        of=intervals,
+        figures=[deviation, bound],
     )
 
 
@@ -250,5 +273,7 @@ def list_regions(config: FreqResponseConfig, response: np.ndarray, report: Repor
             str(fewest),
             "at least 4",
             fewest >= 4,
+            of=response.size,
+            figures=[fewest],
         )
     return records

@@ -130,6 +130,7 @@ def compare_retinas(
         f"{sum(trial.differing for trial in trials)} of {sum(trial.contrasts for trial in trials)} differ",
         "0",
         not any(trial.differing for trial in trials),
+        of=sum(trial.contrasts for trial in trials),
     )
     active = np.array([trial.active for trial in trials]).mean(0)
     report.add(
@@ -137,13 +138,30 @@ def compare_retinas(
         "{:.0%}, {:.0%} and {:.1%}".format(*active),
         "some of each",
         bool((active > 0).all()),
+        of=len(trials),
+        figures=active,
     )
     for what, values, most in (
         ("filters and offsets that were learned, over the sum of a filter", [t.filters for t in trials], TOLERANCE),
         ("contrast that becomes 1, relative", [t.scale for t in trials], 1e-6),
         ("variances of image patches, over the largest", [t.variance for t in trials], 1e-10),
     ):
-        report.add(f"{what}: largest difference", f"{max(values):.1e}", f"at most {most:g}", max(values) <= most)
-    even = max(trial.even for trial in trials)
-    report.add("largest contrast of even surfaces, differences of Gaussians", f"{even:g}", "0", even == 0)
+        largest = max(values)
+        report.add(
+            f"{what}: largest difference",
+            f"{largest:.1e}",
+            f"at most {most:g}",
+            largest <= most,
+            of=len(values),
+            figures=values,
+        )
+    even = [trial.even for trial in trials]
+    report.add(
+        "largest contrast of even surfaces, differences of Gaussians",
+        f"{max(even):g}",
+        "0",
+        max(even) == 0,
+        of=len(even),
+        figures=even,
+    )
     return trials

@@ -26,6 +26,7 @@ def compared_rules(chosen: Collection[str] = (), report: Report | None = None) -
                 f"rule {name} has no reference: register one",
                 "a reference for each rule, see validation.reference.base",
                 False,
+                of=1,
             )
     return [name for name in names if name in REFERENCES]
 

@@ -127,12 +127,15 @@ def compare_networks(networks: int, report: Report, random: np.random.Generator,
         ("active networks", active, networks),
         ("networks that were drawn but rejected as not active", rejected, 0),
     ):
+        if not chosen and not least:
+            continue
         wrong, differing = sum(trial.differing > 0 for trial in chosen), sum(trial.differing for trial in chosen)
         report.add(
             f"{what}, spikes of all neurons at all steps over {PRESENTATION:g} ms",
             f"{wrong} of {len(chosen)} networks differ, {differing} of {sum(t.spikes for t in chosen)} spikes",
             f"0, of at least {least}" if least else "0",
             wrong == 0 and len(chosen) >= least,
+            of=len(chosen),
         )
     engines = sum(trial.engines for trial in trials)
     report.add(
@@ -140,6 +143,7 @@ def compare_networks(networks: int, report: Report, random: np.random.Generator,
         f"{engines}",
         "0",
         engines == 0,
+        of=sum(trial.spikes for trial in trials),
     )
     kinds = [kind for kind, _ in planned]
     for what, least, count in (
@@ -155,7 +159,7 @@ def compare_networks(networks: int, report: Report, random: np.random.Generator,
             sum(trial.touches for trial in active),
         ),
     ):
-        report.add(f"of the active networks, {what}", str(count), f"at least {least}", count >= least)
+        report.add(f"of the active networks, {what}", str(count), f"at least {least}", count >= least, of=len(active))
     # Where potentials are made to be equal, one that is not in float32 has another winner.
     generic = [trial for trial in active if trial.network.kind not in ("tied", "exact")]
     spikes, other = sum(trial.spikes for trial in generic), sum(trial.float32 for trial in generic)
@@ -164,6 +168,7 @@ def compare_networks(networks: int, report: Report, random: np.random.Generator,
         f"{other} of {spikes} spikes differ, in {sum(t.float32 > 0 for t in generic)} of {len(generic)} networks",
         "at most 1 % of the spikes",
         other <= 0.01 * spikes,
+        of=spikes,
     )
     inhibited = [trial for trial in active if trial.network.inhibition]
     mean_spikes = np.mean([trial.per_neuron for trial in active]) if active else 0.0

@@ -4,7 +4,6 @@ The nearest presynaptic spike lies dt away, the number of presynaptic spikes set
 history draw independently.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -17,12 +16,13 @@ from scipy import stats
 from snn.calibration import normalised_rates
 from snn.engines.base import choose_engine
 from snn.layer import SpikingConv2d
-from snn.parameters import Encoding, LayerParameters, LIFParameters, STDPParameters
+from snn.parameters import MILLISECONDS, Encoding, LayerParameters, LIFParameters, STDPParameters
 from snn.plasticity import count_events, update
 from snn.registries import RULES
 from snn.runtime.cli import RunOptions
 from snn.runtime.errors import check
 from snn.runtime.random import draw_seeds
+from snn.runtime.ranges import Range, check_fields
 from snn.timegrid import whole_steps
 from validation.comparisons.rules import PAIRINGS, compared_rules
 from validation.reference.base import reference_of
@@ -50,26 +50,23 @@ class WindowConfig:
     """A coarser grid, for a check in seconds."""
     rules: tuple[str, ...] = ()
     """Rules to compare; without this flag all registered ones, those of --plugin included."""
-    draws: int = 10_000
+    draws: Annotated[int, Range(1000, MOST_SPIKES)] = 10_000
     """Synapses that draw at each point."""
-    longest_lag: float = 150.0
+    longest_lag: Annotated[float, MILLISECONDS] = 150.0
     """End (not included) of the grid of dt = t_post - t_pre, in ms; 10 ms after the LTP window are always covered."""
-    longest_wait: float = 90.0
+    longest_wait: Annotated[float, MILLISECONDS] = 90.0
     """End (not included) of the grid of -dt, the time to the next presynaptic spike, in ms."""
     encoding: Encoding = field(default_factory=Encoding)
     stdp: STDPParameters = field(default_factory=STDPParameters)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for rule in self.rules:
             RULES.check(rule)
-        check(self.draws >= 1000, f"`draws` {self.draws}: expected 1000 or more")
         object.__setattr__(self, "stdp", self.stdp.with_ltd_delay(self.encoding.f_min))
         window, dt = self.stdp.ltp_window, self.encoding.dt
         check(whole_steps(window, dt) >= 1, f"`ltp_window` {window} ms: give a multiple of dt = {dt} ms")
-        for name in ("longest_lag", "longest_wait"):
-            value = getattr(self, name)
-            check(0 <= value < math.inf, f"{name} = {value} ms: expected 0 or more")
         lags, spikes, steps = self.lags(), int(self.spike_numbers().max()), self.encoding.n_steps
         check(
             lags.max() - lags.min() + 2 * spikes <= steps,
@@ -247,8 +244,9 @@ def compare_rule(config: WindowConfig, p: STDPParameters, levels: Levels, result
     name, draws, kinds = f"{p.rule}, {p.pairing}", config.draws, ("ltp", "ltd")
     for side, realised in (("learner", learner), ("Brian2", brian2)):
         pairs = [(getattr(realised, kind), draws, getattr(truth, kind)) for kind in kinds]
-        smallest = min(binomial_p(*pair).min() for pair in pairs)
-        total = min(total_p(*pair) for pair in pairs)
+        # Unlike min, NumPy's keeps a value that is no number.
+        smallest = np.min([binomial_p(*pair).min() for pair in pairs])
+        total = np.min([total_p(*pair) for pair in pairs])
         visible = max(_visible_change(draws, probability, levels.total) for _, _, probability in pairs)
         report.add(
             f"{name}: P(LTP), P(LTD) of {side} and Eq. 5",
@@ -256,13 +254,17 @@ def compare_rule(config: WindowConfig, p: STDPParameters, levels: Levels, result
             + (f" (a change of gamma by {visible:.2%} would show in half of all runs)" if visible else ""),
             f"at least {levels.point:.1g} and {levels.total:.1g}, exact binomial and normal",
             smallest >= levels.point and total >= levels.total,
+            of=2 * truth.ltp.size,
+            figures=[smallest, total],
         )
-    both = min(same_rate_p(getattr(learner, kind), getattr(brian2, kind), draws).min() for kind in kinds)
+    both = np.min([same_rate_p(getattr(learner, kind), getattr(brian2, kind), draws).min() for kind in kinds])
     report.add(
         f"{name}: the same of learner and Brian2",
         f"smallest p {both:.2g}",
         f"at least {levels.point:.1g}, Fisher's exact test",
         both >= levels.point,
+        of=truth.ltp.size,
+        figures=[both],
     )
     compare_changes(config, p, levels.point, result, report)
 
@@ -280,18 +282,22 @@ def compare_changes(config: WindowConfig, p: STDPParameters, level: float, resul
     for realised in (result.learner, result.brian2):
         after = np.clip(conductance + (realised.ltp * up - realised.ltd * down) / config.draws, p.g_min, p.g_max)
         errors.append(np.abs(realised.change - (after - conductance)).max() / step)
-        used = max(used, (np.abs(realised.change - truth.change) / width).max())
+        used = np.maximum(used, (np.abs(realised.change - truth.change) / width).max())
     report.add(
         f"{name}: mean change per draw and Eq. 2, learner and Brian2, largest difference over largest dG",
         f"{errors[0]:.1e} and {errors[1]:.1e}",
         "at most 1e-10",
         max(errors) <= 1e-10,
+        of=truth.change.size,
+        figures=errors,
     )
     report.add(
         f"{name}: mean change of the conductance and Eq. 4",
         f"{used:.2f} of the binomial band is used",
         "at most 1",
         used <= 1,
+        of=truth.change.size,
+        figures=[used],
     )
 
 
