@@ -4,16 +4,19 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 RUNS := runs/demo
+# Further packages, for example other versions than the newest.
+WITH :=
 # Processes that share the tests, each with one thread.
 WORKERS := 2
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-long quick validate lint format install clean
+.PHONY: help demo test test-long test-python3.12 test-lowest quick validate lint format install clean
 
 help:
 	@echo "make demo     learn, convert, train and evaluate on bundled digits (results in $(RUNS))"
 	@echo "make test     run the test suite (in $(WORKERS) processes; on more cores: make test WORKERS=8)"
-	@echo "make test-long  run the long forms of tests, which take hours"
+	@echo "make test-long     run the long forms of tests, which take hours"
+	@echo "make test-python3.12, make test-lowest     run the test suite with Python 3.12, or the oldest PyTorch"
 	@echo "make quick    run the tests that take seconds"
 	@echo "make validate compare neuron, rule and network with Brian2 at full size (results in runs/validation)"
 	@echo "make lint     check style (ruff) and types (mypy)"
@@ -33,7 +36,7 @@ $(VENV)/.installed: pyproject.toml
 	echo "Installing safe-dnn into $(VENV) with $$($$python --version) (PyTorch is large: this takes a few minutes)"; \
 	$$python -m venv $(VENV); \
 	$(PY) -m pip install --quiet --upgrade pip; \
-	$(PY) -m pip install --quiet --editable '.[dev]'; \
+	$(PY) -m pip install --quiet --editable '.[dev]' $(WITH); \
 	touch $@; \
 	echo "Environment ready."
 
@@ -60,6 +63,13 @@ test: install
 
 test-long: install
 	@$(PYTEST) -m long
+
+# Each in an environment of its own.
+test-python3.12:
+	@$(MAKE) test VENV=.venv-3.12 PYTHON=python3.12
+
+test-lowest:
+	@$(MAKE) test VENV=.venv-lowest WITH="torch==2.11.0 torchvision==0.26.0"
 
 quick: install
 	@$(PYTEST) -m "not slow and not long"

@@ -70,6 +70,10 @@ class LayerSpec:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check(
+            self.padding < self.kernel_size,
+            f"converted layer with padding {self.padding}: expected less than its kernel size {self.kernel_size}",
+        )
 
     @classmethod
     def of(cls, geometry: LayerParameters, steps: int, per_channel: bool = False) -> "LayerSpec":
@@ -98,6 +102,15 @@ class FrontEndSpec:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check(len(self.layers) >= 1, "front end without layers: expected at least one")
+        check(
+            self.retina_size == 0 or self.retina_size % 2 == 1,
+            f"front end with a retina of {self.retina_size} pixels: expected an odd number",
+        )
+        side = min(self.input_shape[1:])
+        for layer in self.layers:
+            side = (side + 2 * layer.padding - layer.kernel_size) // layer.stride + 1
+            check(side >= 1, f"front end for images of shape {self.input_shape}: its layers leave nothing of them")
 
     @property
     def stride(self) -> int:

@@ -61,7 +61,7 @@ def _frontend_from_tree(tree: Stored) -> FrontEndFile:
     with torch.device("meta"):
         expected = SpikingFrontEnd.empty(spec)
     states = [
-        state_from_tree(stored.group("state"), layer.state_dict())
+        state_from_tree(stored.group("state"), layer.state_dict(), spec)
         for stored, layer in zip(layers, expected.layers, strict=True)
     ]
     retina = retina_from_tree(tree.group("retina"), shape[0], spec.retina_size) if spec.retina_size else None
@@ -75,13 +75,16 @@ def _frontend_from_tree(tree: Stored) -> FrontEndFile:
 
 
 def state_from_tree(
-    tree: Stored, expected: Mapping[str, Tensor], types: Mapping[str, type[np.generic]] | None = None
+    tree: Stored,
+    expected: Mapping[str, Tensor],
+    spec: FrontEndSpec | None,
+    types: Mapping[str, type[np.generic]] | None = None,
 ) -> dict[str, Tensor]:
     """The state of a module, as stored under the names of ``expected``, which may have no values (device meta).
 
-    A part has the type and shape that it has there, or its type in ``types``. Raises :class:`UserError` for other
-    names, types or shapes, and for values that are not finite (edges may be infinite) or, of variances and steps,
-    negative.
+    A part has the type and shape that it has there, or its type in ``types``. ``spec`` is that of the front end, if the
+    module has one. Raises :class:`UserError` for other names, types or shapes, and for values that cannot be: not
+    finite (but edges may be infinite), negative variances, steps below 0 or above a spike in each time step.
     """
     missing, unknown = sorted(expected.keys() - tree.keys()), sorted(tree.keys() - expected.keys())
     check(
@@ -92,9 +95,11 @@ def state_from_tree(
     state = {}
     for name, tensor in expected.items():
         dtype = (types or {}).get(name, torch.empty(0, dtype=tensor.dtype).numpy().dtype.type)
-        nonnegative = name.endswith(("running_var", "num_batches_tracked", "activation.heights"))
-        low, infinite = 0 if nonnegative else -math.inf, name.endswith("activation.edges")
-        state[name] = torch.from_numpy(tree.array(name, dtype, tuple(tensor.shape), low, infinite=infinite))
+        step = name.endswith("activation.heights")
+        low = 0 if step or name.endswith(("running_var", "num_batches_tracked")) else -math.inf
+        high = spec.encoding.n_steps if step and spec else math.inf
+        infinite = name.endswith("activation.edges")
+        state[name] = torch.from_numpy(tree.array(name, dtype, tuple(tensor.shape), low, high, infinite=infinite))
     return state
 
 

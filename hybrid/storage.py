@@ -171,7 +171,7 @@ def _model_from_tree(tree: Stored) -> TrainedModel:
     spec = _spec_from_tree(tree.group("config"), shape)
     with torch.device("meta"):
         expected = build_model(spec).state_dict()
-    state = _state_from_tree(tree, expected, spec.architecture)
+    state = _state_from_tree(tree, expected, spec)
     network = build_model(spec)
     network.load_state_dict(state)
     # Files of networks that draw none, and older ones, lack them.
@@ -205,14 +205,14 @@ def _spec_from_tree(config: Stored, shape: tuple[int, int, int]) -> ModelSpec:
     return from_tree(ModelSpec, config, architecture=architecture, input_shape=shape, frontend=frontend)
 
 
-def _state_from_tree(tree: Stored, expected: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+def _state_from_tree(tree: Stored, expected: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
     """The state of a network whose parts have these names, types and shapes; rounded weights become float32."""
     names = {_renamed(name, *STORED): name for name in expected}
     stored, scales = tree.group("state"), tree.group("scales") if "scales" in tree else Stored()
     check(
         RETINA_FILTERS in stored or RETINA_FILTERS not in expected,
-        f"it was trained when {architecture.variant} had no retina, which it now shares with the spiking layers; train "
-        "it anew",
+        f"it was trained when {spec.architecture.variant} had no retina, which it now shares with the spiking layers; "
+        "train it anew",
     )
     roundable = {
         name
@@ -224,10 +224,12 @@ def _state_from_tree(tree: Stored, expected: Mapping[str, Tensor], architecture:
     halves = (name for name in roundable - scales.keys() if getattr(stored[name], "dtype", None) == np.float16)
     types |= dict.fromkeys(halves, np.float16)
     try:
-        state = state_from_tree(stored, {name: expected[key] for name, key in names.items()}, types)
+        state = state_from_tree(stored, {name: expected[key] for name, key in names.items()}, spec.frontend, types)
     except UserError as error:
         # A plugin's backbone may have changed since.
-        raise UserError(f"its weights do not fit the network that {architecture.backbone} is here ({error})") from error
+        raise UserError(
+            f"its weights do not fit the network that {spec.architecture.backbone} is here ({error})"
+        ) from error
     for name in scales:
         scale = torch.from_numpy(scales.array(name, np.float32, state[name].shape[:1], low=0))
         state[name] = state[name] * _for_rows(scale, state[name])

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from snn.data_source import UNNAMED, DataSource, Split
+from snn.data_source import UNNAMED, DataSource, Split, check_data
 from snn.image_files import (
     IMAGE_SUFFIXES,
     SEVERAL_FRAMES,
@@ -76,20 +76,13 @@ def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit:
     check(split in ("train", "test"), f"`split` {split!r}: expected 'train' or 'test'")
     source = DataSource(source) if isinstance(source, str) else source
     source = source.override(**{f"limit_{split}": limit})
-    limit = source.limit(split)
-    check(limit is None or limit >= 1, f"`limit_{split}` {limit}: at least one image is needed; give 1 or more")
-    size = source.image_size
-    check(
-        size is None or size >= SMALLEST,
-        f"`image_size` {size}: images need a side of at least {SMALLEST} pixels; give {SMALLEST} or more",
-    )
     if folder := _folder(source):
         return _load_folder(source, folder, split, seed)
     arrays, labels, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
-    chosen = balanced_subset(labels, limit, seed)
+    chosen = balanced_subset(labels, source.limit(split), seed)
     # Once as a list, and once as an array.
     _check_memory(2 * len(chosen), image_shape(source, split))
-    images = np.stack([to_array(Image.fromarray(arrays[i]), size) for i in chosen])
+    images = np.stack([to_array(Image.fromarray(arrays[i]), source.image_size) for i in chosen])
     return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), classes, source)
 
 
@@ -116,12 +109,8 @@ def image_folders(source: DataSource) -> list[Path]:
 
 def _folder(source: DataSource) -> Path | None:
     """PATH of a data set folder:PATH, None for one of :data:`SHAPES`."""
-    folder = source.image_folder
-    check(
-        folder is not None or source.data in SHAPES,
-        f"`data` {source.data}: unknown data set; give digits, cifar10 or folder:PATH",
-    )
-    return folder
+    check_data("data", source.data)
+    return source.image_folder
 
 
 def as_images(images: Images | Array) -> Tensor:

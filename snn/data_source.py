@@ -18,6 +18,8 @@ IMAGES = Range(1, 10**9)
 """A number of images."""
 SIDE = Range(4, 4096, unit="pixels")
 """Of images that are resized: all values of a layer on a larger one would not fit into memory."""
+LARGEST_SIDE = 2**14
+"""Most pixels in height and width of images that a file was made for."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,6 @@ class DataSource:
     def override(self, **values: Any) -> "DataSource":
         """A copy with those fields replaced that are not None."""
         return replace(self, **{name: value for name, value in values.items() if value is not None})
-
-
-LARGEST_SIDE = 2**14
-"""Most pixels of an image in height and width."""
 
 
 def check_data(argument: str, data: str) -> None:

@@ -137,6 +137,7 @@ def _network_from_tree(tree: Stored) -> NetworkFile:
     unfinished = None
     if progress := tree.group("progress"):
         check(len(layers) < len(learning.maps), "all its layers have learned, and one is unfinished")
+        progress.whole("layer", len(layers) + 1, len(layers) + 1)
         unfinished = _unfinished_from_tree(progress, learning, len(layers), channels[len(layers)])
     seed, digest = tree.whole("seed", 0, 2**32 - 1), tree.text("images_digest")
     network = SpikingNetwork(shape, learning, layers, seed, unfinished, digest, retina)

@@ -25,6 +25,7 @@ from snn.registries import ENGINES
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import UserError
+from snn.runtime.memory import memory
 from snn.runtime.outputs import Outputs
 from snn.runtime.progress import progress
 from snn.runtime.provenance import git_commit, versions
@@ -68,8 +69,8 @@ def describe() -> dict[str, str]:
     return {
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": platform.platform(),
-        "processor": f"{platform.machine()}, {cores} cores for this process, {torch.get_num_threads()} threads of PyTorch",
-        "memory": _memory(),
+        "processor": f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads of PyTorch",
+        "memory": f"{memory() / 2**30:.1f} GiB free for this process",
         "CUDA": f"{torch.version.cuda}: {', '.join(devices)}" if devices else "no device",
         "packages": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "HDF5 library": h5py.version.hdf5_version,
@@ -82,14 +83,6 @@ def describe() -> dict[str, str]:
     }
 
 
-def _memory() -> str:
-    try:
-        page, pages, free = (os.sysconf(f"SC_{name}") for name in ("PAGE_SIZE", "PHYS_PAGES", "AVPHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return "not known"
-    return f"{page * pages / 2**30:.1f} GiB, {page * free / 2**30:.1f} GiB of it unused"
-
-
 def _folder(folder: Path) -> str:
     return f"{folder} ({'can' if os.access(folder, os.W_OK) else 'cannot'} be written to)"
 
@@ -97,8 +90,8 @@ def _folder(folder: Path) -> str:
 def _cache() -> str:
     from snn.engines import kernels
 
-    cache = next((f._cache for f in vars(kernels).values() if hasattr(f, "_cache")), None)
-    path = getattr(cache, "cache_path", None)
+    caches = (getattr(function, "_cache", None) for function in vars(kernels).values())
+    path = next(filter(None, (getattr(cache, "cache_path", None) for cache in caches)), None)
     return _folder(Path(path)) if path else "none: each process compiles anew"
 
 

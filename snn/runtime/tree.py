@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from snn.runtime.errors import UserError, check
 
@@ -135,23 +134,15 @@ def _between(low: float, high: float, infinite: bool) -> str:
 def from_tree(kind: type[Record], tree: Tree, **known: Any) -> Record:
     """The dataclass ``kind`` from a stored group: its fields by name, ``known`` ones as they are, others by default.
 
-    Groups within the group are dataclasses, too. Raises :class:`UserError` for a value of another type than its
-    field's.
+    Groups within the group are dataclasses, too. Dataclasses check their fields themselves
+    (:func:`snn.runtime.ranges.check_fields`).
     """
-    hints = get_type_hints(kind)
-    values: Tree = {}
-    for name in {field.name for field in fields(kind)} & tree.keys() - known.keys():  # type: ignore[arg-type]
-        value, hint = tree[name], hints[name]
-        if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
-            values[name] = from_tree(hint, value)
-            continue
-        value = tuple(value) if isinstance(value, list) else value
-        try:
-            check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-        except TypeCheckError as error:
-            shown = repr(value)[:60]
-            raise UserError(
-                f"{getattr(tree, 'path', '')}{name} is {shown}, which is no {kind.__name__}.{name}"
-            ) from error
-        values[name] = value
-    return kind(**values, **known)
+
+    def read(name: str) -> Any:
+        value, hint = tree[name], get_type_hints(kind)[name]
+        if isinstance(value, dict) and isinstance(hint, type) and is_dataclass(hint):
+            return from_tree(hint, value)
+        return tuple(value) if isinstance(value, list) else value
+
+    names = {field.name for field in fields(kind)} & tree.keys() - known.keys()  # type: ignore[arg-type]
+    return kind(**{name: read(name) for name in names}, **known)

@@ -141,8 +141,9 @@ SPEC = ("config", "frontend")
 
 
 def at(tree, where):
+    """What is stored there, or None."""
     for name in where:
-        tree = tree[name]
+        tree = tree.get(name)
     return tree
 
 
