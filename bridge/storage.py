@@ -58,6 +58,8 @@ def _frontend_from_tree(tree: Stored) -> FrontEndFile:
     data_source, shape = read_input(tree.group("input"))
     spec, layers = spec_from_tree(tree.group("spec"), shape), tree.groups("layers", "conv")
     check(len(layers) == len(spec.layers), f"it has {len(layers)} layers, its spec {len(spec.layers)}")
+    # Older files lack the group.
+    check(bool(spec.retina_size) == bool(tree.get("retina")), "either its spec or its content has a retina, not both")
     with torch.device("meta"):
         expected = SpikingFrontEnd.empty(spec)
     states = [

@@ -142,6 +142,8 @@ def read_file(path: str | Path, schema: Schema, parse: Callable[[Stored], Conten
                 stored in known or not isinstance(stored, str),
                 f"it has schema {stored!r}, expected {schema.name!r}",
             )
+            for name in ("digest", PARENT):
+                tree.text(name)
             content = parse(tree)
             intact = tree["digest"] == content_digest(tree.loaded(), schema.unhashed)
     except Damaged as error:

@@ -104,6 +104,13 @@ def group_size(device: DeviceName, devices: int, nodes: int) -> tuple[torch.devi
         check(
             devices <= available, f"`devices` {devices}: this node has {available} CUDA devices; ask for at most these"
         )
+    else:
+        cores = os.cpu_count() or 1
+        check(
+            devices <= max(2, cores),
+            f"`devices` {devices}: this node has {cores} cores, and each process needs one, and memory for all images; "
+            "ask for at most these",
+        )
     return chosen, devices, nodes
 
 

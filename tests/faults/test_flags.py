@@ -189,6 +189,8 @@ CONTRADICTIONS = [
     ("learn", "--retina.surround 0.5", "--retina.surround 0.5"),
     ("learn", "--min-updates 10000000000000", "--min-updates 10000000000000"),
     ("learn", "--image-size 100000", "--image-size 100000"),
+    ("learn", "--device cpu --devices 1000", "--devices 1000"),
+    ("train", "--device cpu --devices 1000", "--devices 1000"),
     ("train", "--width 1e-9", "--width 1e-09"),
     ("train", "--holdout 1e-9", "--holdout 1e-09"),
     ("train", "--embedding 1000000000000", "--embedding 1000000000000"),
