@@ -184,10 +184,11 @@ class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
             self.bias.copy_(mean)
 
 
-def empty_activation(edges_shape: tuple[int, ...]) -> SpecialActivationUnit:
+def empty_activation(edges_shape: tuple[int, ...], device: torch.device | None = None) -> SpecialActivationUnit:
     """An SAU into which edges of this shape, and their heights, can be loaded."""
     *channels, steps = edges_shape
-    return SpecialActivationUnit(torch.arange(float(steps)).expand(edges_shape), torch.zeros(*channels, steps + 1))
+    edges = torch.arange(float(steps), device=device).expand(edges_shape)
+    return SpecialActivationUnit(edges, torch.zeros(*channels, steps + 1, device=device))
 
 
 class ConvertedLayer(nn.Module):
@@ -204,8 +205,8 @@ class ConvertedLayer(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight.to(torch.float32).clone())
         self.stride, self.padding = stride, padding
-        self.norm = FrozenStatisticsBatchNorm(len(weight))
-        self.activation = empty_activation(edges_shape)
+        self.norm = FrozenStatisticsBatchNorm(len(weight), device=weight.device)
+        self.activation = empty_activation(edges_shape, weight.device)
         # Most networks do not use them, so they are not part of the state of trained networks.
         self.register_buffer("deviations", torch.zeros(1, DRAWS), persistent=False)
 
@@ -267,11 +268,11 @@ class SpikingFrontEnd(Drawing):
         """
 
     @classmethod
-    def empty(cls, spec: FrontEndSpec) -> "SpikingFrontEnd":
-        """A front end of this shape, into which values can be loaded."""
+    def empty(cls, spec: FrontEndSpec, device: str | None = None) -> "SpikingFrontEnd":
+        """A front end of this shape, into which values can be loaded; on the device meta its layers have only shapes."""
         layers, c_in = [], spec.channels_in
         for layer in spec.layers:
-            weight = torch.zeros(layer.channels, c_in, layer.kernel_size, layer.kernel_size)
+            weight = torch.zeros(layer.channels, c_in, layer.kernel_size, layer.kernel_size, device=device)
             layers.append(ConvertedLayer(weight, layer.stride, layer.padding, layer.edges_shape))
             c_in = layer.channels
         return cls(spec, layers, Retina.empty(spec.input_shape[0], spec.retina_size) if spec.retina_size else None)

@@ -57,7 +57,7 @@ class SpecialActivationUnit(nn.Module):
         self.register_buffer("edges", edges.to(torch.float32).clone())
         self.register_buffer("heights", heights.to(torch.float32).clone())
         for name in ("slope", "low", "high"):
-            self.register_buffer(name, torch.zeros(edges.shape[:-1]), persistent=False)
+            self.register_buffer(name, torch.zeros(edges.shape[:-1], device=edges.device), persistent=False)
         self._set_surrogate()
 
     def _set_surrogate(self) -> None:

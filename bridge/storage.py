@@ -60,8 +60,7 @@ def _frontend_from_tree(tree: Stored) -> FrontEndFile:
     check(len(layers) == len(spec.layers), f"it has {len(layers)} layers, its spec {len(spec.layers)}")
     # Older files lack the group.
     check(bool(spec.retina_size) == bool(tree.get("retina")), "either its spec or its content has a retina, not both")
-    with torch.device("meta"):
-        expected = SpikingFrontEnd.empty(spec)
+    expected = SpikingFrontEnd.empty(spec, device="meta")
     states = [
         state_from_tree(stored.group("state"), layer.state_dict(), spec)
         for stored, layer in zip(layers, expected.layers, strict=True)

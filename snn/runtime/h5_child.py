@@ -197,7 +197,8 @@ def main() -> None:
         # Ctrl-C reaches all processes of a terminal; the other one ends this one.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit_memory(memory)
-    # What the HDF5 library prints goes nowhere.
+    # Ready.
+    _send(sys.stdout.buffer, b"")
     serve(sys.stdin.buffer, sys.stdout.buffer, seconds)
 
 

@@ -25,6 +25,8 @@ from snn.runtime.tree import Stored, StoredArray
 CHILD = Path(__file__).with_name("h5_child.py")
 SECONDS = 30
 """Time in which the structure of a file, or one of its arrays, has to be read (usually milliseconds)."""
+STARTING = 120
+"""Time in which the child has to start, where its modules lie on a slow disk."""
 MEMORY = 2 * 2**30
 """Address space of the child, in bytes."""
 
@@ -34,7 +36,7 @@ class Damaged(Exception):
 
 
 class _Child:
-    """The child process, which serves one file after another."""
+    """A child process, which serves one file after another."""
 
     def __init__(self) -> None:
         # Whatever made h5py importable here does so there; its numerical libraries need no threads.
@@ -47,85 +49,85 @@ class _Child:
             stderr=subprocess.DEVNULL,
             env=environment,
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._replies = self._process.stdin, self._process.stdout
         self.owner = os.getpid()
-        self.alive = True
+        self.waiting = False
+        """In the middle of an exchange; it stays so if that is interrupted."""
+        try:
+            self._receive(0, STARTING)
+        except Damaged as error:
+            raise OSError(
+                f"cannot start the process that reads HDF5 files: {sys.executable} {CHILD} does not answer"
+            ) from error
+
+    @property
+    def usable(self) -> bool:
+        """Whether it lives, and belongs to this process rather than to the one that this was forked from."""
+        return self.owner == os.getpid() and self._process.poll() is None
 
     def exchange(self, message: bytes, length: int | None = None) -> bytes:
         """Send ``message`` and return the reply, which has ``length`` bytes (None: any).
 
-        Raises :class:`Damaged` if there is none in time.
+        Raises :class:`Damaged` if there is none in time; the child has ended then.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        # On systems without alarms the child cannot end itself.
-        timer = threading.Timer(SECONDS + 5, self._process.kill)
+        self.waiting = True
+        self.tell(message)
+        reply = self._receive(length, SECONDS + 5)
+        self.waiting = False
+        return reply
+
+    def tell(self, message: bytes) -> None:
+        """Send ``message``; if the child has ended, that shows when it is to reply."""
+        with contextlib.suppress(OSError, ValueError):
+            self._requests.write(message)
+            self._requests.flush()
+
+    def _receive(self, length: int | None, seconds: float) -> bytes:
+        # Also on systems without alarms, on which the child cannot end itself.
+        timer = threading.Timer(seconds, self._process.kill)
         timer.daemon = True
         timer.start()
         try:
-            self._process.stdin.write(message)
-            self._process.stdin.flush()
-            prefix = self._process.stdout.read(LENGTH.size)
+            prefix = self._replies.read(LENGTH.size)
             size = LENGTH.unpack(prefix)[0] if len(prefix) == LENGTH.size else REFUSED
-            reply = self._process.stdout.read(size) if size != REFUSED and length in (None, size) else b""
-        except OSError:
-            size, reply = REFUSED, b""
-        except BaseException:
-            # Interrupted in the middle of a message: the next one could not be told from its rest.
-            self.end()
-            raise
+            reply = self._replies.read(size) if size != REFUSED and length in (None, size) else None
         finally:
             timer.cancel()
-        if size == REFUSED or len(reply) != size:
+        if reply is None or len(reply) != size:
             self.end()
             raise Damaged
         return reply
 
-    def tell(self, message: bytes) -> None:
-        """Send ``message``, to which there is no reply."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(message)
-            self._process.stdin.flush()
-        except OSError:
-            self.end()
-
     def end(self) -> None:
         """End the child, at once."""
-        self.alive = False
         self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._requests, self._replies):
             with contextlib.suppress(OSError):
-                assert pipe is not None
                 pipe.close()
         self._process.wait()
 
 
-_lock = threading.Lock()
-_current: _Child | None = None
+_idle: list[_Child] = []
 
 
-def _child() -> _Child:
-    global _current
-    # After a fork the pipes belong to the parent of this process.
-    if _current is None or not _current.alive or _current.owner != os.getpid():
-        _current = _Child()
-    return _current
+def _take() -> _Child:
+    """A child that serves nobody else."""
+    while True:
+        try:
+            child = _idle.pop()
+        except IndexError:
+            return _Child()
+        if child.usable:
+            return child
 
 
 @atexit.register
 def _end() -> None:
-    if _current is not None and _current.alive and _current.owner == os.getpid():
-        _current.end()
-
-
-if hasattr(os, "register_at_fork"):
-
-    def _new_lock() -> None:
-        global _lock
-        # It may have been held when the process was forked.
-        _lock = threading.Lock()
-
-    os.register_at_fork(after_in_child=_new_lock)
+    for child in _idle:
+        if child.usable:
+            child.end()
 
 
 @contextlib.contextmanager
@@ -134,8 +136,8 @@ def parsed(path: Path) -> Iterator[Stored]:
 
     Raises :class:`UserError` for what is not in any file of this project (links, types, sizes), and :class:`Damaged`.
     """
-    with _lock:
-        child = _child()
+    child = _take()
+    try:
         reply = json.loads(child.exchange(_framed(json.dumps(str(path.resolve())).encode())))
         if "damaged" in reply:
             raise Damaged
@@ -144,8 +146,12 @@ def parsed(path: Path) -> Iterator[Stored]:
         try:
             yield _tree(reply, "", partial(_read_array, child))
         finally:
-            if child.alive:
-                child.tell(LENGTH.pack(DONE))
+            child.tell(LENGTH.pack(DONE))
+    finally:
+        if child.usable and not child.waiting:
+            _idle.append(child)
+        else:
+            child.end()
 
 
 def _framed(message: bytes) -> bytes:
@@ -154,7 +160,7 @@ def _framed(message: bytes) -> bytes:
 
 def _read_array(child: _Child, number: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     size = dtype.itemsize * int(np.prod(shape, dtype=object))
-    if not child.alive:
+    if not child.usable:
         raise Damaged
     return np.frombuffer(bytearray(child.exchange(LENGTH.pack(number), size)), dtype).reshape(shape)
 
