@@ -184,10 +184,11 @@ class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
             self.bias.copy_(mean)
 
 
-def empty_activation(edges_shape: tuple[int, ...], device: torch.device | None = None) -> SpecialActivationUnit:
+def empty_activation(edges_shape: tuple[int, ...], device: torch.device) -> SpecialActivationUnit:
     """An SAU into which edges of this shape, and their heights, can be loaded."""
     *channels, steps = edges_shape
-    edges = torch.arange(float(steps), device=device).expand(edges_shape)
+    # Counted on the CPU: on the device meta that would import the half of PyTorch.
+    edges = torch.arange(float(steps), device="cpu").expand(edges_shape).to(device)
     return SpecialActivationUnit(edges, torch.zeros(*channels, steps + 1, device=device))
 
 
@@ -269,7 +270,7 @@ class SpikingFrontEnd(Drawing):
 
     @classmethod
     def empty(cls, spec: FrontEndSpec, device: str | None = None) -> "SpikingFrontEnd":
-        """A front end of this shape, into which values can be loaded; on the device meta its layers have only shapes."""
+        """A front end of this shape, into which values can be loaded (on the device meta: shapes alone)."""
         layers, c_in = [], spec.channels_in
         for layer in spec.layers:
             weight = torch.zeros(layer.channels, c_in, layer.kernel_size, layer.kernel_size, device=device)

@@ -80,7 +80,7 @@ class TrainableFrontEnd(nn.Module):
         for layer in spec.layers:
             conv = nn.Conv2d(c_in, layer.channels, layer.kernel_size, layer.stride, layer.padding, bias=False)
             initialise_convolutions(conv, "fan_out")
-            activation = empty_activation(layer.edges_shape) if stepped else nn.ReLU()
+            activation = empty_activation(layer.edges_shape, conv.weight.device) if stepped else nn.ReLU()
             norm = nn.BatchNorm2d(layer.channels)
             layers.append(nn.Sequential(OrderedDict(conv=conv, norm=norm, activation=activation)))
             c_in = layer.channels
