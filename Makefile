@@ -72,7 +72,7 @@ test-lowest:
 	@$(MAKE) test VENV=.venv-lowest WITH="torch==2.11.0 torchvision==0.26.0"
 
 quick: install
-	@$(PYTEST) -m "not slow and not long"
+	@$(PYTEST) -m "not slow"
 
 validate: install
 	@mkdir -p runs/validation

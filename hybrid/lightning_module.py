@@ -38,7 +38,7 @@ SMALL = 0.75
 
 
 class Diverged(UserError):
-    """The loss of a training is no longer a number."""
+    """A training has exploded: there is nothing to go on from."""
 
 
 class Batches:
@@ -186,7 +186,8 @@ class Classifier(lightning.LightningModule):
         recipe = self.recipe
         rates = f"`learning_rate` {recipe.learning_rate}"
         rates += f" and `muon_rate` {recipe.muon_rate}" if recipe.optimiser == "muon" else ""
-        check(condition, f"training diverged with {rates}: {problem}; lower it")
+        if not condition:
+            raise Diverged(f"training diverged with {rates}: {problem}; lower it")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # After a resumption the first process goes on with the sums of all, the others with zero.

@@ -163,7 +163,7 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
         check_apart(folder, inputs)
     for folder in (config.out, config.runs):
         folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
+    remove_leftovers(config.out)
     check_outputs(config.options.json, inputs=inputs)
     if not config.partial:
         make(runs, place, config.engine, snakemake)

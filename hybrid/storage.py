@@ -20,6 +20,7 @@ from snn.data_source import LOCATION, DataSource, input_tree, read_input
 from snn.runtime.errors import UserError, check
 from snn.runtime.h5 import PARENT, Schema, read_file, write_file
 from snn.runtime.pretrained import resolve
+from snn.runtime.ranges import THREADS
 from snn.runtime.tree import Stored, Tree, from_tree
 
 OLDER = ("hybrid/5", "hybrid/4")
@@ -192,7 +193,7 @@ def _model_from_tree(tree: Stored) -> TrainedModel:
         recipe=recipe,
         digest=tree.text("digest"),
         parent_digest=tree.text(PARENT),
-        threads=tree.whole("threads", 0, 2**16) if "threads" in tree else 0,
+        threads=tree.whole("threads", 0, int(THREADS.high)) if "threads" in tree else 0,
     )
 
 

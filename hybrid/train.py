@@ -19,6 +19,7 @@ from snn.data import image_folders, image_shape, load_images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unused, run_command
 from snn.runtime.errors import check
+from snn.runtime.locks import hold
 from snn.runtime.outputs import Outputs, beside, check_apart, remove_leftovers
 from snn.runtime.pretrained import resolve
 from snn.runtime.processes import first_process
@@ -120,6 +121,8 @@ def run(config: TrainConfig) -> None:
             f"cannot write {path}: {folder} is the folder of this training's logs; give another name",
         )
     check(folder.is_dir() or not folder.exists(), f"{folder} is not a folder: logs go there; remove it")
+    if first_process():
+        hold(folder)
     hardware = replace(config.hardware, device=config.options.device)
     checkpointing = replace(config.checkpointing, folder=folder)
     device, seed = hardware.group()[0], config.options.seed

@@ -33,7 +33,7 @@ from snn.runtime.errors import UserError, check
 from snn.runtime.processes import environments, first_process, group_size
 from snn.runtime.progress import warn
 from snn.runtime.random import stream
-from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, THREADS, check_fields
+from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, SEED, THREADS, check_fields
 from snn.runtime.threads import fastest, numbers_of_threads, seconds_by_threads, use_threads
 
 PATCHES = 20_000
@@ -156,6 +156,7 @@ def train(
     """
     data, recipe, checkpointing = as_labelled(data), recipe or Recipe(), checkpointing or Checkpointing()
     hardware = hardware or Hardware()
+    check(seed in SEED, f"`seed` {seed}: expected {SEED}")
     spec, converted, parent_digest = _describe(network, data, frontend)
     smallest, small = BACKBONES[spec.architecture.backbone].smallest, int(SMALL * data.shape[1])
     check(
@@ -363,7 +364,6 @@ def _fit(
             # Lightning turns Ctrl-C into an exit without a word.
             raise KeyboardInterrupt from stop
         except Diverged:
-            # There is nothing to go on from.
             if folder:
                 remove_checkpoints(folder)
             raise

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from snn.data_source import UNNAMED, DataSource, Split, check_data
+from snn.data_source import LARGEST_SIDE, UNNAMED, DataSource, Split, check_data
 from snn.image_files import (
     IMAGE_SUFFIXES,
     SEVERAL_FRAMES,
@@ -131,8 +131,8 @@ def as_images(images: Images | Array) -> Tensor:
     )
     check(len(pixels) >= 1, f"images have shape {shape}: there are none; give at least one")
     check(
-        min(shape[2:]) >= SMALLEST,
-        f"images have {shape[3]}x{shape[2]} pixels; they need a side of at least {SMALLEST} pixels",
+        min(shape[2:]) >= SMALLEST and max(shape[2:]) <= LARGEST_SIDE,
+        f"images have {shape[3]}x{shape[2]} pixels; expected sides of {SMALLEST} to {LARGEST_SIDE} pixels",
     )
     return _tensor(pixels)
 
@@ -153,8 +153,9 @@ def as_labelled(data: Images | tuple[Array, Array]) -> Images:
     labels = _tensor(labels).long().cpu()
     low, high = int(labels.min()), int(labels.max())
     classes = data.classes if isinstance(data, Images) else tuple(map(str, range(min(high + 1, MOST_CLASSES))))
+    check(low >= 0, f"labels go from {low} to {high}; expected numbers of classes, from 0 on")
     check(
-        low >= 0 and high < len(classes),
+        high < len(classes),
         f"labels go from {low} to {high}; expected 0 to {len(classes) - 1}, indices of {len(classes)} classes",
     )
     return Images(images, labels, classes, data.data_source if isinstance(data, Images) else UNNAMED)

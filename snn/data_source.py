@@ -55,8 +55,8 @@ class DataSource:
     @property
     def image_folder(self) -> Path | None:
         """PATH of folder:PATH, with ~ as the home folder; None for another data set."""
-        kind, _, path = self.data.partition(":")
-        return Path(os.path.expanduser(path)) if kind == "folder" else None
+        path = self.data.removeprefix(FOLDER)
+        return Path(os.path.expanduser(path)) if path != self.data else None
 
     def override(self, **values: Any) -> "DataSource":
         """A copy with those fields replaced that are not None."""

@@ -6,7 +6,7 @@ Files are found as by torchvision's ImageFolder: in PATH/SPLIT/CLASS and all fol
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,11 @@ def class_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
     ``skipped`` counts what is not read, by reason.
     """
     skipped = Counter() if skipped is None else skipped
-    for place, names in sorted(_folders(folder, skipped)):
+    # Through a link to another class, or to what lies above, its images would be taken for this one's.
+    if not folder.is_dir():
+        return
+    others = [folder.parent, *(path for path in folder.parent.iterdir() if path != folder and not path.is_symlink())]
+    for place, names in sorted(_folders(folder, skipped, apart=others)):
         for name in sorted(names):
             path = os.path.join(place, name)
             if name.startswith("."):
@@ -77,29 +81,36 @@ def linked_folders(folder: Path) -> list[Path]:
     return [folder, *(Path(place) for place, _ in _folders(folder, Counter()) if os.path.islink(place))]
 
 
-def _folders(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, list[str]]]:
+def _folders(folder: Path, skipped: Counter[str], apart: Iterable[Path] = ()) -> Iterator[tuple[str, list[str]]]:
     """``folder`` and all folders in it, each with the names of its files; every folder once, however links lead to it.
 
-    Several links to one folder would make a tree that grows without bounds, or has no end.
+    Those of ``apart`` are left out. Several links to one folder would make a tree that grows without bounds, or has no
+    end.
     """
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}; make it readable or remove it")
 
-    seen: set[tuple[int, int]] = set()
     if not folder.is_dir():
         return
+    own = _identity(folder)
+    seen = {_identity(path) for path in apart if path.is_dir()} - {own}
     for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
+        identity = _identity(place)
+        if identity in seen:
             skipped["links to folders that are read already"] += 1
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(identity)
         skipped["names that start with a dot"] += sum(name.startswith(".") for name in folders)
         # In a fixed order: of several links to a folder the first counts.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield place, names
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def read_image(path: Path, size: int | None, skipped: Counter[str] | None = None) -> np.ndarray:

@@ -29,6 +29,7 @@ from snn.runtime.errors import check
 from snn.runtime.memory import check_memory
 from snn.runtime.processes import Processes
 from snn.runtime.random import draw_seeds, stream
+from snn.runtime.ranges import SEED
 from snn.spikes import Spikes, spike_counts
 
 BYTES_OF_SYNAPSE, BYTES_OF_NEURON = 48, 4
@@ -75,6 +76,7 @@ def learn(
     engine = choose_engine(engine, device) if isinstance(engine, str) else engine
     channels, height, width = images.shape[1:]
     check_fit(p, (channels, height, width), len(images))
+    check(seed in SEED, f"`seed` {seed}: expected {SEED}")
     network = resume or SpikingNetwork((channels, height, width), p, (), seed)
     if not network.retina:
         network = replace(network, retina=processes.share(lambda: learn_retina(images, p.retina, seed)))

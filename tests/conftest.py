@@ -40,6 +40,14 @@ EXTRAS = {
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.getenv("PYTHONPATH")]))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes hours, unless it is asked for."""
+    if "long" not in config.getoption("markexpr"):
+        hours = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=hours)
+        items[:] = [item for item in items if item not in hours]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, with its reason, what cannot run here."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():

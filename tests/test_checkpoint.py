@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from bridge.sau import SpecialActivationUnit
+from bridge.storage import load_frontend
 from hybrid.architecture import Architecture
 from hybrid.checkpoint import PREVIOUS, PROGRESS, read_checkpoint
 from hybrid.recipe import Recipe
@@ -258,3 +260,28 @@ def test_the_command_goes_on_from_what_is_whole_and_leaves_no_checkpoint(tmp_pat
     assert f"{folder / PROGRESS} is damaged" in told.err
     assert load_model(out).digest == load_model(whole).digest
     assert not {PROGRESS, PREVIOUS} & {path.name for path in folder.iterdir()}
+
+
+def test_a_training_of_steps_that_end_with_infinite_edges_goes_on(tmp_path):
+    frontend = load_frontend("pretrained:cifar10-retina").frontend
+    # Channels with fewer steps than others have rows that infinity fills.
+    steps = frontend.layers[0].activation
+    edges = steps.edges.expand(len(frontend.layers[0].weight), -1).clone()
+    edges[0, 1:] = torch.inf
+    heights = steps.heights.expand(len(edges), -1).clone()
+    frontend.layers[0].activation = SpecialActivationUnit(edges, heights)
+    layer = replace(frontend.spec.layers[0], per_channel=True)
+    frontend.spec = replace(frontend.spec, layers=(layer,))
+    images = torch.randint(256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    architecture = Architecture("fast_cnn", width=0.05, auxiliary_maps=0)
+
+    def run(resume: bool) -> TrainedModel:
+        return train(
+            (images, torch.arange(40) % 2),
+            architecture,
+            Recipe(epochs=2, batch_size=16),
+            frontend=frontend,
+            checkpointing=Checkpointing(tmp_path, resume, 0),
+        )
+
+    assert same_weights(run(False), run(True))

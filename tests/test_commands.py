@@ -268,11 +268,14 @@ def test_wrong_flags_end_in_one_line(refused, pipeline, tmp_path):
 @pytest.mark.parametrize("images", [["--limit-train", "300"], ["--limit-train", "20", "--batch-size", "8"]])
 def test_diverged_training_writes_nothing(images, tmp_path, capsys):
     flags = ["--variant", "baseline", "--learning-rate", "1e6", "--weight-decay", "0", "--epochs", "1", *images]
+    # With checkpoints, from which nobody could go on.
+    flags += ["--checkpoint-interval", "0"]
     assert train([*TRAIN, *flags, "--out", str(tmp_path / "x"), "--json", str(tmp_path / "y")]) == 2
     # A slow machine shows a progress bar first.
     last = capsys.readouterr().err.splitlines()[-1]
     assert "diverged with --learning-rate 1000000.0: the loss" in last
     assert [path.name for path in tmp_path.iterdir()] == ["x_training"]
+    assert not list((tmp_path / "x_training").glob("*.ckpt"))
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,8 @@ def test_outputs_among_the_files_of_cifar10_are_refused(refused, place, monkeypa
 def test_the_folder_of_published_corruptions_is_not_written_to(refused, pipeline, place):
     (place / "published").mkdir()
     out = place / "published" / "fog.npy"
-    refused(evaluate, pipeline.safe, "--cifar10-c", place / "published", "--out", out, out=out)
+    noise = ("--noise", "cifar10-c:fog,1")
+    refused(evaluate, pipeline.safe, *noise, "--cifar10-c", place / "published", "--out", out, out=out)
 
 
 def test_outputs_beside_the_images_are_written(place):

@@ -109,11 +109,17 @@ def test_a_forked_process_computes_what_its_parent_does(work, use_threads):
         # A child that waits for threads which do not run in it is ended.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(60)
-        os._exit(compute() != expected)
+        try:
+            os._exit(compute() != expected)
+        finally:
+            os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
     child = os.fork()
     if not child:
         signal.alarm(60)
         torch.set_num_threads(2)
-        os._exit(sum(for_each(float, range(7))) != 21)
+        try:
+            os._exit(sum(for_each(float, range(7))) != 21)
+        finally:
+            os._exit(2)
     assert os.waitpid(child, 0)[1] == 0

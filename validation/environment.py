@@ -168,7 +168,7 @@ def check_front_end(report: Report, device: torch.device, seed: int) -> None:
 
 def check_files(report: Report) -> None:
     """A network that is written is read back, and one changed bit is noticed."""
-    network, source, digest = load_network(NETWORK)
+    network, source, _ = load_network(NETWORK)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "snn.h5"
         again = save(network, path, source)
@@ -186,7 +186,7 @@ def check_files(report: Report) -> None:
         f"digest {'as before' if again == read else 'changed'}, change {'noticed' if noticed else 'not noticed'}",
         "as before, noticed",
         again == read and noticed,
-        of=len(digest),
+        of=1,
     )
 
 

@@ -22,7 +22,7 @@ from hybrid.paper.runs import Place, Run, in_order, missing_runs
 from snn.learn import LearnConfig
 from snn.runtime.errors import check
 from snn.runtime.locks import locked
-from snn.runtime.outputs import write_json
+from snn.runtime.outputs import remove_leftovers, write_json
 from snn.runtime.ranges import THREADS, Range, check_fields
 from snn.storage import load_network
 
@@ -77,7 +77,8 @@ def make(runs: Iterable[Run], place: Place, engine: Engine, options: Iterable[st
     wanted = list(runs)
     # Jobs share the lock, so that it is held until all of them have ended.
     refusal = f"{{holder}} makes runs in {place.folder}: wait for it, or give another `runs`"
-    with locked(place.folder / ".lock", refusal) as lock:
+    with locked(place.folder / ".lock", refusal, remove=False) as lock:
+        remove_leftovers(place.folder)
         _set_aside(in_order(wanted), place.folder)
         needed = missing_runs(wanted, place.folder)
         if not needed:
@@ -124,7 +125,7 @@ def _set_aside(runs: Iterable[Run], folder: Path) -> None:
             file.replace(folder / "progress" / file.name)
 
 
-def _run_snakemake(jobs: Path, options: list[str], lock: int) -> int:
+def _run_snakemake(jobs: Path, options: list[str], lock: int | None) -> int:
     """Run Snakemake, which shares the ``lock``, and return its exit status. An interrupt ends it and all jobs."""
     words = [
         *("snakemake", "--snakefile", str(Path(__file__).with_name("Snakefile")), "--directory", str(jobs.parent)),
@@ -133,7 +134,7 @@ def _run_snakemake(jobs: Path, options: list[str], lock: int) -> int:
         *options,
     ]
     command = [sys.executable, "-m", "hybrid.paper.job", "-", "-", "-", *words]
-    process = subprocess.Popen(command, start_new_session=True, pass_fds=(lock,))
+    process = subprocess.Popen(command, start_new_session=True, pass_fds=() if lock is None else (lock,))
     try:
         return process.wait()
     except KeyboardInterrupt:

@@ -6,6 +6,8 @@ import sys
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C or SIGTERM ended."""
+PACKAGES = ("snn.", "bridge.", "hybrid.", "validation.", "benchmarks.")
+"""Where the commands of this project live."""
 LEFT = "interrupted; every file left is whole"
 
 
@@ -18,6 +20,8 @@ def end_quietly() -> None:
     if not sys.argv or sys.argv[0] != "-m":
         return
     program = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
+    if not program.startswith(PACKAGES):
+        return
 
     def end(*_: object) -> None:
         # Modules that load may turn an exception into another one.

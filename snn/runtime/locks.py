@@ -36,12 +36,16 @@ def release_all() -> None:
 
 
 @contextlib.contextmanager
-def locked(lock: Path, refusal: str) -> Iterator[int]:
-    """Hold a lock on the file ``lock``, which is made, and removed at the end; yield its descriptor.
+def locked(lock: Path, refusal: str, *, remove: bool = True) -> Iterator[int | None]:
+    """Hold a lock on the file ``lock``, which is made; yield its descriptor, or None on a system without locks.
 
-    Processes that inherit the descriptor hold the lock, too. Raises :class:`UserError` with ``refusal``, in which
+    Processes that inherit the descriptor hold the lock, too; if they may outlive this one, the file must not be
+    removed at the end. Raises :class:`UserError` with ``refusal``, in which
     ``{holder}`` is replaced by who holds it.
     """
+    if fcntl is None:
+        yield None
+        return
     with _open_locked(lock, refusal) as file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()} ({shlex.join(sys.orig_argv)[:200]})")
@@ -49,15 +53,20 @@ def locked(lock: Path, refusal: str) -> Iterator[int]:
         try:
             yield file.fileno()
         finally:
-            lock.unlink(missing_ok=True)
+            if remove:
+                lock.unlink(missing_ok=True)
 
 
 def _open_locked(lock: Path, refusal: str) -> TextIO:
     while True:
-        file = open(lock, "a+")  # noqa: SIM115
         try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = open(lock, "a+", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(
+                f"cannot open {lock} ({error.strerror}), which locks an output; remove that file"
+            ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             with file:
                 file.seek(0)

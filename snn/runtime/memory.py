@@ -2,26 +2,36 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from snn.runtime.errors import check
 
 AVAILABLE = Path("/proc/meminfo")
 """Linux's figures, in KiB."""
-CONTAINER = Path("/sys/fs/cgroup/memory.max")
-"""Limit of the container, or "max"."""
+OWN_GROUP = Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
+"""Limits of containers and jobs: each group's own, in a folder within that of the group around it."""
 
 
 def memory() -> float:
-    """Bytes that are free, or that the container may have at all; infinite where the system does not tell."""
+    """Bytes that are free, or that the container or job may have at all; infinite where the system does not tell."""
     limits = [float("inf")]
     if AVAILABLE.is_file() and (found := re.search(r"MemAvailable:\s*(\d+)", AVAILABLE.read_text())):
         limits.append(int(found[1]) * 2**10)
     elif hasattr(os, "sysconf"):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    if CONTAINER.is_file() and (text := CONTAINER.read_text().strip()).isdigit():
-        limits.append(int(text))
-    return min(limits)
+    return min([*limits, *_group_limits()])
+
+
+def _group_limits() -> Iterator[int]:
+    own = re.search(r"^0::/(.*)$", OWN_GROUP.read_text(), re.M) if OWN_GROUP.is_file() else None
+    group = GROUPS / own[1] if own else GROUPS
+    for folder in (group, *group.parents):
+        if folder.is_relative_to(GROUPS):
+            limit = folder / "memory.max"
+            if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+                yield int(text)
 
 
 def check_memory(needed: float, what: str, remedy: str) -> None:

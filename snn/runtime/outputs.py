@@ -98,9 +98,10 @@ class Outputs:
 
         # The others of a group of processes belong to the first.
         if first_process():
-            for path in self._files[:1]:
+            written = [path for path in (*self._files, self._json, *self.figures) if path]
+            for path in written:
                 hold(path)
-            remove_leftovers(*(path for path in (*self._files, self._json, *self.figures) if path))
+            remove_leftovers(*written)
 
     def finish(self, printed: dict, note: str = "") -> None:
         """Write the figures that were ``printed`` as JSON, and say what was written where; ``note`` follows."""

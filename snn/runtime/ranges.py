@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -107,7 +108,8 @@ def _fits(value: object, kind: Any) -> bool:
         kinds = parts[:1] * len(value) if parts[-1] is ... else parts
         return len(value) == len(kinds) and all(map(_fits, value, kinds))
     if kind in (int, float):
-        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        # NumPy's numbers, too.
+        return isinstance(value, Real if kind is float else Integral) and not isinstance(value, bool)
     if kind is Path:
         return isinstance(value, Path | str)
     return isinstance(value, origin or kind)
@@ -125,8 +127,8 @@ def _words(kind: Any) -> str:
     return WORDS.get(kind, "None" if kind is type(None) else getattr(kind, "__name__", str(kind)))
 
 
-def _numbers(value: object) -> Iterator[float]:
+def _numbers(value: object) -> Iterator[Any]:
     """The number, or those in a tuple."""
     for item in value if isinstance(value, tuple) else (value,):
-        if isinstance(item, int | float) and not isinstance(item, bool):
+        if isinstance(item, Real) and not isinstance(item, bool):
             yield item

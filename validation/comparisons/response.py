@@ -26,7 +26,7 @@ from validation.reference.equations import euler_interval, interval
 from validation.reference.neuron import train_response_spikes
 from validation.report import Report
 
-MOST_SPIKES = 2**30
+MOST_STEPS = 2**30
 """Bound of the steps of all neurons at all rates, so that they fit into memory."""
 FLAT_WIDTH = 1.0
 """Narrowest flat region that is listed, in Hz."""
@@ -85,9 +85,9 @@ class FreqResponseConfig:
         steps = max(self.durations) / self.dt
         size = rates * steps * len(self.drives) * len(self.thresholds)
         check(
-            size <= MOST_SPIKES,
+            size <= MOST_STEPS,
             f"{rates:.0f} rates of {steps:.0f} steps for {len(self.drives) * len(self.thresholds)} neurons: expected "
-            f"at most {MOST_SPIKES} in all; raise `dt` or `rate_step`, or lower `highest_rate` or `durations`",
+            f"at most {MOST_STEPS} in all; raise `dt` or `rate_step`, or lower `highest_rate` or `durations`",
         )
         widest = 1000 / self.durations[0] / 3
         check(
