@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
+from snn.data_source import IMAGES
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import write_atomically
 from snn.runtime.ranges import THREADS
@@ -112,21 +113,30 @@ def check_values(
             raise _refusal(path, f"its {name} has other names than the network")
         for key, like in state.items():
             # The steps of channels with fewer edges end with edges that are infinite.
-            if not _fits(stored[key], like, infinite=key.endswith("activation.edges")):
+            fits = _fits(stored[key], like, infinite=key.endswith("activation.edges"))
+            if not fits or (key.endswith("running_var") and bool((stored[key] < 0).any())):
                 raise _refusal(path, f"its {key} is not finite, or of another shape or type than the network's")
     rows = checkpoint["history"]
     columns = [rows.get(name) for name in history]
     if rows.keys() != history.keys() or any(
-        type(column) is not list or len(column) > checkpoint["epoch"] + 1 or any(type(v) is not float for v in column)
+        type(column) is not list or len(column) != checkpoint["epoch"] or any(type(v) is not float for v in column)
         for column in columns
     ):
         raise _refusal(path, "its history is none of this training")
     sums = checkpoint["sums"]
-    if sums.keys() != {"train", "val"} or not all(_fits(values, torch.zeros(3)) for values in sums.values()):
+    if sums.keys() != {"train", "val"} or not all(map(_are_sums, sums.values())):
         raise _refusal(path, "its sums are none of this training")
     threads, step = checkpoint["threads"], checkpoint["global_step"]
     if threads not in THREADS or step < 1:
         raise _refusal(path, f"it was written after {step} steps with {threads} threads")
+
+
+def _are_sums(values: object) -> bool:
+    """Whether these can be a pass's loss, correct answers and images so far."""
+    if not _fits(values, torch.zeros(3)):
+        return False
+    loss, correct, images = values.tolist()  # type: ignore[attr-defined]
+    return loss >= 0 and 0 <= correct <= images <= IMAGES.high
 
 
 def _fits(value: object, like: Tensor, infinite: bool = False) -> bool:

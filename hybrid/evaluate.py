@@ -130,6 +130,8 @@ def check_files(config: EvaluateConfig) -> None:
     )
     if not published:
         check_left_out(config, ("cifar10_c",), "no condition of `noise` is of cifar10-c")
+    if not any(condition.draws for condition in config.noise):
+        check_left_out(config, ("repeats",), "no condition of `noise` draws")
     if not any(condition.needs_attack_model for condition in config.noise):
         check_left_out(config, ("attack_model",), "no condition of `noise` takes a gradient")
 

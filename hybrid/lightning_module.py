@@ -297,10 +297,17 @@ def _fits(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
         if value is not None
     ]
     base = [group["initial_lr"] for group in fresh]
+    schedule = trainer.lr_scheduler_configs[0].scheduler
+    assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+    due = [rate * factor(step) for rate, factor in zip(base, schedule.lr_lambdas, strict=True)]
+    given = [group["lr"] for group in stored["param_groups"]]
     counters = _form(checkpoint["loops"]["fit_loop"]) == _form(trainer.fit_loop.state_dict())
     averaged = [value for state in checkpoint["callbacks"].values() for value in state.values()]
     return (
-        all(same) and all(buffers) and counters and step <= trainer.estimated_stepping_batches
+        all(same) and all(buffers) and counters and stored["state"].keys() == set(numbers)
+        and rates.keys() == schedule.state_dict().keys()
+        and all(type(rate) is float and math.isclose(rate, wanted) for rate, wanted in zip(given, due, strict=True))
+        and step <= trainer.estimated_stepping_batches
         and all(0 <= value <= step for value in averaged)
         and (rates["base_lrs"], rates["last_epoch"]) == (base, step)
     )  # fmt: skip

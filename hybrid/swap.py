@@ -119,10 +119,10 @@ def run(config: SwapConfig) -> None:
     choose_device(config.options.device)
     model = load_model(config.model)
     # Images that the model was trained on.
-    check_recorded(model.data_source, None, config.model, "swap where they are")
     data_source = model.data_source.override(root=config.root)
     inputs = [model_file(config.model), file, *image_folders(data_source)]
     outputs = Outputs(config.out, options=config.options, inputs=inputs)
+    check_recorded(model.data_source, None, config.model, "swap where they are")
     frontend, _, _ = load_frontend(file)
     data = load_images(data_source, "train", model.seed)
     chosen = balanced_subset(data.labels.numpy(), config.images, config.options.seed)

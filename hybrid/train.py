@@ -1,6 +1,7 @@
 """Train a network, by default on clean images, and write ``hybrid.h5``."""
 
 import logging
+import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,13 +13,14 @@ import tyro
 from bridge.storage import SHIPPED_FRONTENDS
 from hybrid.architecture import Architecture, open_frontend
 from hybrid.checkpoint import remove_checkpoints
+from hybrid.lightning_module import Diverged
 from hybrid.recipe import RECIPES, Recipe, RecipeName, choose_recipe
 from hybrid.storage import load_model, save_model
 from hybrid.training import Checkpointing, Hardware, train
 from snn.data import image_folders, image_shape, load_images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unused, run_command
-from snn.runtime.errors import check
+from snn.runtime.errors import UserError, check
 from snn.runtime.locks import hold
 from snn.runtime.outputs import Outputs, beside, check_apart, remove_leftovers
 from snn.runtime.pretrained import resolve
@@ -113,7 +115,7 @@ def run(config: TrainConfig) -> None:
     folder, curve = (_beside(config.out, ending) for ending in ("_training", "_training.png"))
     file = resolve(config.frontend, SHIPPED_FRONTENDS) if config.frontend else None
     inputs = [*([file] if file else []), *image_folders(config.data_source)]
-    outputs = Outputs(config.out, options=config.options, figures=[curve], inputs=inputs)
+    outputs = Outputs(config.out, options=config.options, figures=[curve], inputs=inputs, group=True)
     check_apart(folder, inputs)
     for path in filter(None, (config.out, config.options.json)):
         check(
@@ -141,16 +143,22 @@ def run(config: TrainConfig) -> None:
         note_without_effect(config.recipe, RECIPES[recipe])
         note_unused(config.data_source, DataSource(), config.data_source.unused)
         print(f"{verb} {name} on {len(data.images)} images ({device.type}), recipe {recipe}, {reason}", flush=True)
-    began = perf_counter()
-    model = train(
-        data,
-        config.architecture,
-        config.recipe,
-        frontend=frontend,
-        seed=seed,
-        hardware=hardware,
-        checkpointing=checkpointing,
-    )
+    began, fresh = perf_counter(), not folder.exists()
+    try:
+        model = train(
+            data,
+            config.architecture,
+            config.recipe,
+            frontend=frontend,
+            seed=seed,
+            hardware=hardware,
+            checkpointing=checkpointing,
+        )
+    except UserError as error:
+        # Of a training that could not begin, as on a full disk, nothing is left.
+        if first_process() and fresh and not isinstance(error, Diverged) and not checkpointing.files:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     if not first_process():
         return
     seconds = perf_counter() - began

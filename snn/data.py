@@ -121,6 +121,8 @@ def as_images(images: Images | Array) -> Tensor:
     pixels = images.images if isinstance(images, Images) else images
     check(isinstance(pixels, Array), f"images are of type {type(pixels).__name__}; give a tensor or NumPy array")
     kind, shape = _kind(pixels), tuple(pixels.shape)
+    plain = pixels.layout == torch.strided and not pixels.is_meta if isinstance(pixels, Tensor) else True
+    check(plain and not isinstance(pixels, np.ma.MaskedArray), "images are sparse, masked or without values; give all")
     check(kind == "uint8", f"images are {kind}; give uint8, from 0 to 255 (intensities in [0, 1] times 255, rounded)")
     # So narrow an image with so many channels is one whose channels stand last.
     swapped = len(shape) == 4 and shape[3] <= 4 < shape[1]
@@ -153,11 +155,8 @@ def as_labelled(data: Images | tuple[Array, Array]) -> Images:
     labels = _tensor(labels).long().cpu()
     low, high = int(labels.min()), int(labels.max())
     classes = data.classes if isinstance(data, Images) else tuple(map(str, range(min(high + 1, MOST_CLASSES))))
-    check(low >= 0, f"labels go from {low} to {high}; expected numbers of classes, from 0 on")
-    check(
-        high < len(classes),
-        f"labels go from {low} to {high}; expected 0 to {len(classes) - 1}, indices of {len(classes)} classes",
-    )
+    expected = f"0 to {len(classes) - 1}, indices of {len(classes)} classes" if classes else "0 or more"
+    check(low >= 0 and high < len(classes), f"labels go from {low} to {high}; expected {expected}")
     return Images(images, labels, classes, data.data_source if isinstance(data, Images) else UNNAMED)
 
 

@@ -66,7 +66,7 @@ class DataSource:
 def check_data(argument: str, data: str) -> None:
     """Raise :class:`UserError` unless ``data``, the value of an argument, is the form of a data set's name."""
     check(
-        data in DATA_SETS or data.startswith(FOLDER),
+        data in DATA_SETS or (data.startswith(FOLDER) and data != FOLDER),
         f"`{argument}` {data}: unknown data set; give {', '.join(DATA_SETS)} or {FOLDER}PATH",
     )
 

@@ -15,6 +15,8 @@ from PIL import Image, ImageOps
 from snn.runtime.errors import UserError, check
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""Pillow's names of these. Others are not tried, whatever a file poses as: some start other programs."""
 SEVERAL_FRAMES = "images of several frames, of which the first is read"
 
 
@@ -122,7 +124,7 @@ def read_image(path: Path, size: int | None, skipped: Counter[str] | None = None
         with warnings.catch_warnings():
             # Pillow warns of oddities in files that it reads all the same.
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if skipped is not None and getattr(image, "is_animated", False):
                     skipped[SEVERAL_FRAMES] += 1
                 ImageOps.exif_transpose(image, in_place=True)

@@ -86,7 +86,7 @@ def run(config: LearnConfig) -> None:
 
     seed = config.options.seed
     pictures, folders = [beside(config.out, "_kernels.png")], image_folders(config.data_source)
-    outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=folders)
+    outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=folders, group=True)
     processes, device = start_processes(config.options.device, config.devices, config.num_nodes)
     engine = choose_engine(config.engine, device)
     # The first process alone downloads, reads and decides; a message is shown once.

@@ -74,7 +74,7 @@ def message(call: Callable, *arguments: object) -> str:
         (images(24, 12, 8, 4), "give permute(0, 3, 1, 2)"),
         (images(24, 0, 8, 8), "images have shape (24, 0, 8, 8)"),
         (images(0), "images have shape (0, 1, 8, 8): there are none"),
-        (images(24, 1, 3, 8), "images have 8x3 pixels; they need a side of at least 4 pixels"),
+        (images(24, 1, 3, 8), "images have 8x3 pixels; expected sides of 4 to 16384 pixels"),
     ],
 )
 def test_images_are_refused_everywhere_in_the_same_words(functions, given, words):

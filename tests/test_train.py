@@ -211,8 +211,8 @@ def test_two_processes_count_every_held_out_image_once(count):
 
 
 def test_a_batch_is_divided_evenly_or_not_at_all(tmp_path, capsys):
-    assert main([*SMALL, "--devices", "3", "--out", str(tmp_path / "x.h5")]) == 2
-    assert "--batch-size 16 is to be shared by 3 processes" in capsys.readouterr().err
+    assert main([*SMALL, "--batch-size", "17", "--devices", "2", "--out", str(tmp_path / "x.h5")]) == 2
+    assert "--batch-size 17 is to be shared by 2 processes" in capsys.readouterr().err
 
 
 def test_batches_are_a_permutation_of_all_images_that_goes_on_anywhere():

@@ -74,6 +74,9 @@ def run_command(
     # A terminal or pipe that cannot show a character shows another in its place; files are UTF-8 everywhere.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+    # A process may be started without them.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         with _interrupts():
             arguments = sys.argv[1:] if argv is None else argv
@@ -87,6 +90,12 @@ def run_command(
         # What the operating system refuses (a name too long, a folder that may not be read) is for the user to mend.
         message = with_flags(" ".join(str(error).split()), config_type)
         print(f"{program}: error: {message}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        # So PyTorch says it, of the processor's memory and of a GPU's.
+        if not isinstance(error, MemoryError) and not re.search("alloc.* memory|out of memory", str(error)):
+            raise
+        print(f"{program}: error: there is not enough memory: take fewer images or smaller sizes", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemError) as error:
         # Compiled code that is interrupted may end in a SystemError caused by the interrupt.

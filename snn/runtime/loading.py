@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from types import TracebackType
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C or SIGTERM ended."""
@@ -28,6 +29,16 @@ def end_quietly() -> None:
         os.write(2, f"python -m {program}: {LEFT}\n".encode())
         os._exit(INTERRUPTED)
 
+    def explain(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if kind is not MemoryError and "failed to map segment" not in str(error):
+            sys.__excepthook__(kind, error, traceback)
+            return
+        os.write(
+            2, f"python -m {program}: error: there is not enough memory to load its modules (ulimit -v)\n".encode()
+        )
+        os._exit(2)
+
+    sys.excepthook = explain
     # A process in the background of a shell ignores Ctrl-C, and goes on to.
     for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is default:

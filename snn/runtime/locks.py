@@ -26,7 +26,8 @@ _held = contextlib.ExitStack()
 
 def hold(path: Path) -> None:
     """Lock the output ``path`` until :func:`release_all`; :class:`UserError` if another process holds it."""
-    lock = path.with_name(f".{path.name}.lock")
+    place = path.resolve()
+    lock = place.with_name(f".{place.name}.lock")
     _held.enter_context(locked(lock, f"{{holder}} is writing {path}: wait for it, end it, or give another `out`"))
 
 
@@ -47,10 +48,12 @@ def locked(lock: Path, refusal: str, *, remove: bool = True) -> Iterator[int | N
         yield None
         return
     with _open_locked(lock, refusal) as file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()} ({shlex.join(sys.orig_argv)[:200]})")
-        file.flush()
         try:
+            # Only for messages: a disk may be full.
+            with contextlib.suppress(OSError):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()} ({shlex.join(sys.orig_argv)[:200]})")
+                file.flush()
             yield file.fileno()
         finally:
             if remove:

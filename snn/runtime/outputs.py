@@ -77,6 +77,7 @@ class Outputs:
         options: whether figures and JSON are wanted.
         figures: that it also draws, unless ``options`` say no.
         inputs: files that it reads, which must not be replaced, and folders of images, in which nothing is written.
+        group: whether several processes may run it together.
 
     Raises:
         UserError: a file that cannot be written, that is an input, lies in one, is named twice, or is being written by
@@ -84,7 +85,12 @@ class Outputs:
     """
 
     def __init__(
-        self, *files: Path | None, options: "RunOptions", figures: Iterable[Path] = (), inputs: Iterable[Path] = ()
+        self,
+        *files: Path | None,
+        options: "RunOptions",
+        figures: Iterable[Path] = (),
+        inputs: Iterable[Path] = (),
+        group: bool = False,
     ) -> None:
         drawn = tuple(figures)
         if not (options.figures or drawn):
@@ -92,10 +98,15 @@ class Outputs:
         self.figures = drawn if options.figures else ()
         """Pictures to draw; none with ``--no-figures``."""
         self._files, self._json = [file for file in files if file is not None], options.json
-        check_outputs(*self._files, self._json, *self.figures, inputs=inputs)
+        plugins = (Path(plugin) for plugin in options.plugin if Path(plugin).is_file())
+        check_outputs(*self._files, self._json, *self.figures, inputs=[*inputs, *plugins])
         # Imported here: --help must not wait for PyTorch.
-        from snn.runtime.processes import first_process
+        from snn.runtime.processes import first_process, tasks_of_step
 
+        check(
+            group or tasks_of_step() == 1,
+            f"srun started {tasks_of_step()} tasks of this command, which is one process: use srun --ntasks 1",
+        )
         # The others of a group of processes belong to the first.
         if first_process():
             written = [path for path in (*self._files, self._json, *self.figures) if path]

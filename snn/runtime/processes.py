@@ -65,7 +65,18 @@ def first_process() -> bool:
         "GROUP_RANK",
         *(["SLURM_PROCID"] if "SLURM_NTASKS" in os.environ else []),
     )
-    return all(int(os.environ.get(name, 0)) == 0 for name in names)
+    return all(_number(name, 0) == 0 for name in names)
+
+
+def tasks_of_step() -> int:
+    """Tasks that Slurm's ``srun`` started of this command; 1 without it."""
+    return _number("SLURM_STEP_NUM_TASKS", 1)
+
+
+def _number(name: str, default: int) -> int:
+    """The number in an environment variable, or ``default`` if there is none."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default
 
 
 def environments() -> list[Any]:
@@ -97,7 +108,7 @@ def group_size(device: DeviceName, devices: int, nodes: int) -> tuple[torch.devi
             f"{world // local} nodes: leave these flags out",
         )
         devices, nodes = local, world // local
-    elif (tasks := int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+    elif (tasks := tasks_of_step()) > 1:
         _join_step(tasks, devices, nodes)
     if chosen.type == "cuda":
         available = torch.cuda.device_count()
@@ -116,7 +127,7 @@ def group_size(device: DeviceName, devices: int, nodes: int) -> tuple[torch.devi
 
 def _join_step(tasks: int, devices: int, nodes: int) -> None:
     """Tell Lightning of this process's place among the ``tasks`` that ``srun`` started, by its own variables."""
-    there = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    there = _number("SLURM_STEP_NUM_NODES", 1)
     check(
         (devices * there, nodes) == (tasks, there),
         f"srun started {tasks} tasks of this command on {there} nodes, and `devices` {devices} `num_nodes` {nodes} "
@@ -131,7 +142,7 @@ def _join_step(tasks: int, devices: int, nodes: int) -> None:
     os.environ["LOCAL_RANK"], os.environ["NODE_RANK"] = os.environ["SLURM_LOCALID"], os.environ["SLURM_NODEID"]
     os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(hosts))
     # Steps of a job that run at the same time need ports of their own.
-    number = 100 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ["SLURM_STEP_ID"])
+    number = 100 * _number("SLURM_JOB_ID", 0) + _number("SLURM_STEP_ID", 0)
     os.environ.setdefault("MASTER_PORT", str(15_000 + number % 15_000))
 
 
