@@ -45,6 +45,8 @@ KINDS: dict[str, type] = {
 class CheckpointFiles(CheckpointIO):
     """How Lightning reads and writes checkpoints; a whole one that is replaced becomes :data:`PREVIOUS`."""
 
+    _written: Path | None = None
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path, archive = Path(path), io.BytesIO()
         torch.save(checkpoint, archive)
@@ -56,9 +58,11 @@ class CheckpointFiles(CheckpointIO):
                 file.write(header)
                 file.write(payload)
 
-        if _whole(path):
+        # What this process wrote need not be read again.
+        if (path == self._written and path.exists()) or _whole(path):
             os.replace(path, path.with_name(PREVIOUS))
         write_atomically(path, write)
+        self._written = path
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None

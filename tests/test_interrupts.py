@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ def interrupted(command: str, moment: str, number: signal.Signals, folder: Path)
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr is not None
+    # Without the signal, as where the module is not loaded, it would go on.
+    limit = threading.Timer(120, process.kill)
+    limit.start()
     lines: list[str] = []
     for line in process.stderr:
         if line.startswith("import time:"):
@@ -40,6 +44,7 @@ def interrupted(command: str, moment: str, number: signal.Signals, folder: Path)
                 process.send_signal(number)
         else:
             lines.append(line)
+    limit.cancel()
     return process.wait(timeout=60), lines
 
 

@@ -28,6 +28,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
     while not path.exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
+    assert path.exists()
 
 
 @pytest.mark.slow
@@ -36,18 +37,23 @@ def test_a_second_command_with_the_same_output_is_refused_until_the_first_is_dea
     out = tmp_path / "model.h5"
     command = [sys.executable, "-m", main.__module__, *ENDLESS[main], "--out", str(out)]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(out if main is learn else tmp_path / "model_training" / "progress.ckpt", first)
-    for flags in ([], ["--resume"]):
-        assert main([*ENDLESS[main], "--out", str(out), *flags]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert f"process {first.pid} on {platform.node()}" in line
-        assert f"is writing {out}" in line
-        assert "--out" in line
-    # Another output is another matter.
-    assert main([*QUICK[main], "--out", str(tmp_path / "other.h5")]) == 0
-    assert first.poll() is None
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
+    try:
+        wait_for(out if main is learn else tmp_path / "model_training" / "progress.ckpt", first)
+        # The second name would share the folder of logs.
+        for name, flags in (("model.h5", []), ("model.h5", ["--resume"]), ("model", ["--no-figures"])):
+            if main is learn and name == "model":
+                continue
+            assert main([*ENDLESS[main], "--out", str(tmp_path / name), *flags]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"process {first.pid} on {platform.node()}" in line
+            assert f"is writing {tmp_path / 'model'}" in line
+            assert "--out" in line
+        # Another output is another matter.
+        assert main([*QUICK[main], "--out", str(tmp_path / "other.h5")]) == 0
+        assert first.poll() is None
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
     # Its lock vanished with it: what the next command says is about the work that it left.
     assert main([*ENDLESS[main], "--out", str(out)]) == 2
     assert "unfinished" in capsys.readouterr().err
