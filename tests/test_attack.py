@@ -117,7 +117,9 @@ def test_attack_and_published_corruptions_through_the_command(pipeline, tmp_path
     given = [str(pipeline.safe), "--out", str(out), "--limit-test", "60", "--no-figures", "--noise", "fgsm:8"]
     assert main(given) == 2
     assert "--attack-model" in capsys.readouterr().err
-    assert main([*given, "--attack-model", str(pipeline.baseline), "--repeats", "2"]) == 0
+    assert main([*given, "--attack-model", str(pipeline.baseline), "--repeats", "2"]) == 2
+    assert "--repeats would be ignored: no condition of --noise draws" in capsys.readouterr().err
+    assert main([*given, "--attack-model", str(pipeline.baseline)]) == 0
     with open(out) as file:
         rows = list(csv.DictReader(file))
     assert [(row["condition"], row["metric"]) for row in rows if row["paths"] == "both"] == [

@@ -109,14 +109,15 @@ class _Child:
         self._process.wait()
 
 
-_idle: list[_Child] = []
+idle: list[_Child] = []
+"""Children that serve nobody."""
 
 
 def _take() -> _Child:
     """A child that serves nobody else."""
     while True:
         try:
-            child = _idle.pop()
+            child = idle.pop()
         except IndexError:
             return _Child()
         if child.usable:
@@ -125,7 +126,7 @@ def _take() -> _Child:
 
 @atexit.register
 def _end() -> None:
-    for child in _idle:
+    for child in idle:
         if child.usable:
             child.end()
 
@@ -149,7 +150,7 @@ def parsed(path: Path) -> Iterator[Stored]:
             child.tell(LENGTH.pack(DONE))
     finally:
         if child.usable and not child.waiting:
-            _idle.append(child)
+            idle.append(child)
         else:
             child.end()
 

@@ -64,7 +64,7 @@ def refusal(kind: Kind, path: Path) -> str:
         assert "\n" not in message
         assert str(path) in message
     assert time.monotonic() - start < h5_guard.SECONDS + 10
-    for child in h5_guard._idle:
+    for child in h5_guard.idle:
         status = Path(f"/proc/{child._process.pid}/status").read_text()
         assert int(status.split("VmHWM:")[1].split()[0]) * 1024 < MEMORY
     assert own_memory() < MEMORY
@@ -286,7 +286,7 @@ def test_what_the_library_does_with_the_worst_of_files_ends_with_a_refusal(tmp_p
     monkeypatch.setattr(h5_guard, "CHILD", script)
     monkeypatch.setattr(h5_guard, "SECONDS", 3)
     idle = []
-    monkeypatch.setattr(h5_guard, "_idle", idle)
+    monkeypatch.setattr(h5_guard, "idle", idle)
     with pytest.raises(UserError, match=r"file\.h5 is truncated or not an HDF5 file"):
         read_file(path, schema, Stored.loaded)
     assert len(idle) == (0 if ends else 1)
@@ -301,12 +301,12 @@ def test_a_process_that_reads_files_and_has_died_is_replaced(tmp_path, monkeypat
     path, schema = tmp_path / "file.h5", Schema("test/1", "the remedy")
     write_file(path, schema, {"a": np.arange(5)}, seed=0, command="")
     read_file(path, schema, Stored.loaded)
-    for child in h5_guard._idle:
+    for child in h5_guard.idle:
         child._process.kill()
         child._process.wait()
     assert list(read_file(path, schema, Stored.loaded)["a"]) == [0, 1, 2, 3, 4]
     monkeypatch.setattr(h5_guard, "CHILD", tmp_path / "absent.py")
-    monkeypatch.setattr(h5_guard, "_idle", [])
+    monkeypatch.setattr(h5_guard, "idle", [])
     with pytest.raises(OSError, match="cannot start the process that reads HDF5 files"):
         read_file(path, schema, Stored.loaded)
 
