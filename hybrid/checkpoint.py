@@ -53,14 +53,19 @@ class CheckpointFiles(CheckpointIO):
         payload = archive.getbuffer()
         header = f"{SCHEMA} {hashlib.sha256(payload).hexdigest()} {len(payload)}\n".encode()
 
+        # What this process wrote need not be read again.
+        whole = (path == self._written and path.exists()) or _whole(path)
+
         def write(temporary: Path) -> None:
             with open(temporary, "wb") as file:
                 file.write(header)
                 file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            # Only now, so that there is hardly a moment without a newest one.
+            if whole:
+                os.replace(path, path.with_name(PREVIOUS))
 
-        # What this process wrote need not be read again.
-        if (path == self._written and path.exists()) or _whole(path):
-            os.replace(path, path.with_name(PREVIOUS))
         write_atomically(path, write)
         self._written = path
 
