@@ -69,11 +69,11 @@ def test_a_command_without_a_stream_works(closed, tmp_path):
 @pytest.mark.slow
 def test_a_limit_of_memory_ends_in_one_line(pipeline, tmp_path):
     words = f"{sys.executable} -m hybrid.evaluate {pipeline.baseline} --noise clean --out {tmp_path / 'r.csv'}"
-    for limit in (1_200_000, 3_000_000):
-        done = subprocess.run(["bash", "-c", f"ulimit -v {limit}; exec {words}"], capture_output=True, text=True)
-        assert done.returncode == 2
-        (line,) = done.stderr.splitlines()
-        assert "not enough memory" in line
+    # So little that PyTorch itself cannot be loaded, on any machine.
+    done = subprocess.run(["bash", "-c", f"ulimit -v 1200000; exec {words}"], capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "not enough memory" in line
 
 
 @pytest.mark.slow
