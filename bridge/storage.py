@@ -99,8 +99,6 @@ def state_from_tree(
         step = name.endswith("activation.heights")
         low = 0 if step or name.endswith(("running_var", "num_batches_tracked")) else -math.inf
         high = spec.encoding.n_steps if step and spec else math.inf
-        if name == "normalise.std":
-            low = float(torch.finfo(tensor.dtype).tiny)
         infinite = name.endswith("activation.edges")
         state[name] = torch.from_numpy(tree.array(name, dtype, tuple(tensor.shape), low, high, infinite=infinite))
     return state

@@ -20,7 +20,7 @@ from snn.data_source import LOCATION, DataSource, input_tree, read_input
 from snn.runtime.errors import UserError, check
 from snn.runtime.h5 import PARENT, Schema, read_file, write_file
 from snn.runtime.pretrained import resolve
-from snn.runtime.ranges import THREADS
+from snn.runtime.ranges import SEED, THREADS
 from snn.runtime.tree import Stored, Tree, from_tree
 
 OLDER = ("hybrid/5", "hybrid/4")
@@ -188,7 +188,7 @@ def _model_from_tree(tree: Stored) -> TrainedModel:
         spec=spec,
         network=network.eval(),
         data_source=data_source,
-        seed=tree.whole("seed", 0, 2**32 - 1),
+        seed=tree.whole("seed", int(SEED.low), int(SEED.high)),
         history=history,
         recipe=recipe,
         digest=tree.text("digest"),
@@ -231,6 +231,9 @@ def _state_from_tree(tree: Stored, expected: Mapping[str, Tensor], spec: ModelSp
         raise UserError(
             f"its weights do not fit the network that {spec.architecture.backbone} is here ({error})"
         ) from error
+    deviation = state["normalise.std"].min().item()
+    smallest = torch.finfo(torch.float32).tiny
+    check(deviation >= smallest, f"{stored.path}normalise.std is {deviation:g}, expected a positive number")
     for name in scales:
         scale = torch.from_numpy(scales.array(name, np.float32, state[name].shape[:1], low=0))
         state[name] = state[name] * _for_rows(scale, state[name])

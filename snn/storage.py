@@ -19,6 +19,7 @@ from snn.retina import retina_from_tree, retina_tree
 from snn.runtime.errors import check
 from snn.runtime.h5 import Schema, read_file, write_file
 from snn.runtime.pretrained import resolve
+from snn.runtime.ranges import SEED
 from snn.runtime.tree import Stored, Tree, from_tree
 
 SCHEMA = Schema("snn/3", "python -m snn.learn --out FILE", LOCATION, older=("snn/2",))
@@ -139,7 +140,7 @@ def _network_from_tree(tree: Stored) -> NetworkFile:
         check(len(layers) < len(learning.maps), "all its layers have learned, and one is unfinished")
         progress.whole("layer", len(layers) + 1, len(layers) + 1)
         unfinished = _unfinished_from_tree(progress, learning, len(layers), channels[len(layers)])
-    seed, digest = tree.whole("seed", 0, 2**32 - 1), tree.text("images_digest")
+    seed, digest = tree.whole("seed", int(SEED.low), int(SEED.high)), tree.text("images_digest")
     network = SpikingNetwork(shape, learning, layers, seed, unfinished, digest, retina)
     return NetworkFile(network, data_source, tree.text("digest"))
 

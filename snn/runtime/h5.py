@@ -16,13 +16,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import h5py
 import numpy as np
 
 from snn.runtime.errors import UserError, check
 from snn.runtime.h5_guard import Damaged, parsed
+from snn.runtime.locks import held_by_another
 from snn.runtime.outputs import write_atomically
 from snn.runtime.provenance import git_commit, versions
 from snn.runtime.registry import UnknownName
@@ -159,7 +160,7 @@ def read_file(path: str | Path, schema: Schema, parse: Callable[[Stored], Conten
 def _check_block(path: Path, remedy: str) -> None:
     """Raise :class:`UserError` for a file that another process writes, or whose bytes are not those once written."""
     with open(path, "rb") as file:
-        check(not _locked(file), f"{path} is open for writing in another process; close it there and try again")
+        check(not held_by_another(file), f"{path} is open for writing in another process; close it there and try again")
         start = file.read(BLOCK)
         # Files written before there was a block.
         if start.startswith(HDF5_SIGNATURE):
@@ -174,21 +175,6 @@ def _check_block(path: Path, remedy: str) -> None:
         )
         intact = start == _block(size, hashlib.file_digest(file, "sha256").hexdigest())
         check(intact, f"{path} {CHANGED}; make it again with: {remedy}")
-
-
-def _locked(file: BinaryIO) -> bool:
-    """Whether another process has the file open for writing, by the lock that the HDF5 library then holds."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(file, fcntl.LOCK_UN)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):
-        # A system, or a file system, without such locks.
-        return False
-    return False
 
 
 def _plain(tree: Tree) -> Tree:

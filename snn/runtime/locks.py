@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from snn.runtime.errors import UserError
 
@@ -58,6 +58,21 @@ def locked(lock: Path, refusal: str, *, remove: bool = True) -> Iterator[int | N
         finally:
             if remove:
                 lock.unlink(missing_ok=True)
+
+
+def held_by_another(file: BinaryIO) -> bool:
+    """Whether another process has a lock on this file, as the HDF5 library takes one on a file that it writes."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return True
+    except OSError:
+        # A file system without locks.
+        return False
+    return False
 
 
 def _open_locked(lock: Path, refusal: str) -> TextIO:
