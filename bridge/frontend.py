@@ -25,6 +25,7 @@ from torch.nn.functional import batch_norm, conv2d
 
 from bridge.drawing import Drawing
 from bridge.sau import SpecialActivationUnit, steps_of_neurons
+from snn.data_source import LENGTHS
 from snn.parameters import CHANNELS, KERNEL, Encoding, LayerParameters
 from snn.retina import INTENSITY_STEPS, LEVELS, Retina, rounded
 from snn.runtime.errors import check
@@ -32,8 +33,6 @@ from snn.runtime.ranges import Range, check_fields
 
 FLOOR_MARGIN = 1e-5
 """F T counts as a whole number of spikes if it falls short of it by at most this much."""
-SIDES = Range(1, 2**15 - 1)
-"""Channels, height and width of images."""
 DRAWS = 1024
 """Resolution of the distribution of deviations: so many equally likely values per step."""
 
@@ -90,7 +89,7 @@ class LayerSpec:
 class FrontEndSpec:
     """Everything that determines the shape of a front end and its encoding of images."""
 
-    input_shape: Annotated[tuple[int, int, int], SIDES]
+    input_shape: Annotated[tuple[int, int, int], LENGTHS]
     """(C, H, W) of the images."""
     layers: tuple[LayerSpec, ...]
     encoding: Encoding

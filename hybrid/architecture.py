@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal, get_args
 
 from torch import nn
 
-from bridge.frontend import SIDES, FrontEndSpec, SpikingFrontEnd
+from bridge.frontend import FrontEndSpec, SpikingFrontEnd
 from bridge.storage import load_frontend
 from hybrid.backbones import BACKBONES, check_backbone, full_backbone, main_cnn
 from hybrid.network import BaselineNetwork, HybridNetwork, Network, Normalise, TrainableFrontEnd
 from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preprocess_flag
 from hybrid.variations import Variations
+from snn.data_source import LENGTHS
 from snn.runtime.errors import check, check_choice
 from snn.runtime.ranges import Range, check_fields
 
@@ -65,7 +66,7 @@ class ModelSpec:
     """Everything that determines the modules of a network and their shapes."""
 
     architecture: Architecture
-    input_shape: Annotated[tuple[int, int, int], SIDES]
+    input_shape: Annotated[tuple[int, int, int], LENGTHS]
     """(C, H, W) of the images."""
     classes: tuple[str, ...]
     """Names of the classes, in the order of the logits."""

@@ -18,7 +18,7 @@ from hybrid.recipe import Recipe
 from hybrid.variations import Variations
 from snn.data_source import LOCATION, DataSource, input_tree, read_input
 from snn.runtime.errors import UserError, check
-from snn.runtime.h5 import PARENT, Schema, read_file, write_file
+from snn.runtime.h5 import PARENT, Schema, check_size, read_file, write_file
 from snn.runtime.pretrained import resolve
 from snn.runtime.ranges import SEED, THREADS
 from snn.runtime.tree import Stored, Tree, from_tree
@@ -69,6 +69,13 @@ def history_rows(history: Mapping[str, Iterable[float]]) -> list[dict]:
     """The columns of a training's history as one row for each epoch, counted from 1."""
     rows = zip(*history.values(), strict=True)
     return [{"epoch": number, **dict(zip(history, row, strict=True))} for number, row in enumerate(rows, 1)]
+
+
+def check_file(spec: ModelSpec) -> None:
+    """Raise :class:`UserError` if the file of such a network would be too large."""
+    with torch.device("meta"):
+        size = sum(values.nbytes for values in build_model(spec).state_dict().values())
+    check_size(size, f"the file of {spec.architecture.backbone}", "choose a smaller network, or lower `width`")
 
 
 def save_model(path: str | Path, model: TrainedModel, command: str, parent_digest: str, *, bits: Bits = 32) -> str:

@@ -11,11 +11,11 @@ from typing import Annotated
 import tyro
 
 from bridge.storage import SHIPPED_FRONTENDS
-from hybrid.architecture import Architecture, open_frontend
+from hybrid.architecture import Architecture, ModelSpec, open_frontend
 from hybrid.checkpoint import remove_checkpoints
 from hybrid.lightning_module import Diverged
 from hybrid.recipe import RECIPES, Recipe, RecipeName, choose_recipe
-from hybrid.storage import load_model, save_model
+from hybrid.storage import check_file, load_model, save_model
 from hybrid.training import Checkpointing, Hardware, train
 from snn.data import image_folders, image_shape, load_images
 from snn.data_source import DataSource
@@ -135,6 +135,7 @@ def run(config: TrainConfig) -> None:
         print(f"{config.out} holds this training of {name}, complete: nothing to do")
         return
     data = load_images(config.data_source, "train", seed)
+    check_file(ModelSpec(config.architecture, data.shape, data.classes, frontend.spec if frontend else None))
     if first_process():
         if folder.is_dir():
             remove_leftovers(folder)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from snn.data_source import LARGEST_SIDE, UNNAMED, DataSource, Split, check_data
+from snn.data_source import LENGTHS, UNNAMED, DataSource, Split, check_data
 from snn.image_files import (
     IMAGE_SUFFIXES,
     SEVERAL_FRAMES,
@@ -133,8 +133,8 @@ def as_images(images: Images | Array) -> Tensor:
     )
     check(len(pixels) >= 1, f"images have shape {shape}: there are none; give at least one")
     check(
-        min(shape[2:]) >= SMALLEST and max(shape[2:]) <= LARGEST_SIDE,
-        f"images have {shape[3]}x{shape[2]} pixels; expected sides of {SMALLEST} to {LARGEST_SIDE} pixels",
+        min(shape[2:]) >= SMALLEST and max(shape[2:]) <= LENGTHS.high,
+        f"images have {shape[3]}x{shape[2]} pixels; expected sides of {SMALLEST} to {LENGTHS.high} pixels",
     )
     return _tensor(pixels)
 

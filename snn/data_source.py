@@ -18,8 +18,8 @@ IMAGES = Range(1, 10**9)
 """A number of images."""
 SIDE = Range(4, 4096, unit="pixels")
 """Of images that are resized: all values of a layer on a larger one would not fit into memory."""
-LARGEST_SIDE = 2**14
-"""Most pixels in height and width of images that a file was made for."""
+LENGTHS = Range(1, 2**14)
+"""Channels, height and width of images, which are not resized."""
 
 
 @dataclass(frozen=True)
@@ -95,5 +95,7 @@ def input_tree(data_source: DataSource, shape: tuple[int, int, int]) -> Tree:
 
 def read_input(tree: Stored) -> tuple[DataSource, tuple[int, int, int]]:
     """What :func:`input_tree` stored."""
-    channels, height, width = (tree.whole(name, 1, LARGEST_SIDE) for name in ("channels", "height", "width"))
+    channels, height, width = (
+        tree.whole(name, int(LENGTHS.low), int(LENGTHS.high)) for name in ("channels", "height", "width")
+    )
     return from_tree(DataSource, tree, root=Path(tree.text("root"))), (channels, height, width)

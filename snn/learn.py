@@ -82,7 +82,7 @@ def run(config: LearnConfig) -> None:
     from snn.monitor import layer_figures, peak_memory
     from snn.network import SpikingNetwork
     from snn.runtime.processes import start_processes
-    from snn.storage import images_digest, save
+    from snn.storage import check_file, images_digest, save
 
     seed = config.options.seed
     pictures, folders = [beside(config.out, "_kernels.png")], image_folders(config.data_source)
@@ -92,6 +92,7 @@ def run(config: LearnConfig) -> None:
     # The first process alone downloads, reads and decides; a message is shown once.
     data = processes.share(lambda: load_images(config.data_source, "train", seed))
     images = data.images
+    check_file(config.learning, data.shape[0], len(images))
     fresh = SpikingNetwork(data.shape, config.learning, (), seed, images_digest=images_digest(images))
     unfinished = processes.share(lambda: load_unfinished(config.out, fresh, config.resume))
     if processes.first:

@@ -17,12 +17,14 @@ from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLa
 from snn.parameters import LayerParameters, LIFParameters
 from snn.retina import retina_from_tree, retina_tree
 from snn.runtime.errors import check
-from snn.runtime.h5 import Schema, read_file, write_file
+from snn.runtime.h5 import Schema, check_size, read_file, write_file
 from snn.runtime.pretrained import resolve
 from snn.runtime.ranges import SEED
 from snn.runtime.tree import Stored, Tree, from_tree
 
 SCHEMA = Schema("snn/3", "python -m snn.learn --out FILE", LOCATION, older=("snn/2",))
+BYTES_LEARNED, BYTES_UNFINISHED = 8, 24
+"""In the file, of a synapse of a layer that has learned (now and at the start), or learns (and sums of windows)."""
 SHIPPED_NETWORKS = Path(__file__).parent / "shipped"
 """Learned networks that ship with the package (:func:`snn.runtime.pretrained.resolve`)."""
 
@@ -32,6 +34,21 @@ def images_digest(images: Tensor) -> str:
     digest = hashlib.blake2b(str(tuple(images.shape)).encode(), digest_size=16)
     digest.update(images.contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def check_file(learning: Learning, channels: int, images: int) -> None:
+    """Raise :class:`UserError` if the file of such learning, on images with so many channels, would be too large."""
+    updates, done, most = learning.updates(images), 0, 0
+    before = channels * (1 if learning.retina.kind == "none" else 2)
+    for number, maps in enumerate(learning.maps):
+        synapses = maps * before * learning.geometry(number).kernel_size ** 2
+        # Spikes of each map, images and mean change after each update.
+        history = 8 * updates * (maps + 2)
+        most = max(most, done + BYTES_UNFINISHED * synapses + history)
+        done += BYTES_LEARNED * synapses + history
+        before = maps
+    what = f"the file of layers with {', '.join(map(str, learning.maps))} maps and a history of {updates} updates"
+    check_size(most, what, "lower `maps` or `kernel_sizes`, or learn in fewer updates")
 
 
 def save(

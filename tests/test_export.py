@@ -14,8 +14,8 @@ from scipy.ndimage import correlate, gaussian_filter
 from bridge.conversion import convert
 from bridge.export.__main__ import main
 from bridge.export.images import check_images
-from bridge.export.nir import export_nir, run_in_norse, spiking_graph, stored_encoder, write_nir
-from bridge.export.onnx import FoldedFrontEnd, export_onnx, reach, run_in_onnxruntime, write_onnx
+from bridge.export.nir import export_nir, nir_bytes, run_in_norse, spiking_graph, stored_encoder
+from bridge.export.onnx import FoldedFrontEnd, export_onnx, onnx_bytes, reach, run_in_onnxruntime
 from bridge.storage import load_frontend, load_spiking_layers
 from snn.data import load_images
 from snn.data_source import DataSource
@@ -60,7 +60,7 @@ def test_onnx_gives_the_same_features(pipeline, images, tmp_path, kind):
         frontend = convert(network, part, quantise_input=True).frontend
     elif kind == "trained":
         frontend = trained(frontend)
-    write_onnx(frontend, tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes(frontend))
     onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"), full_check=True)
     with torch.no_grad():
         expected = frontend(images)
@@ -164,12 +164,12 @@ def test_a_fault_in_an_onnx_file_is_noticed(colourful, tmp_path, monkeypatch, fa
     frontend = convert(network, images).frontend
     frontend.spiking = [learned.layer for learned in network.layers]
 
-    def write_with_fault(right, path):
+    def with_fault(right):
         wrong = copy.deepcopy(right)
         fault(wrong)
-        write_onnx(wrong, path)
+        return onnx_bytes(wrong)
 
-    monkeypatch.setattr("bridge.export.onnx.write_onnx", write_with_fault)
+    monkeypatch.setattr("bridge.export.onnx.onnx_bytes", with_fault)
     with pytest.raises(UserError, match="nothing was written"):
         export_onnx(frontend, tmp_path / "model.onnx", torch.Generator().manual_seed(1))
 
@@ -186,7 +186,7 @@ def contrast_of(images, filters, offset):
 def test_nir_carries_retina_and_inhibition(colourful, tmp_path):
     network, _ = colourful
     path, layers = tmp_path / "network.nir", [learned.layer for learned in network.layers]
-    write_nir(layers, network.input_shape, network.learning.encoding, path, network.retina)
+    path.write_bytes(nir_bytes(layers, network.input_shape, network.learning.encoding, network.retina))
     graph = nir.read(path)
     assert graph.nodes["input"].input_type["input"].tolist() == [6, 14, 14]
     for number, layer in enumerate(layers, 1):
@@ -220,7 +220,7 @@ def test_a_fault_in_a_nir_file_is_noticed(colourful, tmp_path, monkeypatch, faul
     frontend, layers = convert(network, images).frontend, [learned.layer for learned in network.layers]
     assert export_nir(layers, frontend, tmp_path / "right.nir", torch.Generator().manual_seed(1)) > 100
 
-    def write_with_fault(layers, shape, encoding, path, retina):
+    def with_fault(layers, shape, encoding, retina):
         if fault == "ON and OFF swapped":
             retina = Retina(-retina.filters, -retina.offset)
         elif fault == "filter turned":
@@ -235,9 +235,9 @@ def test_a_fault_in_a_nir_file_is_noticed(colourful, tmp_path, monkeypatch, faul
                 )
                 for layer, mean in zip(layers, means, strict=True)
             ]
-        write_nir(layers, shape, encoding, path, retina)
+        return nir_bytes(layers, shape, encoding, retina)
 
-    monkeypatch.setattr("bridge.export.nir.write_nir", write_with_fault)
+    monkeypatch.setattr("bridge.export.nir.nir_bytes", with_fault)
     with pytest.raises(UserError, match="spikes of the last layer differ"):
         export_nir(layers, frontend, tmp_path / "wrong.nir", torch.Generator().manual_seed(1))
 
@@ -266,7 +266,8 @@ def test_export_command_of_contrast(contrast, tmp_path, capsys):
 def nir_file(pipeline, tmp_path_factory):
     network, _, _ = load_network(pipeline.snn)
     path = tmp_path_factory.mktemp("nir") / "network.nir"
-    write_nir([learned.layer for learned in network.layers], network.input_shape, network.learning.encoding, path)
+    layers = [learned.layer for learned in network.layers]
+    path.write_bytes(nir_bytes(layers, network.input_shape, network.learning.encoding))
     return path
 
 
@@ -323,13 +324,13 @@ def test_spikes_within_a_pulse_restart_it(pipeline, images, tmp_path, encoding):
     # Layers that fire fast as well: pulses merge in all of them.
     network, _, _ = load_network(pipeline.snn)
     layers = [learned.layer.with_values(gain=learned.layer.gain * 6) for learned in network.layers]
-    write_nir(layers, network.input_shape, encoding, tmp_path / "fast.nir")
-    assert stored_encoder(tmp_path / "fast.nir") == (encoding, None)
+    fast = nir_bytes(layers, network.input_shape, encoding)
+    assert stored_encoder(fast) == (encoding, None)
     spikes = encode((images[:2] * 255).to(torch.uint8), encoding, draw_seeds(2, torch.Generator().manual_seed(2)))
     expected = feed_forward(choose_engine(), [layer.to(torch.float64) for layer in layers], spikes)
     for counts in (spikes.sum(0), choose_engine().simulate(layers[0], spikes, inhibition=False).sum(0)):
         assert counts.max() > 20
-    assert torch.equal(run_in_norse(tmp_path / "fast.nir", spikes), expected)
+    assert torch.equal(run_in_norse(fast, spikes), expected)
 
 
 def test_strides_and_shapes_are_in_the_graph():

@@ -11,7 +11,7 @@ import tyro
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend, load_spiking_layers
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.errors import UserError, check
-from snn.runtime.outputs import Outputs, write_atomically
+from snn.runtime.outputs import Outputs
 from snn.runtime.pretrained import resolve
 from snn.runtime.random import stream
 from snn.runtime.ranges import SEED, check_fields
@@ -59,29 +59,25 @@ def run(config: ExportConfig) -> None:
     frontend, _, digest = load_frontend(file)
     generator = stream("export", config.seed)
     figures: dict[str, float | str] = {"source_digest": digest}
+    # Imported here: each needs packages that the other does not.
+    if config.format == "onnx":
+        from bridge.export import onnx
 
-    def write(temporary: Path) -> None:
-        # Imported here: each needs packages that the other does not.
-        if config.format == "onnx":
-            from bridge.export import onnx
+        agreement = onnx.export_onnx(frontend, out, generator)
+        print(
+            f"onnxruntime against PyTorch, {onnx.CHECKED_IMAGES} images: {agreement.same_share:.2%} of the "
+            f"features are the same bits; largest difference of a feature {agreement.largest_difference:.1e}"
+        )
+        figures.update(agreement._asdict())
+    else:
+        from bridge.export import nir
 
-            agreement = onnx.export_onnx(frontend, temporary, generator)
-            print(
-                f"onnxruntime against PyTorch, {onnx.CHECKED_IMAGES} images: {agreement.same_share:.2%} of the "
-                f"features are the same bits; largest difference of a feature {agreement.largest_difference:.1e}"
-            )
-            figures.update(agreement._asdict())
-        else:
-            from bridge.export import nir
-
-            spikes = nir.export_nir(load_spiking_layers(file), frontend, temporary, generator)
-            print(
-                f"norse against the simulator, {nir.CHECKED_IMAGES} images, float64: all {spikes} spikes of the "
-                "last layer agree"
-            )
-            figures.update(spikes=spikes, different_spikes=0)
-
-    write_atomically(out, write)
+        spikes = nir.export_nir(load_spiking_layers(file), frontend, out, generator)
+        print(
+            f"norse against the simulator, {nir.CHECKED_IMAGES} images, float64: all {spikes} spikes of the "
+            "last layer agree"
+        )
+        figures.update(spikes=spikes, different_spikes=0)
     outputs.finish(figures)
 
 

@@ -18,6 +18,7 @@ simulators. The weights include the drive's factor of each channel, so r is 1. N
 for the potential at the start of a presentation; the metadata of the graph and of each LIF node hold them.
 """
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,21 +120,22 @@ def _neurons(layer: SpikingConv2d, shape: tuple[int, int, int]) -> nir.LIF:
     )
 
 
-def write_nir(
-    layers: list[SpikingConv2d],
-    shape: tuple[int, int, int],
-    encoding: Encoding,
-    path: str | Path,
-    retina: Retina | None = None,
-) -> None:
-    """Write :func:`spiking_graph` to ``path``."""
-    graph = spiking_graph(layers, shape, encoding, retina)
-    write_atomically(Path(path), lambda temporary: nir.write(temporary, graph))
+def nir_bytes(
+    layers: list[SpikingConv2d], shape: tuple[int, int, int], encoding: Encoding, retina: Retina | None = None
+) -> bytes:
+    """:func:`spiking_graph` as a NIR file, made in memory: the HDF5 library does not survive a full disk."""
+    file = io.BytesIO()
+    nir.write(file, spiking_graph(layers, shape, encoding, retina))
+    return file.getvalue()
 
 
-def stored_encoder(path: str | Path) -> tuple[Encoding, Retina | None]:
-    """What turns images into the input spikes of a file of :func:`write_nir`."""
-    metadata = nir.read(path).metadata
+def _read(file: bytes | str | Path) -> nir.NIRGraph:
+    return nir.read(io.BytesIO(file) if isinstance(file, bytes) else file)
+
+
+def stored_encoder(file: bytes | str | Path) -> tuple[Encoding, Retina | None]:
+    """What turns images into the input spikes of a file of :func:`nir_bytes`, or of its bytes."""
+    metadata = _read(file).metadata
     stored = metadata["encoder"]
     # Whole steps again, in spite of the division by 1000.
     times = {name: round(float(stored[name]) * 1000, 9) for name in ("presentation", "quiet")}
@@ -168,12 +170,13 @@ class Threshold(nn.Module):
         return (x > self.threshold).to(x.dtype)
 
 
-def run_in_norse(path: str | Path, spikes: Tensor) -> Tensor:
-    """Spikes of the last layer, bool (T, B, C_out, H_out, W_out), when norse runs a file of :func:`write_nir`.
+def run_in_norse(file: bytes | str | Path, spikes: Tensor) -> Tensor:
+    """Spikes of the last layer, bool (T, B, C_out, H_out, W_out), when norse runs a file of :func:`nir_bytes`.
 
-    ``spikes`` are the encoder's, bool (T, B, C, H, W). Norse runs in float64, time step by time step.
+    ``file`` may also be its bytes. ``spikes`` are the encoder's, bool (T, B, C, H, W). Norse runs in float64, time step
+    by time step.
     """
-    graph = nir.read(path)
+    graph = _read(file)
     dt = float(graph.metadata["dt"])
     modules = {
         nir.Delay: lambda node: Delay(round(float(node.delay.flat[0]) / dt)),
@@ -219,21 +222,22 @@ def export_nir(
 
     ``frontend`` is what they were converted to. Norse and the simulator run in float64 on :data:`CHECKED_IMAGES` images
     (:func:`bridge.export.images.check_images`). For norse, they are encoded as the file says. Raises
-    :class:`snn.runtime.errors.UserError` if any spike differs.
+    :class:`snn.runtime.errors.UserError` if any spike differs; nothing is written then.
     """
     spec, retina = frontend.spec, frontend.retina
-    write_nir(layers, spec.input_shape, spec.encoding, path, retina)
+    content = nir_bytes(layers, spec.input_shape, spec.encoding, retina)
     images = check_images(CHECKED_IMAGES, spec.input_shape, generator)
     seeds = draw_seeds(len(images), generator)
     spikes = encode(encoder_input(images, retina), spec.encoding, seeds)
     simulated = feed_forward(choose_engine(), (layer.to(torch.float64) for layer in layers), spikes)
     assert isinstance(simulated, Tensor)
-    encoding, retina = stored_encoder(path)
-    reproduced = run_in_norse(path, encode(encoder_input(images, retina), encoding, seeds))
+    encoding, retina = stored_encoder(content)
+    reproduced = run_in_norse(content, encode(encoder_input(images, retina), encoding, seeds))
     total, different = int(simulated.sum()), int((simulated != reproduced).sum())
     check(
         different == 0,
         f"{different} of {total} spikes of the last layer differ between norse and the simulator; nothing was written: "
         "use another version of norse or nirtorch, and report it",
     )
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
     return total

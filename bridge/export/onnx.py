@@ -102,8 +102,8 @@ def _from_order(order: Tensor) -> Tensor:
     return torch.where(order < 0, -size, size)
 
 
-def write_onnx(frontend: SpikingFrontEnd, path: str | Path) -> None:
-    """Write the front end as an ONNX model: "images" (B, C, H, W) in [0, 1] to "features" (B, C_out, H', W'), any B."""
+def onnx_bytes(frontend: SpikingFrontEnd) -> bytes:
+    """The front end as an ONNX file: "images" (B, C, H, W) in [0, 1] to "features" (B, C_out, H', W'), any B."""
     model = FoldedFrontEnd(copy.deepcopy(frontend).cpu().eval()).eval()
     images = torch.zeros(2, *frontend.spec.input_shape)
     program = torch.onnx.export(
@@ -117,14 +117,17 @@ def write_onnx(frontend: SpikingFrontEnd, path: str | Path) -> None:
         verbose=False,
     )
     assert program is not None
-    write_atomically(Path(path), lambda temporary: program.save(temporary))
+    return program.model_proto.SerializeToString()
 
 
-def run_in_onnxruntime(path: str | Path, images: Tensor) -> Tensor:
-    """Features that onnxruntime computes on the CPU, in its default settings, for images (B, C, H, W) in [0, 1]."""
+def run_in_onnxruntime(model: bytes | str | Path, images: Tensor) -> Tensor:
+    """Features that onnxruntime computes on the CPU, in its default settings, for images (B, C, H, W) in [0, 1].
+
+    ``model`` is an ONNX file, or its bytes.
+    """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
@@ -132,16 +135,17 @@ def export_onnx(frontend: SpikingFrontEnd, path: str | Path, generator: torch.Ge
     """Write the front end to ``path``; return how the file's features agree with PyTorch's.
 
     Both run on :data:`CHECKED_IMAGES` images (:func:`bridge.export.images.check_images`). Raises
-    :class:`snn.runtime.errors.UserError` for a difference of more than :data:`TOLERANCE`.
+    :class:`snn.runtime.errors.UserError` for a difference of more than :data:`TOLERANCE`; nothing is written then.
     """
-    write_onnx(frontend, path)
+    content = onnx_bytes(frontend)
     images = check_images(CHECKED_IMAGES, frontend.spec.input_shape, generator) / 255
     with torch.no_grad():
-        difference = (run_in_onnxruntime(path, images) - frontend(images)).abs()
+        difference = (run_in_onnxruntime(content, images) - frontend(images)).abs()
     agreement = Agreement(difference.max().item(), (difference == 0).double().mean().item())
     check(
         agreement.largest_difference <= TOLERANCE,
         f"features by onnxruntime differ by up to {agreement.largest_difference:g} from PyTorch's (at most "
         f"{TOLERANCE:g} is expected); nothing was written: use another version of onnxruntime or torch, and report it",
     )
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
     return agreement

@@ -80,6 +80,7 @@ def run_command(
     try:
         with _interrupts():
             arguments = sys.argv[1:] if argv is None else argv
+            _check_text(arguments)
             others = _load_plugins(arguments)
             config = _parse(config_type, arguments, program)
             if defaults:
@@ -105,6 +106,15 @@ def run_command(
         return INTERRUPTED
     finally:
         release_all()
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Raise :class:`UserError` for an argument that is no text: files and tables, which are UTF-8, record them."""
+    for argument in arguments:
+        check(
+            argument.isascii() or not re.search("[\ud800-\udfff]", argument),
+            f"{argument!a}: its bytes are not UTF-8; rename the file or folder",
+        )
 
 
 def _load_plugins(arguments: list[str]) -> list[str]:

@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 
 from snn.runtime.errors import UserError, check
+from snn.runtime.h5_child import MOST_BYTES
 from snn.runtime.h5_guard import Damaged, parsed
 from snn.runtime.locks import held_by_another
 from snn.runtime.outputs import write_atomically
@@ -90,8 +91,10 @@ def write_file(
     """Write ``tree`` to ``path`` whole or not at all; return its digest.
 
     ``None`` values are left out. ``parent_digest`` belongs to the file this one was made from, "" for the first in the
-    chain.
+    chain. Raises :class:`UserError` for arrays of more bytes than are read (:func:`check_size`), and where the system
+    refuses to write.
     """
+    check_size(sum(value.nbytes for _, value in _leaves(tree) if isinstance(value, np.ndarray)), str(path), "save less")
     tree = _plain({**tree, "schema": schema.name, "seed": seed, PARENT: parent_digest})
     tree["digest"] = content_digest(tree, schema.unhashed)
     tree |= {
@@ -103,6 +106,12 @@ def write_file(
 
     write_atomically(Path(path), lambda temporary: temporary.write_bytes(with_block(hdf5_bytes(tree))))
     return tree["digest"]
+
+
+def check_size(size: int, what: str, remedy: str) -> None:
+    """Raise :class:`UserError` if ``what``, with ``size`` bytes in arrays, is more than a file may hold."""
+    most = MOST_BYTES / 2**30
+    check(size <= MOST_BYTES, f"{what} would have {size / 2**30:.3g} GiB, files have at most {most:g} GiB; {remedy}")
 
 
 def with_block(hdf5: bytes) -> bytes:

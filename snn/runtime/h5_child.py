@@ -86,7 +86,8 @@ def _send_arrays(requests: BinaryIO, replies: BinaryIO, arrays: list[h5py.Datase
             replies.write(LENGTH.pack(REFUSED))
             replies.flush()
         else:
-            _send(replies, values.tobytes())
+            # Without a copy, which would not fit beside a large array.
+            _send(replies, values.reshape(-1).view(np.uint8).data)
         _alarm(0)
 
 
@@ -101,7 +102,7 @@ def _receive(stream: BinaryIO) -> bytes:
     return stream.read(LENGTH.unpack(size)[0]) if len(size) == LENGTH.size else b""
 
 
-def _send(stream: BinaryIO, message: bytes) -> None:
+def _send(stream: BinaryIO, message: bytes | memoryview) -> None:
     stream.write(LENGTH.pack(len(message)))
     stream.write(message)
     stream.flush()

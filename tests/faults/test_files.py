@@ -338,15 +338,25 @@ def test_a_forked_process_reads_files_of_its_own(tmp_path):
     assert read_file(path, schema, Stored.loaded)["a"].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_limit_of_file_size_ends_in_one_line(pipeline, tmp_path):
-    out = tmp_path / "frontend.h5"
+@pytest.mark.slow
+@pytest.mark.needs_export
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("snn.learn --data digits --limit-train 40 --maps 8 --min-updates 3 --no-figures", "network.h5"),
+        ("bridge.convert {snn} --images 40 --no-figures", "frontend.h5"),
+        ("bridge.export {frontend} --format onnx", "frontend.onnx"),
+        ("bridge.export {frontend} --format nir", "frontend.nir"),
+    ],
+)
+def test_a_limit_of_file_size_ends_in_one_line(pipeline, tmp_path, command, name):
+    out = tmp_path / name
     out.write_bytes(b"an earlier result")
-    command = (
-        f"ulimit -f 2; exec {sys.executable} -m bridge.convert {pipeline.snn} --images 40 --no-figures --out {out}"
-    )
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    words = command.format(snn=pipeline.snn, frontend=pipeline.frontend)
+    limited = f"ulimit -f 2; exec {sys.executable} -m {words} --out {out}"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
-    assert f"cannot write {out}" in done.stderr
+    assert f"cannot write {out}: File too large" in done.stderr
     assert out.read_bytes() == b"an earlier result"
-    assert [path.name for path in tmp_path.iterdir()] == ["frontend.h5"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]

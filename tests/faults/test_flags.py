@@ -290,6 +290,13 @@ def test_empty_and_unusable_outputs_are_refused(command, refused):
         refused(command, f"--{name}", file, words="cannot write /proc/")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_names_that_are_not_utf8_are_refused(command, refused):
+    refused(
+        command, f"--out=caf\udce9{SUFFIX.get(command, '')}", words="its bytes are not UTF-8; rename the file or folder"
+    )
+
+
 @pytest.mark.parametrize(
     ("command", "flags", "words"),
     [
@@ -342,6 +349,9 @@ def test_a_device_that_is_not_there_is_refused(command, refused):
         ("--preset retina-digits --retina.kernel-size 99", "--retina.kernel-size 99: the images are only 8x8 pixels"),
         ("--preset retina --retina.patches 100000000 --retina.kernel-size 15", "GiB; lower --retina.patches"),
         ("--image-size 4096 --maps 32767 --limit-train 16", "GiB; lower --maps"),
+        ("--maps 4096 4096", "4096, 4096 maps and a history of 3 updates would have 3.38 GiB, files have at most 1"),
+        ("--min-updates 30000000", "--min-updates 30000000: expected 1 to 10000000"),
+        ("--maps 64 --min-updates 10000000", "64 maps and a history of 10000002 updates would have"),
     ],
 )
 def test_layers_that_do_not_fit_the_image_or_the_memory_are_refused(flags, words, tmp_path, capsys):
@@ -471,3 +481,11 @@ def test_shipped_files_and_presets_keep_within_their_ranges():
         load_model(f"pretrained:{file.stem}")
     assert [replace(preset) for preset in PRESETS.values()] == list(PRESETS.values())
     assert [replace(recipe) for recipe in RECIPES.values()] == list(RECIPES.values())
+
+
+def test_a_network_whose_file_would_be_too_large_is_refused_before_it_is_trained(tmp_path, capsys):
+    network = ["--variant", "baseline", "--backbone", "resnet101", "--width", "4"]
+    assert train(["--limit-train", "40", *network, "--out", str(tmp_path / "x")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the file of resnet101 would have 1.56 GiB, files have at most 1 GiB; choose a smaller network, or" in line
+    assert list(tmp_path.iterdir()) == []
