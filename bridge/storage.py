@@ -59,13 +59,14 @@ def _frontend_from_tree(tree: Stored) -> FrontEndFile:
     spec, layers = spec_from_tree(tree.group("spec"), shape), tree.groups("layers", "conv")
     check(len(layers) == len(spec.layers), f"it has {len(layers)} layers, its spec {len(spec.layers)}")
     # Older files lack the group.
-    check(bool(spec.retina_size) == bool(tree.get("retina")), "either its spec or its content has a retina, not both")
+    stored_retina = tree.group("retina") if "retina" in tree else None
+    check(bool(spec.retina_size) == bool(stored_retina), "either its spec or its content has a retina, not both")
     expected = SpikingFrontEnd.empty(spec, device="meta")
     states = [
         state_from_tree(stored.group("state"), layer.state_dict(), spec)
         for stored, layer in zip(layers, expected.layers, strict=True)
     ]
-    retina = retina_from_tree(tree.group("retina"), shape[0], spec.retina_size) if spec.retina_size else None
+    retina = retina_from_tree(stored_retina, shape[0], spec.retina_size) if stored_retina else None
     frontend = SpikingFrontEnd.empty(spec)
     frontend.retina = retina
     for layer, state, stored in zip(frontend.layers, states, layers, strict=True):

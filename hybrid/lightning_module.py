@@ -269,7 +269,7 @@ class Checkpoints(Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # The optimiser is made, and not yet set to what the checkpoint holds.
         if self.read:
-            check(_fits(self.read, trainer), "its optimiser, learning rate or counters are another training's")
+            check(_same_kind(self.read, trainer), "its optimiser, learning rate or counters are another training's")
             self.read = {}
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
@@ -280,7 +280,7 @@ class Checkpoints(Callback):
             self.last = time.monotonic()
 
 
-def _fits(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
+def _same_kind(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
     """Whether optimiser, learning rate and counters of a checkpoint are those of this training at some step."""
     step, (optimiser,) = checkpoint["global_step"], trainer.optimizers
     (stored,), (rates,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]

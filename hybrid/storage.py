@@ -183,8 +183,8 @@ def _model_from_tree(tree: Stored) -> TrainedModel:
     network = build_model(spec)
     network.load_state_dict(state)
     # Files of networks that draw none, and older ones, lack them.
-    if tree.get("deviations"):
-        _set_deviations(network, tree.group("deviations"))
+    if "deviations" in tree and (deviations := tree.group("deviations")):
+        _set_deviations(network, deviations)
     stored = tree.group("history")
     history = {name: stored.array(name, np.float64, (None,)) for name in stored}
     check(len({len(values) for values in history.values()}) <= 1, f"the columns of {stored.path} differ in length")

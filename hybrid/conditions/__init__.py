@@ -101,6 +101,7 @@ class Condition(ABC):
         Raises :class:`UserError`, which names the ``argument``, for an unknown name, a level out of range, or a
         perturbation that is no ``cls``.
         """
+        check(isinstance(text, str), f"`{argument}` {text!r}: expected text, such as awgn:20")
         kind, colon, level = text.partition(":")
         names = usable(cls)
         try:

@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 
+from snn.runtime.loading import end_quietly_as
+
 POLL = 0.2
 """Seconds between two looks at the parent process."""
 
@@ -38,6 +40,7 @@ def main(arguments: list[str]) -> int:
     log, progress, output, module, *rest = arguments
     # A job that was started in the background of a shell would ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_quietly_as(module)
     end_with_parent()
     if log != "-":
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

@@ -157,6 +157,7 @@ def read_file(path: str | Path, schema: Schema, parse: Callable[[Stored], Conten
             content = parse(tree)
             intact = tree["digest"] == content_digest(tree.loaded(), schema.unhashed)
     except Damaged as error:
+        check(path.exists(), f"{path} was removed while it was read; make it again with: {remedy}")
         raise UserError(f"{path} is truncated or not an HDF5 file; make it again with: {remedy}") from error
     except UnknownName as error:
         raise UserError(f"{path} was made with a plugin that is missing here: {error}") from error

@@ -21,8 +21,12 @@ def end_quietly() -> None:
     if not sys.argv or sys.argv[0] != "-m":
         return
     program = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
-    if not program.startswith(PACKAGES):
-        return
+    if program.startswith(PACKAGES):
+        end_quietly_as(program)
+
+
+def end_quietly_as(program: str) -> None:
+    """Let Ctrl-C and SIGTERM, where nobody answers to them yet, end this process with one line of that program."""
 
     def end(*_: object) -> None:
         # Modules that load may turn an exception into another one.

@@ -1,7 +1,7 @@
 """Trees of dictionaries: the content of a file, before it is written and after it was read."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any, TypeVar, get_type_hints
 
@@ -144,5 +144,9 @@ def from_tree(kind: type[Record], tree: Tree, **known: Any) -> Record:
             return from_tree(hint, value)
         return tuple(value) if isinstance(value, list) else value
 
-    names = {field.name for field in fields(kind)} & tree.keys() - known.keys()  # type: ignore[arg-type]
+    members = [field for field in fields(kind) if field.name not in known]  # type: ignore[arg-type]
+    for field in members:
+        needed = field.default is MISSING and field.default_factory is MISSING
+        check(field.name in tree or not needed, f"there is no {getattr(tree, 'path', '') + field.name!r}")
+    names = {field.name for field in members} & tree.keys()
     return kind(**{name: read(name) for name in names}, **known)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from faults.files import Kind, damaged, forged_value, hostile, leaves, reproved, stamped, with_value
+from faults.files import NONSENSE, Kind, damaged, forged_value, hostile, leaves, reproved, stamped, with_value
 
 from bridge.sau import SpecialActivationUnit
 from bridge.storage import SCHEMA as FRONTEND
@@ -30,7 +30,7 @@ from snn.runtime.tree import Stored
 from snn.storage import SCHEMA as SNN
 from snn.storage import load_network, save
 
-RECORDED = ("unit", "fidelity", "candidates", "fit", "spiking", "source_digest", "seed", "input", "images_digest")
+RECORDED = ("unit", "fidelity", "candidates", "fit", "source_digest", "seed", "input", "images_digest")
 """Parts of a file, or ends of their names, that say how it came about or are read where they are used."""
 MEMORY = 2 * 2**30
 BEFORE: dict[str, int] = {}
@@ -48,9 +48,15 @@ def kinds(pipeline, tmp_path_factory) -> list[Kind]:
     return [
         Kind.of("snn", SNN, load_network, pipeline.snn),
         Kind.of("unfinished", SNN, load_network, unfinished),
-        Kind.of("frontend", FRONTEND, load_frontend, pipeline.frontend),
+        Kind.of("frontend", FRONTEND, load_all_layers, pipeline.frontend),
         Kind.of("hybrid", HYBRID, load_model, pipeline.safe),
     ]
+
+
+def load_all_layers(path: Path) -> None:
+    """Read the front end, and the spiking layers that it came from."""
+    load_frontend(path)
+    load_spiking_layers(path)
 
 
 def refusal(kind: Kind, path: Path) -> str:
@@ -129,6 +135,29 @@ def test_forged_content_is_refused(kinds, tmp_path, count):
         edges = where[-1].endswith("activation.edges") and isinstance(forged, np.ndarray)
         assert message or alike or edges, (kind.name, where, forged)
     assert refused > count / 3
+
+
+def settings(kind: Kind) -> list[tuple[str, ...]]:
+    """Places of all values and groups, but for the hundreds of arrays of a trained network."""
+    arrays = kind.name == "hybrid"
+    return [where for where, value in leaves(kind.tree) if not (arrays and isinstance(value, np.ndarray))]
+
+
+VALUES = [(None,), pytest.param((None, *NONSENSE), marks=pytest.mark.long)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", VALUES, ids=["missing", "nonsense"])
+def test_every_part_may_be_missing_or_nonsense(kinds, tmp_path, values):
+    path = tmp_path / "part.h5"
+    for kind in kinds:
+        refused, places = 0, settings(kind)
+        for where in places:
+            for value in values:
+                path.write_bytes(stamped(with_value(kind.tree, where, value), kind.schema))
+                refused += bool(refusal(kind, path))
+        # The others have defaults, or say how the file was made.
+        assert refused > len(places) * len(values) / 4, kind.name
 
 
 def recorded(where: tuple[str, ...]) -> bool:
@@ -322,6 +351,19 @@ def test_files_are_read_while_others_are_read(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: read_file(path, schema, both).tolist(), range(20)))
     assert found == [[0, 2, 4, 6, 8]] * 20
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path, schema = tmp_path / "file.h5", Schema("test/1", "the remedy")
+    write_file(path, schema, {"a": np.arange(5)}, seed=0, command="")
+
+    def late(file):
+        file.unlink()
+        return h5_guard.parsed(file)
+
+    monkeypatch.setattr("snn.runtime.h5.parsed", late)
+    with pytest.raises(UserError, match=r"file.h5 was removed while it was read; make it again with: the remedy"):
+        read_file(path, schema, Stored.loaded)
 
 
 def test_a_forked_process_reads_files_of_its_own(tmp_path):
