@@ -113,7 +113,9 @@ def _log(run: Run, folder: Path) -> Path:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    return next((f"It says: {line.strip()}" for line in reversed(lines) if line.strip()), "It says nothing.")
+    # A cluster may have refused to start it.
+    nothing = "It says nothing: Snakemake's messages above may say why"
+    return next((f"It says: {line.strip()}" for line in reversed(lines) if line.strip()), nothing)
 
 
 def _set_aside(runs: Iterable[Run], folder: Path) -> None:
