@@ -75,6 +75,11 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        names = self.classes
+        check(
+            1 <= len(names) == len(set(names)),
+            f"`classes` {', '.join(names[:10]) or 'none'}: expected names of one class or more, all different",
+        )
         variant = self.architecture.variant
         if variant == "baseline":
             check(self.frontend is None, "`variant` baseline has no place for `frontend`; leave one of them out")

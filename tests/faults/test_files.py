@@ -245,6 +245,7 @@ def at(tree, where):
         ("hybrid", ("config", "architecture", "width"), lambda _: 1e5),
         ("hybrid", ("config", "architecture", "preprocess"), lambda _: 1.5),
         ("hybrid", ("config", "classes"), lambda _: "abc"),
+        ("hybrid", ("config", "classes"), lambda names: [names[0], *names[:-1]]),
         ("hybrid", ("history", "train_loss"), lambda h: h[:1]),
         ("hybrid", ("recipe", "holdout"), lambda _: "x"),
         ("hybrid", ("deviations",), lambda _: {"conv1": np.zeros((2, 1024), np.float32)}),
