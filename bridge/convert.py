@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from snn.data_source import IMAGES, DataSource, Split, check_recorded
+from snn.data_source import IMAGES, DataSource, Split, check_recorded, note_root
 from snn.learning import Conductances
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.errors import check
@@ -79,6 +79,7 @@ def run(config: ConvertConfig) -> None:
     network, learned_on, parent_digest = load_network(file)
     check_recorded(learned_on, config.data, config.snn)
     data_source = learned_on.override(data=config.data, root=config.root)
+    note_root(data_source, config.root)
     inputs = [file, *image_folders(data_source)]
     outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=inputs)
     device, seed = choose_device(config.options.device), config.options.seed

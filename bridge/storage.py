@@ -125,8 +125,16 @@ def load_spiking_layers(path: str | Path) -> "list[SpikingConv2d]":
     def parse(tree: Stored) -> "list[SpikingConv2d]":
         spec = spec_from_tree(tree.group("spec"), read_input(tree.group("input"))[1])
         before = (spec.channels_in, *spec.channels)
-        layers = zip(tree.groups("layers", "conv"), before, strict=False)
-        return [layer_from_tree(stored.group("spiking"), spec.encoding.dt, c_in) for stored, c_in in layers]
+        stored = tree.groups("layers", "conv")
+        check(len(stored) == len(spec.layers), f"it has {len(stored)} layers, its spec {len(spec.layers)}")
+        layers = [
+            layer_from_tree(group.group("spiking"), spec.encoding.dt, c_in)
+            for group, c_in in zip(stored, before, strict=False)
+        ]
+        for number, (layer, wanted) in enumerate(zip(layers, spec.layers, strict=True), 1):
+            found = LayerSpec.of(layer.geometry, wanted.steps, wanted.per_channel)
+            check(found == wanted, f"layers/conv{number}/spiking/geometry is {found}, its spec says {wanted}")
+        return layers
 
     return read_file(resolve(path, SHIPPED_FRONTENDS), SCHEMA, parse)
 

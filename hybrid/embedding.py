@@ -32,7 +32,7 @@ from hybrid.network import Network, embed
 from hybrid.printing import print_table
 from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import Images, image_folders
-from snn.data_source import IMAGES
+from snn.data_source import IMAGES, note_root
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -257,6 +257,7 @@ def run(config: EmbeddingConfig) -> None:
     outputs = Outputs(table, options=config.options, figures=[config.out], inputs=inputs)
     device = choose_device(config.options.device)
     seed = config.options.seed
+    note_root(common_source(models, config.data, config.root), config.root)
     data = load_test_images(models, config.data, config.root, config.limit_test, seed)
     panels = embed_models(models, data, distinct(config.noise), seed, device)
     about = {

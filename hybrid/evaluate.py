@@ -24,7 +24,7 @@ from hybrid.preprocess import UNCHANGED, Preprocess, preprocess_flag
 from hybrid.printing import print_table
 from hybrid.storage import load_model, model_file
 from snn.data import image_folders
-from snn.data_source import IMAGES
+from snn.data_source import IMAGES, note_root
 from snn.runtime.cli import RunOptions, check_left_out, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -142,11 +142,15 @@ def run(config: EvaluateConfig) -> None:
     paths = different(config.models)
     models = dict(zip(name_models(paths), map(load_model, paths), strict=True))
     inputs = [model_file(path) for path in (*paths, config.attack_model) if path]
-    inputs += image_folders(common_source(models, config.data, config.root))
+    first = next(iter(models.values())).data_source
+    held_out = config.split == "held-out"
+    source = first.override(root=config.root) if held_out else common_source(models, config.data, config.root)
+    note_root(source, config.root)
+    inputs += image_folders(source)
     inputs += [config.cifar10_c] if config.cifar10_c else []
     outputs = Outputs(config.out, options=config.options, figures=[beside(config.out, ".png")], inputs=inputs)
     device = choose_device(config.options.device)
-    if config.split == "held-out":
+    if held_out:
         data = load_held_out(models, config.root)
     else:
         data = load_test_images(models, config.data, config.root, config.limit_test, config.options.seed)

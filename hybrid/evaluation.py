@@ -9,10 +9,10 @@ For example, with the images of ``snn.data.load_images``::
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,14 @@ from hybrid.network import Paths
 from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe, warn_of_classes
 from hybrid.storage import TrainedModel, load_model, model_file
-from snn.data import Array, Images, as_labelled, load_images
+from snn.data import Array, Images, as_labelled, few, load_images
 from snn.data_source import DataSource, check_recorded
+from snn.runtime.device import as_device
 from snn.runtime.errors import check
 from snn.runtime.pretrained import plain_name
 from snn.runtime.progress import progress, warn
 from snn.runtime.random import stream
+from snn.runtime.ranges import COUNT, SEED, check_value
 
 Model = TrainedModel | nn.Module | str | Path
 """A trained model, any module that maps images (B, C, H, W) in [0, 1] to logits (B, classes), or a hybrid.h5 file (also
@@ -73,7 +75,12 @@ def predict(
         for view in (batch, batch.flip(3)) if mirror else (batch,):
             for draw in range(draws if encoders else 1):
                 with drawing(encoders, [stream(seed, "draw", draw, row) for row in rows] if encoders else []):
-                    yield network(step(view), **arguments).cpu()
+                    answer = network(step(view), **arguments)
+                    check(
+                        isinstance(answer, Tensor) and answer.ndim == 2 and len(answer) == len(view),
+                        f"{type(network).__name__} gives no logits: expected a tensor (N, classes) for N images",
+                    )
+                    yield answer.cpu()
 
     logits = []
     with torch.inference_mode():
@@ -149,14 +156,16 @@ def evaluate(
     subjects = {name: _subject(name, model, data) for name, model in models.items()}
     attacker = _subject("`attack_model`", attack_model, data) if attack_model is not None else None
     wanted = distinct([conditions] if isinstance(conditions, str) else conditions)
-    check(repeats >= 1, f"`repeats` {repeats}: give 1 or more")
+    for argument, value in (("repeats", repeats), ("draws", draws), ("batch_size", batch_size)):
+        check_value(argument, value, int, COUNT)
+    check_value("seed", seed, int, SEED)
+    device = as_device(device)
     check(len(subjects) >= 1, "`models`: none given; give at least one")
     check(len(wanted) >= 1, "`conditions`: give at least one, for example clean")
     preprocess = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     step = preprocess.build().eval().to(device)
     predict_batches = partial(predict, device=device, batch_size=batch_size, preprocess=step, mirror=mirror)
     passes = {name: draws if random_modules(step, subject.network) else 1 for name, subject in subjects.items()}
-    check(draws >= 1, f"`draws` {draws}: give 1 or more")
     check(
         draws in passes.values(),
         f"`draws` {draws}: the encoder of {', '.join(subjects)} draws nothing; leave it out, or give `preprocess` "
@@ -201,6 +210,10 @@ def _accuracies(
     alternatives: tuple[Paths, ...] = ("both", "spiking", "auxiliary")
     for paths in alternatives if every_path and getattr(network, "has_two_paths", False) else alternatives[:1]:
         logits = logits_of(network, perturbed.images, paths=paths)
+        check(
+            bool(logits.isfinite().all()),
+            f"model {name} gives logits that are not finite numbers: its weights are broken; train it anew",
+        )
         check(
             logits.ndim == 2 and int(perturbed.labels.max()) < logits.shape[1],
             f"model {name} gives logits of shape {tuple(logits.shape)}; labels go up to {perturbed.labels.max()}, so "
@@ -265,6 +278,10 @@ class _Subject(NamedTuple):
 
 def _subject(name: str, model: Model, data: Images) -> _Subject:
     model = load_model(model) if isinstance(model, str | Path) else model
+    check(
+        isinstance(model, TrainedModel | nn.Module),
+        f"model {name} is of type {type(model).__name__}; give a module, a trained model, or a file that holds one",
+    )
     if isinstance(model, nn.Module):
         unknown = {"variant": "", "backbone": "", "train_noise": ""}
         return _Subject(model, unknown, {"training_seed": "", "model_digest": ""})
@@ -316,15 +333,18 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Imag
     """Training images that training kept for its validation curve; they must be the same for all models."""
     first, model = next(iter(models.items()))
 
-    def origin(model: TrainedModel) -> tuple:
+    def origin(model: TrainedModel) -> dict[str, Any]:
         # The folder of CIFAR-10 does not change its images.
-        return replace(model.data_source, root=Path()), model.seed, model.recipe["holdout"]
+        images = asdict(replace(model.data_source, root=Path(), download=False))
+        return {**images, "seed": model.seed, "holdout": model.recipe["holdout"]}
 
     for name, other in models.items():
+        differing = [key for key, value in origin(model).items() if origin(other)[key] != value]
+        theirs, ours = (", ".join(f"`{key}` {origin(m)[key]}" for key in differing) for m in (other, model))
         check(
-            origin(other) == origin(model),
-            f"model {name} was trained with images, seed or `holdout` {origin(other)}, {first} with {origin(model)}: "
-            "they held out different images; evaluate them one by one",
+            not differing,
+            f"model {name} was trained with {theirs}, {first} with {ours}: they held out different images; evaluate "
+            "them one by one",
         )
     check_recorded(model.data_source, None, f"model {first}", "evaluate where they are")
     data = load_images(model.data_source.override(root=root), "train", model.seed)
@@ -338,7 +358,7 @@ def check_same_data(models: Mapping[str, TrainedModel], data: Images) -> None:
     for name, model in models.items():
         check(
             model.spec.input_shape == data.shape and model.spec.classes == data.classes,
-            f"model {name} was trained on {len(model.spec.classes)} classes and images of shape "
-            f"{model.spec.input_shape}, {data.data_source.data} has {len(data.classes)} classes and shape "
-            f"{data.shape}; evaluate together only models of one data set",
+            f"model {name} was trained on {len(model.spec.classes)} classes ({few(model.spec.classes)}) and images of "
+            f"shape {model.spec.input_shape}, {data.data_source.data} has {len(data.classes)} classes "
+            f"({few(data.classes)}) and shape {data.shape}; evaluate together only models of one data set",
         )

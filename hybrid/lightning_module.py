@@ -301,7 +301,14 @@ def _same_kind(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
     assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
     due = [rate * factor(step) for rate, factor in zip(base, schedule.lr_lambdas, strict=True)]
     given = [group["lr"] for group in stored["param_groups"]]
-    counters = _form(checkpoint["loops"]["fit_loop"]) == _form(trainer.fit_loop.state_dict())
+    stored_loop = checkpoint["loops"]["fit_loop"]
+    counters = _form(stored_loop) == _form(trainer.fit_loop.state_dict()) and _no_negative(stored_loop)
+    # So many passes, and steps of this one, were done.
+    epoch, steps = checkpoint["epoch"], int(trainer.estimated_stepping_batches) // (trainer.max_epochs or 1)
+    passes, batches = stored_loop["epoch_progress"], stored_loop["epoch_loop.batch_progress"]
+    names = ("processed", "completed")
+    done = {(passes["current"][name], batches["total"][name], batches["current"][name]) for name in names}
+    counters = counters and done == {(epoch, step, step - epoch * steps)} and epoch == step // steps
     averaged = [value for state in checkpoint["callbacks"].values() for value in state.values()]
     return (
         all(same) and all(buffers) and counters and stored["state"].keys() == set(numbers)
@@ -311,6 +318,11 @@ def _same_kind(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
         and all(0 <= value <= step for value in averaged)
         and (rates["base_lrs"], rates["last_epoch"]) == (base, step)
     )  # fmt: skip
+
+
+def _no_negative(tree: Any) -> bool:
+    """Whether no number in a tree of counters is below 0."""
+    return all(map(_no_negative, tree.values())) if isinstance(tree, dict) else not isinstance(tree, int) or tree >= 0
 
 
 def _form(tree: Any) -> Any:

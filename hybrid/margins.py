@@ -25,7 +25,7 @@ from hybrid.conditions.drawn import awgn_sigma
 from hybrid.figures import draw_margins
 from hybrid.printing import print_table
 from snn.data import image_folders, load_images
-from snn.data_source import IMAGES, check_recorded
+from snn.data_source import IMAGES, check_recorded, note_root
 from snn.retina import LEVELS
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
@@ -123,6 +123,7 @@ def run(config: MarginsConfig) -> None:
     frontend, data_source, digest = load_frontend(file)
     check_recorded(data_source, config.data, config.frontend)
     data_source = data_source.override(data=config.data, root=config.root, limit_test=config.limit_test)
+    note_root(data_source, config.root)
     pictures, inputs = [beside(config.out, ".png")], [file, *image_folders(data_source)]
     outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=inputs)
     device = choose_device(config.options.device)

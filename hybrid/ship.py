@@ -17,7 +17,7 @@ from torch import Tensor
 from hybrid.evaluation import predict
 from hybrid.storage import Bits, TrainedModel, load_model, model_file, save_model
 from snn.data import image_folders, load_images
-from snn.data_source import FOLDER, IMAGES, DataSource
+from snn.data_source import FOLDER, IMAGES, DataSource, note_root
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import UserError, check
@@ -61,6 +61,7 @@ def compared_on(model: TrainedModel, config: ShipConfig) -> DataSource:
 def comparison_images(model: TrainedModel, config: ShipConfig) -> Tensor | None:
     """Test images in [0, 1], (N, C, H, W); None where those of the training run are not there."""
     source = compared_on(model, config)
+    note_root(source, config.root)
     try:
         images = load_images(source, "test", config.options.seed).images.float() / 255
     except UserError as error:

@@ -23,7 +23,7 @@ from hybrid.architecture import build_model
 from hybrid.network import HybridNetwork, TrainableFrontEnd
 from hybrid.storage import TrainedModel, load_model, model_file, save_model
 from snn.data import balanced_subset, image_folders, load_images
-from snn.data_source import IMAGES, check_recorded
+from snn.data_source import IMAGES, check_recorded, note_root
 from snn.runtime.cli import RunOptions, check_left_out, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -120,6 +120,7 @@ def run(config: SwapConfig) -> None:
     model = load_model(config.model)
     # Images that the model was trained on.
     data_source = model.data_source.override(root=config.root)
+    note_root(data_source, config.root)
     inputs = [model_file(config.model), file, *image_folders(data_source)]
     outputs = Outputs(config.out, options=config.options, inputs=inputs)
     check_recorded(model.data_source, None, config.model, "swap where they are")

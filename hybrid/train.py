@@ -28,6 +28,8 @@ from snn.runtime.processes import first_process
 from snn.runtime.ranges import check_fields
 
 AUXILIARY = ("auxiliary_kernel", "auxiliary_activation", "auxiliary_input", "auxiliary_drop")
+LEAST_RATE = 1e-9
+"""Smallest learning rate that changes float32 weights at all."""
 NO_AUXILIARY = "there is no auxiliary CNN with `variant` baseline or `auxiliary_maps` 0"
 
 
@@ -53,7 +55,7 @@ class TrainConfig:
         check_fields(self)
         for name in ("learning_rate", "muon_rate"):
             rate = getattr(self.recipe, name)
-            check(rate > 0, f"`{name}` {rate}: nothing would be learned; give more than 0")
+            check(rate >= LEAST_RATE, f"`{name}` {rate}: nothing would be learned; give {LEAST_RATE:g} or more")
         architecture = self.architecture
         if architecture.variant == "baseline":
             check_left_out(architecture, ("auxiliary_maps",), NO_AUXILIARY)

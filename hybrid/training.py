@@ -33,7 +33,7 @@ from snn.runtime.errors import UserError, check
 from snn.runtime.processes import environments, first_process, group_size
 from snn.runtime.progress import warn
 from snn.runtime.random import stream
-from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, SEED, THREADS, check_fields
+from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, SEED, THREADS, check_fields, check_value
 from snn.runtime.threads import fastest, numbers_of_threads, seconds_by_threads, use_threads
 
 PATCHES = 20_000
@@ -156,13 +156,17 @@ def train(
     """
     data, recipe, checkpointing = as_labelled(data), recipe or Recipe(), checkpointing or Checkpointing()
     hardware = hardware or Hardware()
-    check(seed in SEED, f"`seed` {seed}: expected {SEED}")
+    check_value("seed", seed, int, SEED)
     spec, converted, parent_digest = _describe(network, data, frontend)
     smallest, small = BACKBONES[spec.architecture.backbone].smallest, int(SMALL * data.shape[1])
     check(
         not recipe.small_share or small >= smallest,
         f"`small_share` {recipe.small_share}: trains on images of {small} pixels, and {spec.architecture.backbone} "
         f"needs {smallest}; give 0",
+    )
+    check(
+        recipe.cutout < min(data.shape[1:]),
+        f"`cutout` {recipe.cutout}: it would cover images of {data.shape[2]}x{data.shape[1]} pixels; lower it",
     )
     device, devices, nodes = hardware.group()
     kept, held_out = _split(data, recipe, seed, processes=devices * nodes)
@@ -333,22 +337,6 @@ def _fit(
     if folder:
         folder.mkdir(exist_ok=True)
         callbacks.append(Checkpoints(folder / PROGRESS, identity, checkpointing.checkpoint_interval))
-    trainer = lightning.Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=devices,
-        num_nodes=nodes,
-        strategy="ddp" if devices * nodes > 1 else "auto",
-        precision="bf16-mixed" if device.type == "cuda" else "32-true",
-        max_epochs=module.recipe.epochs,
-        logger=TensorBoardLogger(folder.parent, name=folder.name, version="") if folder else False,
-        callbacks=callbacks,
-        plugins=[CheckpointFiles(), *environments()],
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
     with warnings.catch_warnings():
         for words in (
             "does not have many workers",
@@ -358,6 +346,22 @@ def _fit(
             "The `srun` command is available",
         ):
             warnings.filterwarnings("ignore", message=f".*{words}")
+        trainer = lightning.Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=devices,
+            num_nodes=nodes,
+            strategy="ddp" if devices * nodes > 1 else "auto",
+            precision="bf16-mixed" if device.type == "cuda" else "32-true",
+            max_epochs=module.recipe.epochs,
+            logger=TensorBoardLogger(folder.parent, name=folder.name, version="") if folder else False,
+            callbacks=callbacks,
+            plugins=[CheckpointFiles(), *environments()],
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
         try:
             trainer.fit(module, ckpt_path=start)
         except SystemExit as stop:
@@ -371,7 +375,7 @@ def _fit(
             if start is None or shown.begun:
                 raise
             words = " ".join(str(error).split())[:200]
-            raise UserError(f"{start} does not fit this training ({words}); remove it to start again") from error
+            raise UserError(f"{start} does not fit this training ({words}); remove it to go on without it") from error
         finally:
             # Lightning's objects live on for a while; the images need not.
             module.data = {}

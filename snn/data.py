@@ -120,9 +120,8 @@ def as_images(images: Images | Array) -> Tensor:
     """
     pixels = images.images if isinstance(images, Images) else images
     check(isinstance(pixels, Array), f"images are of type {type(pixels).__name__}; give a tensor or NumPy array")
+    _check_plain(pixels, "images")
     kind, shape = _kind(pixels), tuple(pixels.shape)
-    plain = pixels.layout == torch.strided and not pixels.is_meta if isinstance(pixels, Tensor) else True
-    check(plain and not isinstance(pixels, np.ma.MaskedArray), "images are sparse, masked or without values; give all")
     check(kind == "uint8", f"images are {kind}; give uint8, from 0 to 255 (intensities in [0, 1] times 255, rounded)")
     # So narrow an image with so many channels is one whose channels stand last.
     swapped = len(shape) == 4 and shape[3] <= 4 < shape[1]
@@ -147,8 +146,10 @@ def as_labelled(data: Images | tuple[Array, Array]) -> Images:
     Raises :class:`UserError` as :func:`as_images`, and for labels that are not one whole number for each image, from 0
     to below the number of classes.
     """
+    check(isinstance(data, tuple) and len(data) >= 2, f"data of type {type(data).__name__}: give images and labels")
     images, labels = as_images(data[0]).cpu(), data[1]
     check(isinstance(labels, Array), f"labels are of type {type(labels).__name__}; give a tensor or NumPy array")
+    _check_plain(labels, "labels")
     kind, shape = _kind(labels), tuple(labels.shape)
     check("int" in kind, f"labels are {kind}; give whole numbers as int64, the index of each image's class")
     check(shape == (len(images),), f"labels have shape {shape} for {len(images)} images; give one for each, (N,)")
@@ -158,6 +159,15 @@ def as_labelled(data: Images | tuple[Array, Array]) -> Images:
     expected = f"0 to {len(classes) - 1}, indices of {len(classes)} classes" if classes else "0 or more"
     check(low >= 0 and high < len(classes), f"labels go from {low} to {high}; expected {expected}")
     return Images(images, labels, classes, data.data_source if isinstance(data, Images) else UNNAMED)
+
+
+def _check_plain(values: Array, what: str) -> None:
+    """Raise :class:`UserError` for an array without a value in each place, or with values that stand for others."""
+    if isinstance(values, Tensor):
+        plain = values.layout == torch.strided and not (values.is_meta or values.is_nested or values.is_quantized)
+    else:
+        plain = not isinstance(values, np.ma.MaskedArray)
+    check(plain, f"{what} are sparse, masked, nested, quantized or without values; give a plain array of all")
 
 
 def _kind(values: Array) -> str:

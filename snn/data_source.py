@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from snn.runtime.errors import check
+from snn.runtime.progress import warn
 from snn.runtime.ranges import Range, check_fields
 from snn.runtime.tree import Stored, Tree, from_tree
 
@@ -56,6 +57,7 @@ class DataSource:
     def image_folder(self) -> Path | None:
         """PATH of folder:PATH, with ~ as the home folder; None for another data set."""
         path = self.data.removeprefix(FOLDER)
+        check(path != "", f"`data` {self.data}: give {FOLDER}PATH")
         return Path(os.path.expanduser(path)) if path != self.data else None
 
     def override(self, **values: Any) -> "DataSource":
@@ -80,6 +82,12 @@ def check_recorded(
         data is not None or folder is None or folder.is_dir(),
         f"{file} was made with the images of {source.data}, and there is no such folder here: {remedy}",
     )
+
+
+def note_root(source: DataSource, root: Path | None) -> None:
+    """Warn of a ``root`` that was given for images that do not lie there."""
+    if root is not None and "root" in source.unused:
+        warn(f"`root` {root} has no effect without {source.unused['root']}")
 
 
 UNNAMED = DataSource(data="unnamed")

@@ -135,7 +135,8 @@ def read_image(path: Path, size: int | None, skipped: Counter[str] | None = None
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB; 16-bit grey is scaled, transparent parts become black."""
-    if image.mode.startswith("I;16"):
+    # Pillow reads files of more than 8 bits of the Netpbm formats as I, from 0 to 65535.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode}: the range of its values is unknown; store it with 8 or 16 bits")

@@ -25,11 +25,12 @@ from snn.network import LayerHistory, LearnedLayer, SpikingNetwork, UnfinishedLa
 from snn.parameters import STDPParameters
 from snn.plasticity import count_events, saturated_share, update
 from snn.retina import learn_retina
+from snn.runtime.device import as_device
 from snn.runtime.errors import check
 from snn.runtime.memory import check_memory
 from snn.runtime.processes import Processes
 from snn.runtime.random import draw_seeds, stream
-from snn.runtime.ranges import SEED
+from snn.runtime.ranges import SEED, check_value
 from snn.spikes import Spikes, spike_counts
 
 BYTES_OF_SYNAPSE, BYTES_OF_NEURON = 48, 4
@@ -71,12 +72,13 @@ def learn(
     Example:
         >>> network = snn.learn(snn.load_images("digits", "train"), snn.Learning(maps=(8,)))
     """
-    p, processes, device = p or Learning(), processes or Processes(), torch.device(device)
+    p, processes, device = p or Learning(), processes or Processes(), as_device(device)
+    check(isinstance(p, Learning), f"settings are of type {type(p).__name__}; give snn.Learning")
     images = as_images(images)
     engine = choose_engine(engine, device) if isinstance(engine, str) else engine
     channels, height, width = images.shape[1:]
     check_fit(p, (channels, height, width), len(images))
-    check(seed in SEED, f"`seed` {seed}: expected {SEED}")
+    check_value("seed", seed, int, SEED)
     network = resume or SpikingNetwork((channels, height, width), p, (), seed)
     if not network.retina:
         network = replace(network, retina=processes.share(lambda: learn_retina(images, p.retina, seed)))

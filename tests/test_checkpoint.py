@@ -172,6 +172,9 @@ FORGED = {
     "two optimisers": put(lambda states: states * 2, "optimizer_states"),
     "another learning rate": put([9.0, 9.0], "lr_schedulers", 0, "base_lrs"),
     "loops that are words": put("many", "loops", "fit_loop", "epoch_progress", "total", "ready"),
+    "more passes than there were": put(39, "loops", "fit_loop", "epoch_progress", "current", "processed"),
+    "steps of no pass": put(-1, "loops", "fit_loop", "epoch_loop.batch_progress", "current", "completed"),
+    "a counter below 0": put(-1, "loops", "fit_loop", "epoch_progress", "total", "ready"),
     "no loop": put({}, "loops", "fit_loop"),
     "an average that waits": put({"EMAWeightAveraging": {"latest_update_step": 10**9}}, "callbacks"),
 }  # fmt: skip

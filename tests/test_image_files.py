@@ -266,11 +266,12 @@ HALF = np.where(np.arange(12) < 6, 255, 102).astype(np.uint8) * np.ones((8, 1), 
         ),
         ("0.bmp", lambda path: Image.fromarray(COLOURS).save(path), COLOURS),
         ("0.ppm", lambda path: Image.fromarray(COLOURS).save(path), COLOURS),
+        ("0.pgm", lambda path: Image.fromarray(RAMP.astype(np.uint16) * 257).save(path), RAMP[..., None]),
         ("0.png", lambda path: Image.new("RGB", (12, 8), (7, 7, 7)).save(path), np.full((8, 12, 1), 7)),
     ],
     ids=[
         *("grey", "two colours", "palette", "transparent palette", "RGB of 16 bits", "grey of 16 bits"),
-        *("big-endian grey of 16 bits", "RGBA", "grey and alpha", "CMYK", "BMP", "PPM", "constant"),
+        *("big-endian grey of 16 bits", "RGBA", "grey and alpha", "CMYK", "BMP", "PPM", "PGM of 16 bits", "constant"),
     ],
 )
 def test_every_kind_of_image_becomes_the_right_rgb(load, name, write, expected):

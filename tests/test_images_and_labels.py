@@ -93,6 +93,8 @@ def test_images_are_refused_everywhere_in_the_same_words(functions, given, words
         (LABELS[:, None], "labels have shape (24, 1) for 24 images"),
         (LABELS - 1, "labels go from -1 to 1; expected 0 to 1, indices of 2 classes"),
         (LABELS + 10**12, "expected 0 to 99999"),
+        (np.ma.masked_array(LABELS, LABELS == 1), "labels are sparse, masked, nested"),
+        (torch.from_numpy(LABELS).to_sparse(), "labels are sparse"),
     ],
 )
 def test_labels_are_refused_in_training_and_evaluation_in_the_same_words(functions, labels, words):
@@ -123,6 +125,60 @@ def test_arrays_of_numpy_give_what_tensors_give(functions, network):
     assert rows[0] == rows[1]
     correct = (images()[:, 0].mean(1)[:, :3].argmax(1) == LABELS).sum()
     assert rows[0][0]["correct"] == correct
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"batch_size": 0}, "`batch_size` 0: expected 1 to"),
+        ({"batch_size": 1.5}, "`batch_size` 1.5: expected a whole number"),
+        ({"repeats": 10**9}, "`repeats` 1000000000: expected 1 to 1000000"),
+        ({"draws": "a"}, "`draws` 'a': expected a whole number"),
+        ({"seed": -1}, "`seed` -1: expected 0 to"),
+        ({"device": "nope"}, "`device` 'nope': unknown; give cpu or cuda"),
+    ],
+)
+def test_settings_of_evaluation_are_checked(given, words):
+    assert words in message(lambda: hybrid.evaluate(Classifier(), (images(), LABELS), "clean", **given))
+
+
+class Broken(torch.nn.Module):
+    """Answers with something of its own making."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer(x)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda x: torch.full((len(x), 3), torch.nan), "gives logits that are not finite numbers"),
+        (lambda x: torch.eye(3)[:1].repeat(len(x), 1) / 0, "gives logits that are not finite numbers"),
+        (lambda x: torch.zeros(len(x) - 1, 3), "gives no logits: expected a tensor (N, classes)"),
+        (lambda x: (x, x), "gives no logits"),
+        (lambda x: x.numpy(), "gives no logits"),
+        (lambda x: None, "gives no logits"),
+    ],
+)
+def test_answers_that_are_no_logits_are_refused(answer, words):
+    assert words in message(lambda: hybrid.evaluate(Broken(answer), (images(), LABELS), "clean"))
+    assert "of type int; give a module" in message(lambda: hybrid.evaluate([5], (images(), LABELS), "clean"))
+
+
+@pytest.mark.parametrize("seed", ["x", 1.5, True, -1])
+def test_seeds_are_whole_numbers(functions, seed):
+    said = {message(lambda: snn.learn(images(), snn.Learning(maps=(2,)), seed=seed)),
+            message(lambda: hybrid.train((images(), LABELS), BASELINE, RECIPE, seed=seed))}  # fmt: skip
+    assert all(f"`seed` {seed!r}: expected" in words for words in said)
+
+
+def test_data_that_is_no_pair_is_refused():
+    assert "of type ndarray: give images and labels" in message(lambda: hybrid.train(images(), BASELINE, RECIPE))
+    assert "of type str; give snn.Learning" in message(lambda: snn.learn(images(), "cifar10"))
 
 
 def test_labels_beyond_a_models_classes_are_refused():

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -71,3 +72,24 @@ def test_a_program_that_imports_the_packages_keeps_its_own_handlers():
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert result.stdout.split() == ["True", "0"]
+
+
+def test_a_process_that_waits_for_others_can_be_ended(tmp_path):
+    # The library that waits for the other node never comes back to Python.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = ["--data", "digits", "--limit-train", "20", "--device", "cpu", "--out", str(tmp_path / "x.h5")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "snn.learn", *flags, "--num-nodes", "2"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    while "MEMBER: 1/2" not in process.stderr.readline():
+        assert process.poll() is None
+    process.terminate()
+    _, last = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert last.splitlines()[-1] == "python -m snn.learn: interrupted; every file left is whole"
+    assert list(tmp_path.glob("*.h5")) == []

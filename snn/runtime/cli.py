@@ -28,6 +28,8 @@ from snn.runtime.registry import PLUGINS, load_plugin
 
 Config = TypeVar("Config")
 
+PATIENCE = 10
+"""Seconds that compiled code may go on after Ctrl-C before the process ends all the same."""
 FORMS = {"INT": "a whole number", "FLOAT": "a number"}
 """How the parser writes what it expects, and how messages do."""
 UNREADABLE = re.compile(
@@ -78,7 +80,7 @@ def run_command(
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
-        with _interrupts():
+        with _interrupts(program):
             arguments = sys.argv[1:] if argv is None else argv
             _check_text(arguments)
             others = _load_plugins(arguments)
@@ -163,12 +165,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[None]:
+def _interrupts(program: str) -> Iterator[None]:
     """SIGTERM ends the command as Ctrl-C does, so that no temporary file stays behind; and neither is ever lost."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     repeats: list[threading.Timer] = []
+    answered = threading.Event()
     hook = sys.unraisablehook
 
     def again() -> None:
@@ -176,6 +179,7 @@ def _interrupts() -> Iterator[None]:
         repeats[-1].start()
 
     def interrupt(_: int, frame: FrameType | None) -> None:
+        answered.set()
         if _loading(frame):
             # A module may swallow the exception, or turn it into another one: once more, a moment later.
             again()
@@ -192,17 +196,57 @@ def _interrupts() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.unraisablehook = repeat
     try:
-        for number, handler in before.items():
-            # A process in the background of a shell ignores Ctrl-C, and goes on to.
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, interrupt)
-        yield
+        with _end_if_unanswered(program, answered):
+            for number, handler in before.items():
+                # A process in the background of a shell ignores Ctrl-C, and goes on to.
+                if handler is not signal.SIG_IGN:
+                    signal.signal(number, interrupt)
+            yield
     finally:
         for timer in repeats:
             timer.cancel()
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _end_if_unanswered(program: str, answered: threading.Event) -> Iterator[None]:
+    """Ends this process :data:`PATIENCE` seconds after Ctrl-C or SIGTERM if ``answered`` is not set by then.
+
+    Python calls a handler once the main thread is back from compiled code. Code that waits, as for processes of a group
+    that never come, is never back. Files are whole at any time, so that nothing is lost.
+    """
+    if os.name != "posix":
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM) and not answered.wait(PATIENCE):
+                os.write(2, f"{program}: {LEFT}\n".encode())
+                os._exit(INTERRUPTED)
+        os.close(reader)
+
+    threading.Thread(target=watch, daemon=True).start()
+    # Of every signal that comes, the system itself writes the number there.
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.close(writer)
+
+
+def _forget_the_pipe() -> None:
+    # Signals of a forked process are no concern of its parent.
+    signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_pipe)
 
 
 def _loading(frame: FrameType | None) -> bool:

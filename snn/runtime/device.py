@@ -10,6 +10,19 @@ if TYPE_CHECKING:
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
+def as_device(device: "torch.device | str") -> "torch.device":
+    """PyTorch's device of that name; :class:`UserError` if there is none."""
+    import torch
+
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"`device` {device!r}: unknown; give cpu or cuda") from error
+    if found.type == "cuda":
+        choose_device("cuda")
+    return found
+
+
 def choose_device(name: DeviceName) -> "torch.device":
     """``auto`` is CUDA where there is one, else the CPU; ``cuda`` without one is a :class:`UserError`."""
     # Imported here: a command's --help must not wait for it.

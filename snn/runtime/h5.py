@@ -147,11 +147,8 @@ def read_file(path: str | Path, schema: Schema, parse: Callable[[Stored], Conten
     _check_block(path, remedy)
     try:
         with parsed(path) as tree:
-            stored = tree.get("schema")
-            check(
-                stored in known or not isinstance(stored, str),
-                f"it has schema {stored!r}, expected {schema.name!r}",
-            )
+            stored = tree.text("schema")
+            check(stored in known, f"it has schema {stored!r}, expected {schema.name!r}")
             for name in ("digest", PARENT):
                 tree.text(name)
             content = parse(tree)

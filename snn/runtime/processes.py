@@ -1,6 +1,7 @@
 """Processes that share the mini-batches of learning: this one alone, or several through Lightning Fabric."""
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -110,6 +111,12 @@ def group_size(device: DeviceName, devices: int, nodes: int) -> tuple[torch.devi
         devices, nodes = local, world // local
     elif (tasks := tasks_of_step()) > 1:
         _join_step(tasks, devices, nodes)
+    # Without one, this process would wait for the others for ever.
+    check(
+        nodes == 1 or "MASTER_ADDR" in os.environ,
+        f"`num_nodes` {nodes}: nothing says where the other nodes are; start the command on each with torchrun or "
+        "srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK",
+    )
     if chosen.type == "cuda":
         available = torch.cuda.device_count()
         check(
@@ -158,6 +165,10 @@ def start_processes(device: DeviceName, devices: int, nodes: int) -> tuple[Proce
     # Lightning takes seconds to import: only where it is needed.
     from lightning.fabric import Fabric
 
-    fabric = Fabric(accelerator=chosen.type, devices=devices, num_nodes=nodes, strategy="ddp", plugins=environments())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
+        fabric = Fabric(
+            accelerator=chosen.type, devices=devices, num_nodes=nodes, strategy="ddp", plugins=environments()
+        )
     fabric.launch()
     return Processes(fabric), fabric.device

@@ -49,6 +49,8 @@ class Range:
         return f"{numbers}{f' {self.unit}' if self.unit else ''}{f' ({self.reason})' if self.reason else ''}"
 
 
+SMALLEST = 2.0**-126
+"""Of positive numbers; with smaller ones float32 computes as with 0, or without their last digits."""
 COUNT = Range(1, 10**6)
 SEED = Range(0, 2**32 - 1)
 INTERVAL = Range(0, 1e6, unit="s")
@@ -71,15 +73,23 @@ def check_fields(record: Any) -> None:
     A whole number may stand for any number, but True and False for none. Numbers are finite, also without a range.
     """
     for name, (kind, limits) in declared_fields(record.__class__).items():
-        value = getattr(record, name)
-        if get_origin(kind) is Literal:
-            check(_fits(value, kind), f"`{name}` {value}: unknown; choose from {_words(kind)}")
-        check(_fits(value, kind), f"`{name}` {value!r}: expected {_words(kind)}")
-        for number in _numbers(value):
-            if limits is not None:
-                check(number in limits, f"`{name}` {number}: expected {limits}")
-            elif isinstance(number, float):
-                check(math.isfinite(number), f"`{name}` {number}: expected a finite number")
+        check_value(name, getattr(record, name), kind, limits)
+
+
+def check_value(name: str, value: object, kind: Any, limits: Range | None = None) -> None:
+    """Raise :class:`UserError` unless ``value``, of the argument ``name``, is of type ``kind`` and within ``limits``.
+
+    A number that is not 0 must be one that float32 can hold.
+    """
+    if get_origin(kind) is Literal:
+        check(_fits(value, kind), f"`{name}` {value}: unknown; choose from {_words(kind)}")
+    check(_fits(value, kind), f"`{name}` {value!r}: expected {_words(kind)}")
+    for number in _numbers(value):
+        if limits is not None:
+            check(number in limits, f"`{name}` {number}: expected {limits}")
+        elif isinstance(number, float):
+            check(math.isfinite(number), f"`{name}` {number}: expected a finite number")
+        check(number == 0 or abs(number) >= SMALLEST, f"`{name}` {number}: expected 0, or {SMALLEST:g} or more in size")
 
 
 @cache

@@ -263,6 +263,18 @@ def test_spiking_layers_of_a_front_end_are_checked_where_they_are_used(kinds, tm
     path.write_bytes(stamped(with_value(chosen.tree, (*LAYER, "spiking", "gain"), gain[:1]), chosen.schema))
     with pytest.raises(UserError, match=r"layers/conv1/spiking/gain is float32 of shape \(1,\), expected"):
         load_spiking_layers(path)
+    path.write_bytes(stamped(with_value(chosen.tree, (*LAYER, "spiking", "geometry", "stride"), 2), chosen.schema))
+    load_frontend(path)
+    with pytest.raises(UserError, match=r"layers/conv1/spiking/geometry is LayerSpec\(.*stride=2.*, its spec says"):
+        load_spiking_layers(path)
+
+
+@pytest.mark.parametrize("name", [None, 5, "snn/99"])
+def test_the_schema_of_a_file_is_known(kinds, tmp_path, name):
+    path = tmp_path / "forged.h5"
+    path.write_bytes(stamped(with_value(kinds[0].tree, ("schema",), name), kinds[0].schema))
+    with pytest.raises(UserError, match="schema"):
+        load_network(path)
 
 
 def test_steps_are_checked_when_they_are_loaded():
