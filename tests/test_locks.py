@@ -48,6 +48,11 @@ def test_a_second_command_with_the_same_output_is_refused_until_the_first_is_dea
             assert f"process {first.pid} on {platform.node()}" in line
             assert f"is writing {tmp_path / 'model'}" in line
             assert "--out" in line
+        if main is train:
+            for name in ("progress.ckpt", "new.h5"):
+                assert learn([*QUICK[learn], "--out", str(tmp_path / "model_training" / name)]) == 2
+                assert f"process {first.pid} on {platform.node()}" in (said := capsys.readouterr().err)
+                assert f"is writing into {tmp_path / 'model_training'}" in said
         # Another output is another matter.
         assert main([*QUICK[main], "--out", str(tmp_path / "other.h5")]) == 0
         assert first.poll() is None

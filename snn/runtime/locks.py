@@ -31,6 +31,15 @@ def hold(path: Path) -> None:
     _held.enter_context(locked(lock, f"{{holder}} is writing {path}: wait for it, end it, or give another `out`"))
 
 
+def check_not_held(folder: Path) -> None:
+    """Raise :class:`UserError` if another process holds ``folder`` as its output (:func:`hold`)."""
+    place = folder.resolve()
+    with contextlib.suppress(OSError), open(place.with_name(f".{place.name}.lock"), "rb") as file:
+        if held_by_another(file):
+            holder = file.read().decode(errors="replace") or "another process"
+            raise UserError(f"{holder} is writing into {folder}: wait for it, end it, or give another `out`")
+
+
 def release_all() -> None:
     """Release all locks of :func:`hold`, at the end of a command."""
     _held.close()

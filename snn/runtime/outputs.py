@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snn.runtime.errors import UserError, check
-from snn.runtime.locks import hold
+from snn.runtime.locks import check_not_held, hold
 from snn.runtime.progress import warn
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class Outputs:
         if first_process():
             written = [path for path in (*self._files, self._json, *self.figures) if path]
             for path in written:
+                check_not_held(path.parent)
                 hold(path)
             remove_leftovers(*written)
 
