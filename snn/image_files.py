@@ -124,6 +124,8 @@ def read_image(path: Path, size: int | None, skipped: Counter[str] | None = None
         with warnings.catch_warnings():
             # Pillow warns of oddities in files that it reads all the same.
             warnings.simplefilter("ignore")
+            # What it calls a bomb would take gigabytes.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 if skipped is not None and getattr(image, "is_animated", False):
                     skipped[SEVERAL_FRAMES] += 1
