@@ -10,13 +10,14 @@ WITH :=
 WORKERS := 2
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-long test-python3.12 test-lowest quick validate lint format install clean
+.PHONY: help demo test test-long test-python3.11 test-python3.12 test-lowest quick validate lint format install clean
 
 help:
 	@echo "make demo     learn, convert, train and evaluate on bundled digits (results in $(RUNS))"
 	@echo "make test     run the test suite (in $(WORKERS) processes; on more cores: make test WORKERS=8)"
-	@echo "make test-long     run the long forms of tests, which take hours"
-	@echo "make test-python3.12, make test-lowest     run the test suite with Python 3.12, or the oldest PyTorch"
+	@echo "make test-long     run the long forms of tests, which take 80 minutes of a core"
+	@echo "make test-python3.11, make test-python3.12     run the test suite with that Python"
+	@echo "make test-lowest   run the test suite with the oldest PyTorch that is supported"
 	@echo "make quick    run the tests that take seconds"
 	@echo "make validate compare neuron, rule and network with Brian2 at full size (results in runs/validation)"
 	@echo "make lint     check style (ruff) and types (mypy)"
@@ -65,8 +66,8 @@ test-long: install
 	@$(PYTEST) -m long
 
 # Each in an environment of its own.
-test-python3.12:
-	@$(MAKE) test VENV=.venv-3.12 PYTHON=python3.12
+test-python3.11 test-python3.12: test-python%:
+	@$(MAKE) test VENV=.venv-$* PYTHON=python$*
 
 test-lowest:
 	@$(MAKE) test VENV=.venv-lowest WITH="torch==2.11.0 torchvision==0.26.0"

@@ -41,11 +41,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes hours, unless it is asked for."""
+    """Leave out what takes an hour, unless it is asked for."""
     if "long" not in config.getoption("markexpr"):
-        hours = [item for item in items if item.get_closest_marker("long")]
-        config.hook.pytest_deselected(items=hours)
-        items[:] = [item for item in items if item not in hours]
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
