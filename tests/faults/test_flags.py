@@ -494,3 +494,16 @@ def test_a_network_whose_file_would_be_too_large_is_refused_before_it_is_trained
     (line,) = capsys.readouterr().err.splitlines()
     assert "the file of resnet101 would have 1.56 GiB, files have at most 1 GiB; choose a smaller network, or" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_patch_as_large_as_the_images_is_refused_before_training(tmp_path, capsys):
+    network = ["--variant", "baseline", "--width", "0.1", "--batch-size", "16", "--cutout", "8"]
+    assert train(["--limit-train", "40", *network, "--out", str(tmp_path / "x.h5")]) == 2
+    assert "--cutout 8: it would cover images of 8x8 pixels; lower it" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_other_images_is_said_to_have_no_effect(pipeline, tmp_path, capsys):
+    flags = ["--root", "nope", "--noise", "clean", "--limit-test", "10", "--no-figures"]
+    assert evaluate([str(pipeline.baseline), *flags, "--out", str(tmp_path / "r.csv")]) == 0
+    assert "warning: --root nope has no effect without --data cifar10" in capsys.readouterr().err
