@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from bridge.sau_kernel import fill_steps, pad_steps
 from snn.runtime.errors import check
@@ -136,7 +136,7 @@ def steps_of_neurons(edges: np.ndarray, heights: np.ndarray, drive: np.ndarray, 
 
 
 # An operator of its own, so that torch.compile keeps it whole.
-@torch.library.custom_op("bridge::steps", mutates_args=())
+@library.custom_op("bridge::steps", mutates_args=())
 def apply_steps(x: Tensor, edges: Tensor, heights: Tensor, slope: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The step function of ``x``; ``slope``, ``low`` and ``high`` serve the gradient alone."""
     out = torch.empty_like(x)

@@ -127,13 +127,12 @@ def load_spiking_layers(path: str | Path) -> "list[SpikingConv2d]":
         before = (spec.channels_in, *spec.channels)
         stored = tree.groups("layers", "conv")
         check(len(stored) == len(spec.layers), f"it has {len(stored)} layers, its spec {len(spec.layers)}")
-        layers = [
-            layer_from_tree(group.group("spiking"), spec.encoding.dt, c_in)
-            for group, c_in in zip(stored, before, strict=False)
-        ]
-        for number, (layer, wanted) in enumerate(zip(layers, spec.layers, strict=True), 1):
+        layers = []
+        for group, wanted, c_in in zip(stored, spec.layers, before, strict=False):
+            layer = layer_from_tree(group.group("spiking"), spec.encoding.dt, c_in)
             found = LayerSpec.of(layer.geometry, wanted.steps, wanted.per_channel)
-            check(found == wanted, f"layers/conv{number}/spiking/geometry is {found}, its spec says {wanted}")
+            check(found == wanted, f"{group.path}spiking/geometry is {found}, its spec says {wanted}")
+            layers.append(layer)
         return layers
 
     return read_file(resolve(path, SHIPPED_FRONTENDS), SCHEMA, parse)

@@ -14,6 +14,7 @@ from hybrid.backbones import BACKBONES, check_backbone, full_backbone, main_cnn
 from hybrid.network import BaselineNetwork, HybridNetwork, Network, Normalise, TrainableFrontEnd
 from hybrid.preprocess import UNCHANGED, Preprocess, check_preprocess, preprocess_flag
 from hybrid.variations import Variations
+from snn.data import few
 from snn.data_source import LENGTHS
 from snn.runtime.errors import check, check_choice
 from snn.runtime.ranges import Range, check_fields
@@ -78,7 +79,7 @@ class ModelSpec:
         names = self.classes
         check(
             1 <= len(names) == len(set(names)),
-            f"`classes` {', '.join(names[:10]) or 'none'}: expected names of one class or more, all different",
+            f"`classes` {few(names) or 'none'}: expected names of one class or more, all different",
         )
         variant = self.architecture.variant
         if variant == "baseline":

@@ -253,11 +253,12 @@ def run(config: EmbeddingConfig) -> None:
     table = beside(config.out, ".csv")
     paths = list(config.models) if config.names else different(config.models)
     models = dict(zip(config.names or name_models(paths), map(load_model, paths), strict=True))
-    inputs = [*map(model_file, paths), *image_folders(common_source(models, config.data, config.root))]
+    source = common_source(models, config.data, config.root)
+    inputs = [*map(model_file, paths), *image_folders(source)]
     outputs = Outputs(table, options=config.options, figures=[config.out], inputs=inputs)
     device = choose_device(config.options.device)
     seed = config.options.seed
-    note_root(common_source(models, config.data, config.root), config.root)
+    note_root(source, config.root)
     data = load_test_images(models, config.data, config.root, config.limit_test, seed)
     panels = embed_models(models, data, distinct(config.noise), seed, device)
     about = {

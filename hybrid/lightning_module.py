@@ -301,23 +301,28 @@ def _same_kind(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
     assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
     due = [rate * factor(step) for rate, factor in zip(base, schedule.lr_lambdas, strict=True)]
     given = [group["lr"] for group in stored["param_groups"]]
-    stored_loop = checkpoint["loops"]["fit_loop"]
-    counters = _form(stored_loop) == _form(trainer.fit_loop.state_dict()) and _no_negative(stored_loop)
-    # So many passes, and steps of this one, were done.
-    epoch, steps = checkpoint["epoch"], int(trainer.estimated_stepping_batches) // (trainer.max_epochs or 1)
-    passes, batches = stored_loop["epoch_progress"], stored_loop["epoch_loop.batch_progress"]
-    names = ("processed", "completed")
-    done = {(passes["current"][name], batches["total"][name], batches["current"][name]) for name in names}
-    counters = counters and done == {(epoch, step, step - epoch * steps)} and epoch == step // steps
     averaged = [value for state in checkpoint["callbacks"].values() for value in state.values()]
     return (
-        all(same) and all(buffers) and counters and stored["state"].keys() == set(numbers)
+        all(same) and all(buffers) and _counts(checkpoint, trainer) and stored["state"].keys() == set(numbers)
         and rates.keys() == schedule.state_dict().keys()
         and all(type(rate) is float and math.isclose(rate, wanted) for rate, wanted in zip(given, due, strict=True))
         and step <= trainer.estimated_stepping_batches
         and all(0 <= value <= step for value in averaged)
         and (rates["base_lrs"], rates["last_epoch"]) == (base, step)
     )  # fmt: skip
+
+
+def _counts(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
+    """Whether the counters of a checkpoint's loop are those of a loop that made its passes and steps."""
+    loop, epoch, step = checkpoint["loops"]["fit_loop"], checkpoint["epoch"], checkpoint["global_step"]
+    if _form(loop) != _form(trainer.fit_loop.state_dict()) or not _no_negative(loop):
+        return False
+    steps = int(trainer.estimated_stepping_batches) // (trainer.max_epochs or 1)
+    passes, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    return epoch == step // steps and all(
+        (passes["current"][name], batches["total"][name], batches["current"][name]) == (epoch, step, step % steps)
+        for name in ("processed", "completed")
+    )
 
 
 def _no_negative(tree: Any) -> bool:

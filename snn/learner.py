@@ -105,9 +105,10 @@ def check_fit(p: Learning, shape: tuple[int, int, int], images: int) -> None:
     if p.retina.kind == "whiten":
         values = p.retina.patches * shape[0] * p.retina.kernel_size**2
         check_memory(8 * values, f"{p.retina.patches} patches of images", "lower `patches`")
+    all_synapses = p.synapses(shape[0])
     if p.retina.kind != "none":
         shape = (2 * shape[0], *shape[1:])
-    for number in range(len(p.maps)):
+    for number, synapses in enumerate(all_synapses):
         geometry, layer = p.geometry(number), f"layer {number + 1}"
         check(
             geometry.kernel_size < 2 * max(shape[1:]),
@@ -119,7 +120,6 @@ def check_fit(p: Learning, shape: tuple[int, int, int], images: int) -> None:
             f"`strides` {geometry.stride}: {layer} sees {shape[2]}x{shape[1]} pixels, less than one step; lower it",
         )
         after = ConvGeometry.of(geometry, shape).shape_out
-        synapses = geometry.maps * shape[0] * geometry.kernel_size**2
         neurons = min(p.batch_size, images) * (math.prod(shape) + math.prod(after))
         check_memory(
             BYTES_OF_SYNAPSE * synapses + BYTES_OF_NEURON * neurons,

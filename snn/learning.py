@@ -192,6 +192,12 @@ class Learning:
             feed_forward_inhibition=self.inhibition.while_learning,
         )
 
+    def synapses(self, channels: int) -> tuple[int, ...]:
+        """Conductances of each layer, on images with so many channels."""
+        before = (channels * (1 if self.retina.kind == "none" else 2), *self.maps)
+        geometries = map(self.geometry, range(len(self.maps)))
+        return tuple(g.maps * c_in * g.kernel_size**2 for g, c_in in zip(geometries, before, strict=False))
+
     def updates(self, images: int) -> int:
         """Mini-batch updates of each layer that learns on so many images."""
         per_pass = -(-images // self.batch_size)

@@ -39,14 +39,11 @@ def images_digest(images: Tensor) -> str:
 def check_file(learning: Learning, channels: int, images: int) -> None:
     """Raise :class:`UserError` if the file of such learning, on images with so many channels, would be too large."""
     updates, done, most = learning.updates(images), 0, 0
-    before = channels * (1 if learning.retina.kind == "none" else 2)
-    for number, maps in enumerate(learning.maps):
-        synapses = maps * before * learning.geometry(number).kernel_size ** 2
+    for maps, synapses in zip(learning.maps, learning.synapses(channels), strict=True):
         # Spikes of each map, images and mean change after each update.
         history = 8 * updates * (maps + 2)
         most = max(most, done + BYTES_UNFINISHED * synapses + history)
         done += BYTES_LEARNED * synapses + history
-        before = maps
     what = f"the file of layers with {', '.join(map(str, learning.maps))} maps and a history of {updates} updates"
     check_size(most, what, "lower `maps` or `kernel_sizes`, or learn in fewer updates")
 

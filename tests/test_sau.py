@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import library, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -162,7 +162,7 @@ def test_compiled_modules_give_the_same_values_and_gradients(edges):
 def test_the_operator_meets_pytorchs_own_checks():
     unit = SpecialActivationUnit(EDGES, HEIGHTS)
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
-    torch.library.opcheck(apply_steps, (x, *unit.buffers()))
+    library.opcheck(apply_steps, (x, *unit.buffers()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -36,7 +36,7 @@ from snn.layer import SpikingConv2d
 from snn.parameters import Encoding
 from snn.retina import INTENSITY_STEPS, LEVELS, Retina, encoder_input
 from snn.runtime.errors import check
-from snn.runtime.outputs import write_atomically
+from snn.runtime.outputs import write_bytes
 from snn.runtime.random import draw_seeds
 
 if TYPE_CHECKING:
@@ -239,5 +239,5 @@ def export_nir(
         f"{different} of {total} spikes of the last layer differ between norse and the simulator; nothing was written: "
         "use another version of norse or nirtorch, and report it",
     )
-    write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
+    write_bytes(Path(path), content)
     return total

@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d
 from bridge.export.images import check_images
 from bridge.frontend import ConvertedLayer, FrozenStatisticsBatchNorm, SpikingFrontEnd
 from snn.runtime.errors import check
-from snn.runtime.outputs import write_atomically
+from snn.runtime.outputs import write_bytes
 
 OPSET = 18
 CHECKED_IMAGES = 16
@@ -147,5 +147,5 @@ def export_onnx(frontend: SpikingFrontEnd, path: str | Path, generator: torch.Ge
         f"features by onnxruntime differ by up to {agreement.largest_difference:g} from PyTorch's (at most "
         f"{TOLERANCE:g} is expected); nothing was written: use another version of onnxruntime or torch, and report it",
     )
-    write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
+    write_bytes(Path(path), content)
     return agreement

@@ -25,7 +25,7 @@ from snn.runtime.errors import UserError, check
 from snn.runtime.h5_child import MOST_BYTES
 from snn.runtime.h5_guard import Damaged, parsed
 from snn.runtime.locks import held_by_another
-from snn.runtime.outputs import write_atomically
+from snn.runtime.outputs import write_bytes
 from snn.runtime.provenance import git_commit, versions
 from snn.runtime.registry import UnknownName
 from snn.runtime.tree import Stored, Tree
@@ -104,7 +104,7 @@ def write_file(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
-    write_atomically(Path(path), lambda temporary: temporary.write_bytes(with_block(hdf5_bytes(tree))))
+    write_bytes(Path(path), with_block(hdf5_bytes(tree)))
     return tree["digest"]
 
 

@@ -142,6 +142,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, whole or not at all."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
 def remove_leftovers(*paths: Path) -> None:
     """Remove temporary files that dead processes of this host left of these files, or of all files in these folders."""
     if os.name != "posix":
