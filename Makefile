@@ -10,7 +10,7 @@ WITH :=
 WORKERS := 2
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-long test-python3.11 test-python3.12 test-lowest quick validate lint format install clean
+.PHONY: help demo test test-long test-python3.11 test-python3.12 test-lowest quick validate docs lint format install clean
 
 help:
 	@echo "make demo     learn, convert, train and evaluate on bundled digits (results in $(RUNS))"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-lowest   run the test suite with the oldest PyTorch that is supported"
 	@echo "make quick    run the tests that take seconds"
 	@echo "make validate compare neuron, rule and network with Brian2 at full size (results in runs/validation)"
+	@echo "make docs     build the pages as a site (docs/_build/html)"
 	@echo "make lint     check style (ruff) and types (mypy)"
 	@echo "make format   apply the project's formatting (ruff)"
 	@echo "make install  make or update the environment in $(VENV)"
@@ -81,6 +82,10 @@ validate: install
 	@$(PY) -m validation.stdp_window --out runs/validation/stdp_window.h5
 	@$(PY) -m validation.network --out runs/validation/network.h5
 
+docs: install
+	@$(PY) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
 lint: install
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -91,4 +96,4 @@ format: install
 	@$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -48,6 +48,7 @@ class Images(NamedTuple):
     labels: Tensor
     """int64 (N,), indices into ``classes``."""
     classes: tuple[str, ...]
+    """Names of the classes, in the order of the labels."""
     data_source: DataSource = UNNAMED
     """Where they came from; the files of all stages record it."""
 

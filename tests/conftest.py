@@ -33,6 +33,7 @@ EXTRAS = {
     "corruptions": ["imagecorruptions"],
     "export": ["onnx", "onnxscript", "onnxruntime", "nir", "nirtorch"],
     "reproduce": ["snakemake"],
+    "docs": ["sphinx", "furo", "myst_nb", "sphinx_copybutton", "sphinx_design", "latex2mathml"],
 }
 """Modules that each optional extra brings."""
 
