@@ -61,11 +61,6 @@ def _front_end(network: HybridNetwork, images: Tensor) -> dict[str, Tensor]:
     return seen | {f"conv{number}": x for number, x in enumerate(outputs, 1)}
 
 
-def largest_values(seen: dict[str, Tensor]) -> dict[str, float]:
-    """The largest value of each stage of :func:`views`: pictures with one scale can be compared."""
-    return {stage: maps.max().item() for stage, maps in seen.items()}
-
-
 def picture(stage: str, maps: Tensor, largest: float | None = None) -> np.ndarray:
     """One stage's maps of one image (C, H, W) as a picture in [0, 1], float32 (H', W') or in colour (H', W', 3).
 

@@ -8,7 +8,7 @@ from torch import Tensor
 import bridge
 import hybrid
 from hybrid.network import HybridNetwork
-from hybrid.views import largest_values, picture, tile, views
+from hybrid.views import picture, tile, views
 from snn.retina import Retina
 
 
@@ -110,10 +110,3 @@ def test_pictures_of_colours_contrast_and_grey() -> None:
     assert picture("contrast", torch.zeros(2, 4, 4)).tolist() == [[0.5] * 4] * 4
     # Colours that a screen cannot mix are tiles.
     assert picture("image", torch.zeros(2, 4, 4)).shape == (4, 9)
-
-
-def test_one_scale_for_all_images() -> None:
-    maps = torch.tensor([[[[1.0]]], [[[4.0]]]])
-    largest = largest_values({"conv1": maps})
-    assert largest == {"conv1": 4.0}
-    assert [picture("conv1", each, largest["conv1"]).item() for each in maps] == [0.25, 1.0]
