@@ -13,6 +13,7 @@ from torch import Tensor
 from bridge.frontend import SpikingFrontEnd
 from hybrid.classification import Answer
 from hybrid.network import Network
+from hybrid.printing import visible
 from hybrid.storage import TrainedModel
 from hybrid.views import AUXILIARY, CONTRAST, IMAGE, picture, views
 from snn.runtime.outputs import save_figure
@@ -187,8 +188,11 @@ def draw_answers(answers: Sequence[Answer], network: Network, title: str, path: 
             axes.imshow(picture(stage, maps[stage][0], largest[stage]), cmap="gray", norm=scale)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_color("0.8")
-        name = f"{_short(_visible(Path(answer.image).name))}\n{answer.condition}"
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9, linespacing=1.5)
+        # The end of a file's name tells it from others of its folder.
+        name = _short(visible(Path(answer.image).name)[::-1])[::-1]
+        row[0].set_ylabel(
+            f"{name}\n{answer.condition}", rotation=0, ha="right", va="center", fontsize=9, linespacing=1.5
+        )
         _draw_classes(row[-1], answer)
     for stage, axes in zip(stages, grid[0], strict=False):
         axes.set_title(_stage_title(stage, seen[0][stage][0], network), fontsize=9)
@@ -203,9 +207,7 @@ def _draw_classes(axes: Axes, answer: Answer) -> None:
     axes.barh(places, percent, 0.7, color=["C0", *["0.75"] * (len(percent) - 1)])
     for place, value in zip(places, percent, strict=True):
         axes.text(value + 2, place, f"{value:.1f}", va="center", fontsize=8)
-    axes.set_yticks(
-        places, [_short(_visible(name)) for name in answer.classes], fontsize=8 if len(percent) <= 10 else 5
-    )
+    axes.set_yticks(places, [_short(visible(name)) for name in answer.classes[:MOST_BARS]], fontsize=8)
     # A single bar is no wider than those of five.
     axes.set(xlim=(0, 125), ylim=(max(len(percent), 5) - 0.5, -0.5), xticks=[])
     axes.tick_params(left=False)
@@ -221,12 +223,6 @@ def _stage_title(stage: str, maps: Tensor, network: Network) -> str:
     layer = "spiking layer" if isinstance(getattr(network, "frontend", None), SpikingFrontEnd) else "layer"
     name = "auxiliary CNN" if stage == AUXILIARY else f"{layer} {stage.removeprefix('conv')}"
     return f"{name}\n{count} maps of {width} x {height}"
-
-
-def _visible(text: str) -> str:
-    """Text that can be drawn, also of names that are not UTF-8 or have line breaks."""
-    text = text.encode("utf-8", "replace").decode()
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _short(text: str, longest: int = 20) -> str:
