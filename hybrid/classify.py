@@ -14,7 +14,7 @@ from hybrid.evaluation import distinct
 from hybrid.figures import draw_answers
 from hybrid.printing import print_table, visible
 from hybrid.storage import load_model, model_file
-from snn.image_files import Fit
+from snn.image_files import Fit, linked_folders
 from snn.runtime.cli import RunOptions, check_left_out, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -23,16 +23,16 @@ from snn.runtime.pretrained import plain_name
 from snn.runtime.ranges import COUNT, check_fields
 
 MOST_ROWS = 40
-"""Of a picture: longer ones cannot be looked at."""
+"""Of a picture, one for each image and condition: longer ones cannot be looked at."""
 
 
 @dataclass(frozen=True)
 class ClassifyConfig:
     """Classify photographs with a trained network, clean and under noise."""
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """File written by hybrid.train, or pretrained:NAME, for example pretrained:safe-cifar10."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...")]
     """Image files of any size (JPEG, PNG, TIFF, WebP, BMP, GIF, PPM), or folders of them."""
     noise: Annotated[tuple[Condition, ...], condition_flag(Condition, many=True)] = ()
     """Also classify the images under these perturbations, added after resizing; a plugin can add more. fgsm and
@@ -84,14 +84,16 @@ def run(config: ClassifyConfig) -> None:
     """The command: load, classify, report, draw."""
     files = find_images(config.images)
     conditions = conditions_of(config.noise)
+    pictures = [config.out] if config.out else []
+    folders = [folder for path in config.images if path.is_dir() for folder in linked_folders(path)]
+    inputs = [model_file(config.model), *folders, *files]
+    outputs = Outputs(options=config.options, figures=pictures, inputs=inputs)
     rows = len(files) * len(conditions)
     check(
-        config.out is None or not config.options.figures or rows <= MOST_ROWS,
-        f"`out` {config.out}: {len(files)} images under {len(conditions)} conditions would be {rows} rows, a picture "
-        f"has at most {MOST_ROWS}; give fewer, or leave it out",
+        not outputs.figures or rows <= MOST_ROWS,
+        f"`out` {config.out}: it would have {rows} rows, one for each image and condition; a picture has at most "
+        f"{MOST_ROWS}; give fewer images, or leave it out",
     )
-    pictures = [config.out] if config.out else []
-    outputs = Outputs(options=config.options, figures=pictures, inputs=[model_file(config.model), *files])
     device = choose_device(config.options.device)
     model = load_model(config.model)
     check_draws(model, config.draws)
