@@ -5,7 +5,7 @@ answers[0].classes, answers[0].probabilities  # ("cat", "dog", "frog"), (0.91, 0
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -25,7 +25,7 @@ from snn.runtime.errors import check, check_choice
 from snn.runtime.progress import progress, warn
 from snn.runtime.ranges import COUNT, SEED, check_value
 
-Photographs = str | Path | Sequence[str | Path] | Array
+Photographs = str | Path | Iterable[str | Path] | Array
 """A file, a folder, several of these, or uint8 images (N, C, H, W) of the network's own size."""
 
 
@@ -40,8 +40,8 @@ class Answer(NamedTuple):
     """The likeliest classes, first the one that the network decides for."""
     probabilities: tuple[float, ...]
     """Their probabilities, by the softmax of the logits."""
-    given: Tensor
-    """What the network was given, float32 (C, H, W) in [0, 1]."""
+    given: Tensor | None = None
+    """What the network was given, float32 (C, H, W) in [0, 1]; None: it was not to be kept."""
 
     def row(self) -> dict[str, Any]:
         """All but the pixels, for JSON."""
@@ -62,6 +62,7 @@ def classify(
     fit: Fit = "crop",
     draws: int = 1,
     mirror: bool = False,
+    keep: bool = True,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[Answer]:
@@ -79,6 +80,7 @@ def classify(
         fit: what is done to files that are not of the network's proportions. "crop" cuts out the middle: the shorter
             side of a photograph becomes that of the network. "pad" adds black borders, "squash" distorts.
         draws, mirror: as in :func:`hybrid.evaluate`.
+        keep: whether answers hold the pixels that the network was given. Those of many large images take memory.
         seed: of the perturbations and draws.
 
     Raises:
@@ -95,8 +97,12 @@ def classify(
         check_value(argument, value, int, COUNT)
     check_value("seed", seed, int, SEED)
     check_choice("fit", fit, get_args(Fit))
-    check_draws(model, draws)
+    check(
+        draws == 1 or bool(random_modules(model.network)),
+        f"`draws` {draws}: the encoder of this network draws nothing; leave it out",
+    )
     device = as_device(device)
+    named: Iterable[tuple[str, Tensor]]
     if isinstance(images, Array):
         pixels = as_images(images).cpu()
         check(
@@ -105,13 +111,14 @@ def classify(
             "height, width); resize them, or give files, which are resized",
         )
         named = [(str(number), pixels[number : number + 1]) for number in range(len(pixels))]
+        count = len(pixels)
     else:
-        files = find_images([images] if isinstance(images, str | Path) else images)
-        named = list(zip(map(str, files), read_photographs(model, files, fit), strict=True))
+        files = find_images(images)
+        named, count = zip(map(str, files), read_photographs(model, files, fit), strict=True), len(files)
     # Each alone: neither its noise nor the last bits of its answer then depend on the others.
     ask = partial(predict, model.network, device=device, draws=draws, mirror=mirror, seed=seed)
     answers = []
-    for name, pixels in progress(named, "classifying", "image"):
+    for name, pixels in progress(named, "classifying", "image", total=count):
         for condition in wanted:
             data = Images(pixels, torch.zeros(1, dtype=torch.int64), model.spec.classes)
             given = condition.perturb(Context(data, seed, device=device)).images
@@ -122,7 +129,9 @@ def classify(
             )
             probabilities, places = logits.double().softmax(0).topk(min(top, len(logits)))
             classes = tuple(model.spec.classes[place] for place in places.tolist())
-            answers.append(Answer(name, str(condition), classes, tuple(probabilities.tolist()), given[0]))
+            answers.append(
+                Answer(name, str(condition), classes, tuple(probabilities.tolist()), given[0] if keep else None)
+            )
     return answers
 
 
@@ -135,22 +144,20 @@ def check_conditions(conditions: Iterable[Condition], argument: str) -> None:
         )
 
 
-def check_draws(model: TrainedModel, draws: int) -> None:
-    """Raise :class:`UserError` for ``draws`` of a network that draws nothing."""
-    check(
-        draws == 1 or bool(random_modules(model.network)),
-        f"`draws` {draws}: the encoder of this network draws nothing; leave it out",
-    )
-
-
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
+def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """Image files, in the order given; in place of a folder all images in it and in its folders, by name.
 
     What a folder holds but is not read is said on stderr. Raises :class:`UserError` for a path that is not there, and
     for a folder without images.
     """
+    listed = [paths] if isinstance(paths, str | Path) else list(paths) if isinstance(paths, Iterable) else [paths]
     files: list[Path] = []
-    for path in map(Path, paths):
+    for item in listed:
+        check(
+            isinstance(item, str | Path),
+            f"image of type {type(item).__name__}: give paths of files, or one uint8 array (N, C, H, W)",
+        )
+        path = Path(item)
         check(path.exists(), f"{path}: there is no such file; give an image, or a folder of images")
         if not path.is_dir():
             files.append(path)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from hybrid.classification import Answer, check_conditions, check_draws, classify, find_images
+from hybrid.classification import Answer, check_conditions, classify, find_images
 from hybrid.conditions import Condition, condition_flag
 from hybrid.conditions.drawn import Clean
 from hybrid.evaluation import distinct
@@ -96,7 +96,6 @@ def run(config: ClassifyConfig) -> None:
     )
     device = choose_device(config.options.device)
     model = load_model(config.model)
-    check_draws(model, config.draws)
     answers = classify(
         model,
         files,
@@ -105,6 +104,7 @@ def run(config: ClassifyConfig) -> None:
         fit=config.fit,
         draws=config.draws,
         mirror=config.mirror,
+        keep=bool(outputs.figures),
         seed=config.options.seed,
         device=device,
     )

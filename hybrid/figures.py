@@ -171,9 +171,10 @@ def draw_frontier(rows: Sequence[dict], path: Path) -> None:
 def draw_answers(answers: Sequence[Answer], network: Network, title: str, path: Path) -> None:
     """Draw a row for each answer: the image, what each stage of the network sees of it, and its first classes as bars.
 
+    The answers hold the pixels that the network was given.
     The pictures of one stage have one scale, so that rows can be compared. Features are shown by their square root.
     """
-    seen = [views(network, answer.given[None]) for answer in answers]
+    seen = [views(network, answer.given[None]) for answer in answers if answer.given is not None]
     stages = list(seen[0])
     largest = {stage: max(maps[stage].max().item() for maps in seen) for stage in stages}
     side, label, bars = 1.9, 1.3, 2.6  # inches

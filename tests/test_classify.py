@@ -53,6 +53,7 @@ def as_input(image: Image.Image) -> Tensor:
 
 def expect(answer: hybrid.Answer, given: Tensor, model: hybrid.TrainedModel) -> None:
     """The answer is the softmax of the model's logits, in falling order."""
+    assert answer.given is not None
     torch.testing.assert_close(answer.given[None], given, rtol=0, atol=1e-7)
     logits = model(given)[0].tolist()
     exponentials = [math.exp(value - max(logits)) for value in logits]
@@ -201,6 +202,7 @@ def test_noise_is_that_of_evaluation_and_depends_on_no_other_image(safe, tmp_pat
 
 def test_mirror_images_and_draws_are_averaged(safe, photo):
     (usual,) = hybrid.classify(safe, photo, top=10)
+    assert hybrid.classify(safe, photo, top=10, keep=False) == [usual._replace(given=None)]
     (mirrored,) = hybrid.classify(safe, photo, top=10, mirror=True)
     both = torch.cat([usual.given[None], usual.given[None].flip(3)])
     mean = safe(both).softmax(1).mean(0)
@@ -257,6 +259,9 @@ def test_what_cannot_be_read_is_refused_in_one_line(safe, tmp_path, photo):
             hybrid.classify(safe, photo, **values)
     with pytest.raises(UserError, match="no image given"):
         hybrid.classify(safe, [])
+    for wrong in (5, [5], scene(32, 32), [scene(32, 32)]):
+        with pytest.raises(UserError, match="give paths of files, or one uint8 array"):
+            hybrid.classify(safe, wrong)
     with pytest.raises(UserError, match="model of type Linear"):
         hybrid.classify(torch.nn.Linear(2, 2), photo)
     four = replace(safe, spec=hybrid.baseline((4, 32, 32), "fast_cnn", width=0.25).spec)
