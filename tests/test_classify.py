@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from hybrid.network import Normalise
 from snn.data import load_images
 from snn.runtime.errors import UserError
 
+ROOT = Path(__file__).parent.parent
 SAFE = "pretrained:safe-cifar10"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -335,6 +337,25 @@ def test_more_rows_than_a_picture_has_are_refused_before_the_work(tmp_path, phot
     photos = [str(photo)] * (MOST_ROWS // 2 + 1)
     assert main(["nope.h5", *photos, "--noise", "awgn:15", "--out", str(tmp_path / "x.png")]) == 2
     assert f"a picture has at most {MOST_ROWS}; give fewer" in capsys.readouterr().err
+
+
+def test_the_guide_says_what_happens(tmp_path, capsys, monkeypatch):
+    guide = (ROOT / "docs" / "guides" / "classify.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    commands = re.findall(r"^python -m hybrid.classify (.*)$", guide, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        assert main(command.replace("answers.png", str(tmp_path / "answers.png")).split()) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        # Another version of the JPEG library may change the last digits.
+        clean, noisy = (float(share) for share in re.findall(r"cat (\S+) %", printed))
+        assert clean == pytest.approx(80 if "safe" in command else 88, abs=3)
+        assert noisy == pytest.approx(84.5 if "safe" in command else 47, abs=5)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", guide, re.M | re.S):
+        exec(block, names)
+    assert capsys.readouterr().out.startswith("docs/figures/chelsea.jpg clean cat 0.")
+    assert names["logits"].shape == (1, 10)
 
 
 @pytest.mark.slow
