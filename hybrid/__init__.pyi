@@ -4,6 +4,8 @@ from hybrid.architecture import safe_dnn as safe_dnn
 from hybrid.backbones import BACKBONES as BACKBONES
 from hybrid.backbones import Adapter as Adapter
 from hybrid.backbones import register_backbone as register_backbone
+from hybrid.classification import Answer as Answer
+from hybrid.classification import classify as classify
 from hybrid.conditions import Condition as Condition
 from hybrid.conditions import Noise as Noise
 from hybrid.conditions import register_condition as register_condition

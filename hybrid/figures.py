@@ -1,16 +1,25 @@
-"""Pictures of training, of accuracy under noise, and of what stays within its step."""
+"""Pictures of training, accuracy under noise, answers to single images, and what stays within its step."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
+from bridge.frontend import SpikingFrontEnd
+from hybrid.classification import Answer
+from hybrid.network import Network
+from hybrid.printing import visible
 from hybrid.storage import TrainedModel
+from hybrid.views import AUXILIARY, CONTRAST, IMAGE, picture, views
 from snn.runtime.outputs import save_figure
 
+MOST_BARS = 10
+"""Classes of one answer, as bars."""
 COLOURS = [*(f"C{number}" for number in range(10)), "black"]
 
 
@@ -157,6 +166,68 @@ def draw_frontier(rows: Sequence[dict], path: Path) -> None:
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     save_figure(figure, path)
+
+
+def draw_answers(answers: Sequence[Answer], network: Network, title: str, path: Path) -> None:
+    """Draw a row for each answer: the image, what each stage of the network sees of it, and its first classes as bars.
+
+    The answers hold the pixels that the network was given.
+    The pictures of one stage have one scale, so that rows can be compared. Features are shown by their square root.
+    """
+    seen = [views(network, answer.given[None]) for answer in answers if answer.given is not None]
+    stages = list(seen[0])
+    largest = {stage: max(maps[stage].max().item() for maps in seen) for stage in stages}
+    side, label, bars = 1.9, 1.3, 2.6  # inches
+    size = (label + side * len(stages) + bars, 0.75 + (side + 0.1) * len(answers))
+    figure = Figure(figsize=size, layout="constrained")
+    widths = [*(side for _ in stages), bars - 0.9]
+    grid = figure.subplots(len(answers), len(stages) + 1, squeeze=False, width_ratios=widths)
+    for answer, maps, row in zip(answers, seen, grid, strict=True):
+        for stage, axes in zip(stages, row, strict=False):
+            # Few features are strong: by their square root the others can be seen, too.
+            scale = Normalize(0, 1) if stage in (IMAGE, CONTRAST) else PowerNorm(0.5, 0, 1)
+            axes.imshow(picture(stage, maps[stage][0], largest[stage]), cmap="gray", norm=scale)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_color("0.8")
+        # The end of a file's name tells it from others of its folder.
+        name = _short(visible(Path(answer.image).name)[::-1])[::-1]
+        row[0].set_ylabel(
+            f"{name}\n{answer.condition}", rotation=0, ha="right", va="center", fontsize=9, linespacing=1.5
+        )
+        _draw_classes(row[-1], answer)
+    for stage, axes in zip(stages, grid[0], strict=False):
+        axes.set_title(_stage_title(stage, seen[0][stage][0], network), fontsize=9)
+    grid[0, -1].set_title("probability (%)", fontsize=9, loc="left")
+    figure.suptitle(title, fontsize=11)
+    save_figure(figure, path)
+
+
+def _draw_classes(axes: Axes, answer: Answer) -> None:
+    percent = [100 * probability for probability in answer.probabilities[:MOST_BARS]]
+    places = range(len(percent))
+    axes.barh(places, percent, 0.7, color=["C0", *["0.75"] * (len(percent) - 1)])
+    for place, value in zip(places, percent, strict=True):
+        axes.text(value + 2, place, f"{value:.1f}", va="center", fontsize=8)
+    axes.set_yticks(places, [_short(visible(name)) for name in answer.classes[:MOST_BARS]], fontsize=8)
+    # A single bar is no wider than those of five.
+    axes.set(xlim=(0, 125), ylim=(max(len(percent), 5) - 0.5, -0.5), xticks=[])
+    axes.tick_params(left=False)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _stage_title(stage: str, maps: Tensor, network: Network) -> str:
+    count, height, width = maps.shape
+    if stage == IMAGE:
+        return f"what the network is given\n{width} x {height} pixels"
+    if stage == CONTRAST:
+        return "contrast of the retina\nON less OFF"
+    layer = "spiking layer" if isinstance(getattr(network, "frontend", None), SpikingFrontEnd) else "layer"
+    name = "auxiliary CNN" if stage == AUXILIARY else f"{layer} {stage.removeprefix('conv')}"
+    return f"{name}\n{count} maps of {width} x {height}"
+
+
+def _short(text: str, longest: int = 20) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def draw_margins(rows: list[dict[str, float]], path: Path) -> None:

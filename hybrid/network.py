@@ -173,7 +173,8 @@ class HybridNetwork(Network):
             return images
         return self.normalise(images)
 
-    def _auxiliary(self, images: Tensor) -> Tensor | None:
+    def auxiliary_features(self, images: Tensor) -> Tensor | None:
+        """What the auxiliary CNN makes of preprocessed images, (B, C2, H', W'); None where there is none."""
         if self.auxiliary is None:
             return None
         images = self.auxiliary_input(images)
@@ -189,7 +190,7 @@ class HybridNetwork(Network):
                 features = self.frontend(images)
         else:
             features = self.frontend(self.frontend_input(images))
-        return self.main(self.join(features, self._auxiliary(images), paths))
+        return self.main(self.join(features, self.auxiliary_features(images), paths))
 
 
 def embed(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:

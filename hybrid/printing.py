@@ -18,3 +18,8 @@ def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
+
+
+def visible(text: str) -> str:
+    """Text in one line for terminals and pictures: "?" for line breaks, control characters and bytes of no UTF-8."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -6,8 +6,9 @@ Files are found as by torchvision's ImageFolder: in PATH/SPLIT/CLASS and all fol
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,6 +18,11 @@ from snn.runtime.errors import UserError, check
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 """Pillow's names of these. Others are not tried, whatever a file poses as: some start other programs."""
+RESAMPLING = Image.Resampling.BILINEAR
+"""With antialiasing, as Pillow does it."""
+Fit = Literal["crop", "pad", "squash"]
+"""How a photograph of another shape becomes an image of a given one: the middle is cut out ("crop"), black borders are
+added ("pad"), or it is distorted ("squash")."""
 SEVERAL_FRAMES = "images of several frames, of which the first is read"
 
 
@@ -65,7 +71,15 @@ def class_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
     if not folder.is_dir():
         return
     others = [folder.parent, *(path for path in folder.parent.iterdir() if path != folder and not path.is_symlink())]
-    for place, names in sorted(_folders(folder, skipped, apart=others)):
+    yield from image_files(folder, skipped, apart=others)
+
+
+def image_files(folder: Path, skipped: Counter[str], apart: Iterable[Path] = ()) -> Iterator[Path]:
+    """Image files in ``folder`` and all folders in it but those of ``apart``, in the order of ImageFolder.
+
+    ``skipped`` counts what is not read, by reason.
+    """
+    for place, names in sorted(_folders(folder, skipped, apart)):
         for name in sorted(names):
             path = os.path.join(place, name)
             if name.startswith("."):
@@ -120,6 +134,55 @@ def read_image(path: Path, size: int | None, skipped: Counter[str] | None = None
 
     ``skipped`` counts images of several frames. Raises :class:`UserError` for a file that cannot be read.
     """
+    return read_as(path, lambda image: to_array(image, size), skipped)
+
+
+def read_fitted(
+    path: Path, width: int, height: int, fit: Fit, grey: bool, skipped: Counter[str] | None = None
+) -> np.ndarray:
+    """:func:`read_image` for photographs of any shape: uint8 (3, ``height``, ``width``), or (1, ...) if ``grey``.
+
+    Where the size changes, by the same filter. See :data:`Fit`.
+    """
+
+    def fitted(image: Image.Image) -> np.ndarray:
+        image = FITS[fit](image, (width, height))
+        return to_array(image.convert("L") if grey else image, None)
+
+    return read_as(path, fitted, skipped)
+
+
+def _crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return ImageOps.fit(image, size, RESAMPLING)
+
+
+def _pad(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    share = min(new / old for new, old in zip(size, image.size, strict=True))
+    # Of a very narrow photograph at least one pixel is left.
+    width, height = (min(new, max(1, round(old * share))) for new, old in zip(size, image.size, strict=True))
+    canvas = Image.new(image.mode, size)
+    canvas.paste(image.resize((width, height), RESAMPLING), ((size[0] - width) // 2, (size[1] - height) // 2))
+    return canvas
+
+
+def _squash(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize(size, RESAMPLING)
+
+
+FITS: dict[Fit, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
+    "crop": _crop,
+    "pad": _pad,
+    "squash": _squash,
+}
+
+
+def read_as(
+    path: Path, convert: Callable[[Image.Image], np.ndarray], skipped: Counter[str] | None = None
+) -> np.ndarray:
+    """What ``convert`` makes of an image file, given as 8-bit RGB, turned as its EXIF orientation says.
+
+    Raises :class:`UserError` for a file that cannot be read; see :func:`read_image`.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow warns of oddities in files that it reads all the same.
@@ -130,7 +193,7 @@ def read_image(path: Path, size: int | None, skipped: Counter[str] | None = None
                 if skipped is not None and getattr(image, "is_animated", False):
                     skipped[SEVERAL_FRAMES] += 1
                 ImageOps.exif_transpose(image, in_place=True)
-                return to_array(_to_rgb(image), size)
+                return convert(_to_rgb(image))
     except Exception as error:  # damaged files end in one of many, struct.error and IndexError among them
         raise UserError(f"{path} is not a readable image ({error}); repair or remove it") from error
 
@@ -151,6 +214,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def to_array(image: Image.Image, size: int | None) -> np.ndarray:
     """uint8 (C, H, W); bilinear with antialiasing where the size changes."""
     if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
+        image = image.resize((size, size), RESAMPLING)
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

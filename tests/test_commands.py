@@ -21,6 +21,7 @@ from conftest import CONDITIONS, LEARN, TRAIN, run_pipeline
 from bridge.convert import main as convert
 from bridge.export.__main__ import main as export
 from bridge.storage import load_frontend
+from hybrid.classify import main as classify
 from hybrid.complexity import main as complexity
 from hybrid.embedding import main as embedding
 from hybrid.evaluate import main as evaluate
@@ -173,7 +174,7 @@ def test_help_names_units_and_defaults(main, capsys):
         assert "Rate of intensity 1, in Hz (paper 4.2; ParallelSpikeSim 2019). (default: 30.0)" in words
 
 
-@pytest.mark.parametrize("main", [complexity, reproduce, freq_response, network, stdp_window])
+@pytest.mark.parametrize("main", [classify, complexity, reproduce, freq_response, network, stdp_window])
 def test_help_of_commands_that_have_a_default_for_every_flag(main, capsys):
     words = help_of(main, capsys)
     assert "--out" in words

@@ -17,6 +17,7 @@ from conftest import DEVICES, LEARN, TRAIN, Pipeline
 from bridge.convert import main as convert
 from bridge.sau import SpecialActivationUnit
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend
+from hybrid.classify import main as classify
 from hybrid.conditions.attack import fgsm
 from hybrid.embedding import main as embedding
 from hybrid.evaluate import main as evaluate
@@ -309,7 +310,9 @@ def mu(pipeline, tmp_path_factory) -> Path:
     return out
 
 
+PHOTO = str(Path(__file__).parents[1] / "docs" / "figures" / "network.png")
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
+    "answers.png": (classify, ["{safe}", PHOTO, "--noise", "awgn:15"]),
     "attack.csv": (evaluate, ["{baseline}", "--attack-model", "{safe}", "--noise", "fgsm:8", "--limit-test", "60"]),
     "embedding.png": (embedding, ["{safe}", "--noise", "clean", "--limit-test", "60"]),
     "lambda.h5": (swap, ["{mu}", "--frontend", "{frontend}", "--images", "60"]),

@@ -12,6 +12,7 @@ from benchmarks.frontend import main as frontend
 from benchmarks.recipe import main as recipe
 from benchmarks.stdp import main as stdp
 from bridge.convert import main as convert
+from hybrid.classify import main as classify
 from hybrid.embedding import main as embedding
 from hybrid.evaluate import main as evaluate
 from hybrid.margins import main as margins
@@ -84,6 +85,7 @@ def arguments(pipeline, place):
         "evaluate what was trained on it": (evaluate, [on_folder(models)]),
         "evaluate held-out": (evaluate, [on_folder(models), "--split", "held-out"]),
         "swap": (swap, [on_folder(models), "--frontend", pipeline.frontend]),
+        "classify": (classify, [pipeline.safe, place / "images"]),
         "embedding": (embedding, [pipeline.safe, *data]),
         "margins": (margins, [pipeline.frontend, *data]),
         "ship": (ship, [pipeline.safe, *data]),
@@ -96,7 +98,7 @@ def arguments(pipeline, place):
 
 COMMANDS = (
     *("learn", "convert", "train", "evaluate", "evaluate what was trained on it", "evaluate held-out"),
-    *("swap", "embedding", "margins", "ship", "features", "frontend", "recipe", "stdp"),
+    *("swap", "classify", "embedding", "margins", "ship", "features", "frontend", "recipe", "stdp"),
 )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -220,4 +221,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
     Texts are drawn as they are: a dollar sign in a name starts no formula.
     """
     _draw_literally(figure)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))
+    with warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))

@@ -23,6 +23,8 @@ from bridge.export.__main__ import main as export
 from bridge.frontend import FrontEndSpec, LayerSpec
 from bridge.storage import load_frontend
 from hybrid.architecture import Architecture
+from hybrid.classify import ClassifyConfig
+from hybrid.classify import main as classify
 from hybrid.complexity import ComplexityConfig
 from hybrid.complexity import main as complexity
 from hybrid.embedding import EmbeddingConfig
@@ -66,6 +68,7 @@ from validation.stdp_window import main as stdp_window
 LONGEST = 120
 """Seconds after which a call counts as one that never ends."""
 MODEL, FRONTEND = "pretrained:safe-cifar10", "pretrained:cifar10-fd"
+PHOTO = str(Path(__file__).parents[2] / "docs" / "figures" / "network.png")
 COMMANDS = {
     "learn": (LearnConfig, learn, ["--data", "digits"]),
     "convert": (ConvertConfig, convert, [FRONTEND, "--data", "digits"]),
@@ -74,6 +77,7 @@ COMMANDS = {
     "evaluate": (EvaluateConfig, evaluate, [MODEL, "--data", "digits"]),
     "swap": (SwapConfig, swap, [MODEL, "--frontend", FRONTEND]),
     "complexity": (ComplexityConfig, complexity, []),
+    "classify": (ClassifyConfig, classify, [MODEL, PHOTO]),
     "embedding": (EmbeddingConfig, embedding, [MODEL, "--data", "digits"]),
     "margins": (MarginsConfig, margins, [FRONTEND, "--data", "digits"]),
     "ship": (ShipConfig, ship, [MODEL, "--data", "digits"]),
@@ -83,7 +87,7 @@ COMMANDS = {
     "network": (NetworkConfig, network, []),
 }
 """Configuration, command, and arguments without which nothing works."""
-SUFFIX = {"export": ".onnx", "embedding": ".png"}
+SUFFIX = {"export": ".onnx", "embedding": ".png", "classify": ".png"}
 """Of ``--out``, where it must have one."""
 
 NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e300", "", "x")
@@ -215,6 +219,10 @@ CONTRADICTIONS = [
     ("evaluate", "--noise clean --cifar10-c .", "--cifar10-c would be ignored"),
     ("evaluate", "--noise fgsm:8", "--attack-model"),
     ("evaluate", "--split held-out", "--data"),
+    ("classify", "--noise clean --seed 3", "--seed would be ignored"),
+    ("classify", "--noise fgsm:8", "--noise fgsm:8: it needs more than photographs"),
+    ("classify", "--noise awgn:1_0", "--noise awgn:1_0"),
+    ("classify", f"--draws 2 --json {PHOTO}", "cannot write"),
     ("complexity", "--seed 3", "--seed would be ignored"),
     ("swap", "--scale literal --images 10", "--images would be ignored"),
     ("reproduce", "--traffic nope --traffic-size 32", "--traffic nope"),
@@ -289,7 +297,7 @@ def test_contradictions_and_impossible_sizes_are_refused_before_any_work(command
 def test_empty_and_unusable_outputs_are_refused(command, refused):
     if command not in ("export", "reproduce"):
         # The folder of the process.
-        refused(command, "--out=", words=".png" if command == "embedding" else "it is a folder")
+        refused(command, "--out=", words=".png" if SUFFIX.get(command) == ".png" else "it is a folder")
     for name in ("out", "json"):
         file = f"/proc/x{SUFFIX.get(command, '') if name == 'out' else ''}"
         refused(command, f"--{name}", file, words="cannot write /proc/")
