@@ -125,5 +125,15 @@ def test_the_notebook_gives_what_it_shows():
     assert pictures(made) == pictures(shown) == 4
 
 
+def test_the_page_shows_how_to_watch():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "examples.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(compile(block, "examples.md", "exec"), names)
+    *during, finished = names["snapshots"]
+    assert finished is None
+    assert len(during) >= 5
+    assert not np.array_equal(during[0], during[-1])
+
+
 def test_the_notebook_names_no_folder_of_the_machine_that_made_it():
     assert not re.search(r"/(home|root|tmp|work|usr|Users)/", NOTEBOOK.read_text())

@@ -1,5 +1,6 @@
-"""What the README shows is what runs."""
+"""What the README shows is what runs and what was measured, and it is short."""
 
+import csv
 import re
 import subprocess
 from pathlib import Path
@@ -36,3 +37,21 @@ def test_library_example_runs():
     assert names["features"].shape == (4, 8, 8, 8)
     assert names["logits"].shape == (4, 10)
     assert {row["condition"] for row in names["rows"]} == {"clean", "awgn:20"}
+
+
+def test_at_most_150_lines():
+    assert README.count("\n") <= 150
+
+
+def test_what_it_links_to_is_there():
+    links = re.findall(r"\]\(([^)\s#]+)", README)
+    assert len(links) > 20
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_accuracies_are_those_of_the_tables():
+    with open(ROOT / "docs" / "results" / "unseen.csv", newline="") as file:
+        measured = {(row["model"], row["condition"]): float(row["ours_percent"]) for row in csv.DictReader(file)}
+    (shown,) = re.findall(r"5 % of the pixels are replaced, SAFE keeps ([\d.]+) %, the baseline\s+([\d.]+) %", README)
+    networks = ("retina safe, spike counts, auxiliary CNN", "baseline")
+    assert shown == tuple(f"{measured[network, 'salt-pepper:0.05']:.1f}" for network in networks)
