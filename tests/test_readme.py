@@ -4,6 +4,7 @@ import csv
 import re
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -52,6 +53,19 @@ def test_what_it_links_to_is_there():
 def test_accuracies_are_those_of_the_tables():
     with open(ROOT / "docs" / "results" / "unseen.csv", newline="") as file:
         measured = {(row["model"], row["condition"]): float(row["ours_percent"]) for row in csv.DictReader(file)}
-    (shown,) = re.findall(r"5 % of the pixels are replaced, SAFE keeps ([\d.]+) %, the baseline\s+([\d.]+) %", README)
-    networks = ("retina safe, spike counts, auxiliary CNN", "baseline")
-    assert shown == tuple(f"{measured[network, 'salt-pepper:0.05']:.1f}" for network in networks)
+    sentence = README[README.index("Where 5 % of the pixels") : README.index("White noise\n")]
+    networks = ("retina safe, spike counts, auxiliary CNN", "baseline", "baseline, spike counts")
+    assert re.findall(r"[\d.]+(?= %)", sentence)[1:] == [
+        f"{measured[network, 'salt-pepper:0.05']:.1f}" for network in networks
+    ]
+
+
+def test_the_picture_of_the_architecture_needs_nothing_else():
+    picture = (ROOT / "docs" / "figures" / "architecture.svg").read_text()
+    elements = list(ElementTree.fromstring(picture).iter())
+    assert not [part.tag for part in elements if part.tag.endswith(("}script", "}image", "}use", "}foreignObject"))]
+    assert not [name for part in elements for name in part.attrib if name.endswith("href")]
+    assert re.findall(r"url\((?!#)|@import|https?://(?!www\.w3\.org/2000/svg)", picture) == []
+    # Every colour that the dark form names is one of the light form.
+    light, dark = (set(re.findall(r"(--[\w-]+):", block)) for block in re.findall(r":root \{(.*?)\}", picture, re.S))
+    assert light == dark == set(re.findall(r"var\((--[\w-]+)\)", picture))
