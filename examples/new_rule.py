@@ -16,7 +16,7 @@ What to look at in new_rule.png:
   random conductances. On digits even random ones do well on clean images; noise tells more.
 
 The same rule on the command line: ``python -m snn.learn --data digits --plugin examples/new_rule.py --stdp.rule linear
---out snn.h5``. Before you trust a rule, compare it with a second description of it: docs/contributing.md says how.
+--out snn.h5``. Before you trust a rule, compare it with a second description of it: docs/guides/rule.md says how.
 """
 
 import sys
