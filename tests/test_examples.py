@@ -132,7 +132,7 @@ def test_the_page_shows_how_to_watch():
     *during, finished = names["snapshots"]
     assert finished is None
     assert len(during) >= 5
-    assert not np.array_equal(during[0], during[-1])
+    assert not during[0].equal(during[-1])
 
 
 def test_the_notebook_names_no_folder_of_the_machine_that_made_it():
