@@ -96,4 +96,4 @@ format: install
 	@$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf $(VENV) docs/_build docs/_notebooks .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

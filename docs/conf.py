@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any, get_origin
@@ -67,7 +68,13 @@ def without_range(annotation: Any, *arguments: Any, **options: Any) -> str:
 
 sphinx.util.typing.stringify_annotation = without_range
 
+# Sphinx reads what lies in this folder alone.
+NOTEBOOK = DOCS.parent / "examples" / "kernels_grow.ipynb"
+(DOCS / "_notebooks").mkdir(exist_ok=True)
+shutil.copy(NOTEBOOK, DOCS / "_notebooks")
+
 OUTSIDE = {
+    "../examples/kernels_grow.ipynb": "_notebooks/kernels_grow.ipynb",
     "../benchmarks/README.md": "benchmarks.md",
     "../SECURITY.md": "security.md",
     "../README.md": "index.md",
