@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -98,8 +99,8 @@ def _draw_bars(axes: Axes, rows: list[dict], models: list[str], conditions: list
 def draw_confusion(confusion: Confusion, path: Path) -> None:
     """Draw a matrix of true and predicted classes for each model, clean (or first) and where the accuracy is lowest.
 
-    A colour is the share of a true class's images. Numbers, in %, stand in the cells as far as they fit; of many
-    classes only some are named.
+    A colour is the share of a true class's images, by its square root, so that rare mistakes are seen, too. Numbers, in
+    %, stand in the cells as far as they fit; of many classes only some are named.
     """
     classes, models = confusion.classes, confusion.models
     conditions = list(dict.fromkeys([confusion.first, confusion.strongest()]))
@@ -108,7 +109,7 @@ def draw_confusion(confusion: Confusion, path: Path) -> None:
     side = float(np.clip(0.33 * len(classes), 2.6, 9.0))
     cell, margin = side / len(classes), 0.4 + 0.07 * max(map(len, names))
     figure = Figure(
-        figsize=(0.9 + (side + 0.3) * len(conditions) + margin, 0.3 + (side + 0.7) * len(models) + margin),
+        figsize=(1.3 + (side + 0.15) * len(conditions) + margin, 0.4 + (side + 0.5) * len(models) + margin),
         layout="constrained",
     )
     axes = figure.subplots(len(models), len(conditions), squeeze=False, sharex=True, sharey=True)
@@ -125,7 +126,7 @@ def draw_confusion(confusion: Confusion, path: Path) -> None:
             shares = np.ma.masked_where(
                 np.broadcast_to(images == 0, counts.shape), 100 * counts / np.maximum(images, 1)
             )
-            image = panel.imshow(shares, cmap=colours, vmin=0, vmax=100)
+            image = panel.imshow(shares, cmap=colours, norm=PowerNorm(0.5, 0, 100))
             accuracy = 100 * np.trace(counts) / counts.sum()
             panel.set_title(f"{model}\n{condition}: {accuracy:.1f} %", fontsize=9)
             if cell >= 0.25:
@@ -133,9 +134,11 @@ def draw_confusion(confusion: Confusion, path: Path) -> None:
                     share = shares[true, predicted]
                     # Of a share that rounds to 0 the cell says too little to be worth a number.
                     if share >= 0.5:
-                        colour = "white" if share > 55 else "black"
+                        colour = "white" if share > 36 else "black"
                         panel.text(predicted, true, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour)
-            panel.set_xticks(places, [names[place] for place in places], rotation=90, fontsize=size)
+            upright = max(map(len, names)) * 0.09 < cell * step
+            rotation = 0 if upright else 90
+            panel.set_xticks(places, [names[place] for place in places], rotation=rotation, fontsize=size)
             panel.set_yticks(places, [names[place] for place in places], fontsize=size)
             panel.tick_params(length=2)
     for panel in axes[:, 0]:
@@ -143,7 +146,9 @@ def draw_confusion(confusion: Confusion, path: Path) -> None:
     for panel in axes[-1]:
         panel.set_xlabel("predicted class", fontsize=9)
     assert image is not None
-    bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 3 / side), aspect=25)
+    # About two inches of the height of all panels.
+    height = min(0.9, 2.2 / (len(models) * (side + 0.5)))
+    bar = figure.colorbar(image, ax=axes, shrink=height, aspect=18, anchor=(0.0, 1.0), ticks=[0, 5, 20, 50, 100])
     bar.set_label("share of a true class's images (%)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     save_figure(figure, path)
