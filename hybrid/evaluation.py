@@ -436,8 +436,14 @@ def match_classes(models: Mapping[str, TrainedModel], data: Images) -> Images:
     classes = next(iter(models.values())).spec.classes if models else data.classes
     for name, model in models.items():
         known = model.spec.classes
+        unknown = [label for label in data.classes if label not in known]
         check(
-            model.spec.input_shape == data.shape and known == classes and set(data.classes) <= set(known),
+            not unknown or len(unknown) == len(data.classes) or model.spec.input_shape != data.shape,
+            f"model {name} was not trained on class {few(unknown)} of {data.data_source.data}, only on {few(known)}; "
+            "leave such images out",
+        )
+        check(
+            model.spec.input_shape == data.shape and known == classes and not unknown,
             f"model {name} was trained on {len(known)} classes ({few(known)}) and images of shape "
             f"{model.spec.input_shape}, {data.data_source.data} has {len(data.classes)} classes ({few(data.classes)}) "
             f"and shape {data.shape}; evaluate together only models of one data set, on images of their classes",

@@ -9,6 +9,7 @@ import hashlib
 import io
 import re
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,7 +162,10 @@ def _read_state(path: Path, content: bytes) -> dict[str, Any]:
             # PyTorch never compresses: nothing can grow as it is read.
             check(unpacked <= len(content), "its parts are packed")
         file.seek(0)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # PyTorch warns of oddities before it refuses a file.
+            warnings.simplefilter("ignore")
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # What is no such file fails anywhere in PyTorch's reader.
         raise UserError(f"`weights` {path}: PyTorch does not read it as tensors alone; {STATE}") from error
