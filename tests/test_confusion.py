@@ -105,7 +105,7 @@ def test_the_command_writes_and_prints_it(pipeline, tmp_path, capsys):
     shares = 100 * np.diag(expected) / expected.sum(1)
     accuracy = json.loads((tmp_path / "r.json").read_text())["class_accuracy_percent"]["safe"]
     assert list(accuracy.values()) == pytest.approx(list(shares))
-    lines = printed[printed.index("top1 accuracy of each class (%, clean)") :].splitlines()
+    lines = printed[printed.index("top1 accuracy of each") :].splitlines()
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
     assert [row[:3] for row in cells] == [[str(n), "10", f"{shares[n]:.1f}"] for n in range(10)]
     assert (tmp_path / "r_confusion.png").read_bytes().startswith(b"\x89PNG")
