@@ -23,8 +23,7 @@ from snn.data import image_folders, image_shape, load_images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unused, run_command
 from snn.runtime.errors import UserError, check
-from snn.runtime.locks import hold
-from snn.runtime.outputs import Outputs, beside, check_apart, remove_leftovers
+from snn.runtime.outputs import Outputs, hold_log_folder, log_folder, remove_leftovers
 from snn.runtime.pretrained import resolve
 from snn.runtime.processes import first_process
 from snn.runtime.ranges import check_fields
@@ -75,11 +74,6 @@ class TrainConfig:
             self.architecture.variant != "lambda",
             "`variant` lambda is not trained: make it from a trained mu with python -m hybrid.swap",
         )
-
-
-def _beside(out: Path, ending: str) -> Path:
-    """Where logs or a figure go: models whose names differ in their suffix alone share none of them."""
-    return beside(out, ending) if out.suffix == ".h5" else out.parent / f"{out.name}{ending}"
 
 
 def finished(config: TrainConfig, parent_digest: str, weights: Weights | None) -> TrainedModel | None:
@@ -139,21 +133,13 @@ def _epochs(model: TrainedModel) -> str:
 
 def run(config: TrainConfig) -> None:
     """The command: load, train, write, report."""
-    folder, curve = (_beside(config.out, ending) for ending in ("_training", "_training.png"))
+    folder, curve = (log_folder(config.out, ending) for ending in ("_training", "_training.png"))
     file = resolve(config.frontend, SHIPPED_FRONTENDS) if config.frontend else None
     start = config.weights
     files = [*([file] if file else []), *([model_file(start)] if start and start != IMAGENET else [])]
     inputs = [*files, *image_folders(config.data_source)]
     outputs = Outputs(config.out, options=config.options, figures=[curve], inputs=inputs, group=True)
-    check_apart(folder, inputs)
-    for path in filter(None, (config.out, config.options.json)):
-        check(
-            not path.resolve().is_relative_to(folder.resolve()),
-            f"cannot write {path}: {folder} is the folder of this training's logs; give another name",
-        )
-    check(folder.is_dir() or not folder.exists(), f"{folder} is not a folder: logs go there; remove it")
-    if first_process():
-        hold(folder)
+    hold_log_folder(folder, (config.out, config.options.json), inputs)
     hardware = replace(config.hardware, device=config.options.device)
     checkpointing = replace(config.checkpointing, folder=folder)
     device, seed = hardware.group()[0], config.options.seed
