@@ -115,7 +115,9 @@ class Classifier(lightning.LightningModule):
         """Of each class in the loss; None: all alike."""
         names = [f"{part}_{what}" for part in PARTS for what in ("loss", "accuracy")]
         columns = [*names, "learning_rate", *map(watched_column, watch)]
-        self.history: dict[str, list[float]] = {name: [*before[name]] if before else [] for name in columns}
+        self.history: dict[str, list[float]] = {
+            name: list(map(float, before[name])) if before else [] for name in columns
+        }
         self.passes_before = len(self.history["train_loss"])
         """Passes of the training that this one goes on from."""
         self.sums = {part: torch.zeros(3) for part in PARTS}
