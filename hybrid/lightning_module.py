@@ -152,7 +152,7 @@ class Classifier(lightning.LightningModule):
         rank, size = self.trainer.global_rank, self.trainer.world_size
         images, labels = (values[rows[rank::size]] for values in self.data["train"])
         draws = stream(self.seed, "step", self.steps, rank)
-        images = augment(images, self.augmentation, draws, self._mirrored(rows[rank::size]), self.recipe.border)
+        images = augment(images, self.augmentation, draws, self.mirrored(rows[rank::size]), self.recipe.border)
         if self.recipe.cutout:
             images = cover(images, self.recipe.cutout, draws)
         images = images.float() / 255
@@ -172,7 +172,7 @@ class Classifier(lightning.LightningModule):
         # Divided by the images, not by their weights: processes that share a batch then count as one.
         return (each * self.weights[labels]).mean()
 
-    def _mirrored(self, rows: Tensor) -> Tensor | None:
+    def mirrored(self, rows: Tensor) -> Tensor | None:
         """Which of these images, by their indices, to mirror in this pass; None: chance decides."""
         if self.recipe.flips == "random":
             return None
@@ -182,11 +182,11 @@ class Classifier(lightning.LightningModule):
         images, labels = (values[rows] for values in self.data["val"])
         self._add("val", self.network(images.float() / 255), labels)
         for noise, correct in self.watched.items():
-            noisy = self._perturbed(noise, images, rows.tolist()).to(self.device)
+            noisy = self.perturbed(noise, images, rows.tolist()).to(self.device)
             right = (self.network(noisy).argmax(1) == labels).sum()
             self.watched[noise] = correct.to(self.device) + right
 
-    def _perturbed(self, noise: Noise, images: Tensor, rows: list[int]) -> Tensor:
+    def perturbed(self, noise: Noise, images: Tensor, rows: list[int]) -> Tensor:
         """Held-out images of these numbers under noise, float32 (B, C, H, W): in each pass, and any process, the same.
 
         The global generator, from which a plugin may draw, is restored.

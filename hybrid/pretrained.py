@@ -8,6 +8,7 @@ are mapped to those of one without its first blocks (:meth:`hybrid.backbones.Ada
 import hashlib
 import io
 import socket
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -187,7 +188,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             # PyTorch never compresses: nothing can grow as it is read.
             check(unpacked <= len(content.getbuffer()), "its parts are packed")
         content.seek(0)
-        state = torch.load(content, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:
         # What is no such file fails anywhere in PyTorch's reader.
         raise UserError(f"`weights` {path}: PyTorch does not read it as tensors alone; {what}") from error

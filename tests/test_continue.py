@@ -20,7 +20,7 @@ from torch.nn.functional import log_softmax
 import hybrid
 from hybrid import lightning_module
 from hybrid.checkpoint import PREVIOUS, PROGRESS
-from hybrid.conditions import CONDITIONS, Noise
+from hybrid.conditions import Noise
 from hybrid.lightning_module import Classifier
 from hybrid.recipe import class_weights
 from hybrid.storage import load_model
@@ -33,6 +33,7 @@ from snn.runtime.random import stream
 SMALL = ["--data", "digits", "--limit-train", "140", "--width", "0.1", "--batch-size", "16", "--variant", "baseline",
          "--no-figures", "--threads", "1", "--holdout", "0.2"]  # fmt: skip
 WATCHED = ["--watch", "awgn:12", "salt-pepper:0.2", "--class-weights", "balanced"]
+AWGN = "val_accuracy_awgn:12"
 STEPS = 112 // 16
 
 
@@ -67,12 +68,10 @@ def test_a_finished_training_goes_on_twice_and_says_so(continued, capsys):
     with open(out.parent / "model_training" / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5]
-    np.testing.assert_array_equal(
-        [float(row["val_accuracy_awgn:12"]) for row in rows], third.history["val_accuracy_awgn:12"]
-    )
+    np.testing.assert_array_equal([float(row[AWGN]) for row in rows], third.history[AWGN])
     events = EventAccumulator(str(out.parent / "model_training"))
     events.Reload()
-    assert [event.step for event in events.Scalars("val_accuracy_awgn_12")] == [0, 1, 2, 3, 4]
+    assert [event.step for event in events.Scalars(AWGN)] == [0, 1, 2, 3, 4]
     before = out.read_bytes()
     arguments = [*SMALL, *WATCHED, "--resume", "--out", str(out)]
     assert main([*arguments, "--epochs", "5"]) == 0
@@ -154,7 +153,7 @@ def test_draws_of_a_continuation_are_those_after_the_first_epochs(data, continue
         assert torch.equal(order, torch.randperm(112, generator=stream(0, "order", epoch)))
     going_on.trainer.current_epoch = 1
     rows = torch.arange(112)
-    assert torch.equal(going_on._mirrored(rows), ~fresh._mirrored(rows))
+    assert torch.equal(going_on.mirrored(rows), ~fresh.mirrored(rows))
 
 
 def test_small_images_belong_to_the_first_cycle(data, continued, monkeypatch):
@@ -184,23 +183,17 @@ def train_watching(data, watch):
     return hybrid.train(data, hybrid.Architecture("resnet18", "baseline"), recipe, watch=watch)
 
 
-@pytest.fixture
-def negative(monkeypatch):
-    """Noise that makes the negative of each image, and that disturbs the global generator."""
-    CONDITIONS.names()
+class Negative(Noise):
+    """Makes the negative of each image, and disturbs the global generator."""
 
-    class Negative(Noise):
-        def add(self, images, generator):
-            torch.rand(7)
-            assert len(torch.rand(2, generator=generator)) == 2
-            return 1 - images
-
-    monkeypatch.setitem(CONDITIONS._entries, "negative", Negative)
+    def add(self, images, generator):
+        torch.rand(7)
+        assert len(torch.rand(2, generator=generator)) == 2
+        return 1 - images
 
 
-@pytest.mark.usefixtures("negative")
 def test_watching_measures_what_it_says_and_changes_no_bit(data, unwatched, tmp_path):
-    model = train_watching(data, ["negative", "awgn:100"])
+    model = train_watching(data, [Negative("negative"), "awgn:100"])
     state = unwatched.network.state_dict()
     assert all(torch.equal(values, state[name]) for name, values in model.network.state_dict().items())
     for name, values in unwatched.history.items():
@@ -215,21 +208,17 @@ def test_watching_measures_what_it_says_and_changes_no_bit(data, unwatched, tmp_
     np.testing.assert_allclose(added["val_accuracy_awgn:100"], model.history["val_accuracy"], atol=1 / len(rows))
     assert not np.array_equal(added["val_accuracy_negative"], model.history["val_accuracy"])
     hybrid.save(model, tmp_path / "x.h5")
-    np.testing.assert_array_equal(
-        load_model(tmp_path / "x.h5").history["val_accuracy_negative"], added["val_accuracy_negative"]
-    )
+    read = load_model(tmp_path / "x.h5").history["val_accuracy_negative"]
+    np.testing.assert_array_equal(read, added["val_accuracy_negative"])
 
 
 def test_noise_of_an_image_is_its_own_in_any_process(data):
     module = classifier(data, hybrid.Recipe(batch_size=16), watch=[Noise.parse("awgn:10")])
     (noise,) = module.watched
     images = data.images[:6]
-    whole = module._perturbed(noise, images, [*range(6)])
-    parts = [
-        module._perturbed(noise, images[part], [*range(6)][part]) for part in (slice(1, None, 2), slice(0, None, 2))
-    ]
-    assert torch.equal(whole[1::2], parts[0])
-    assert torch.equal(whole[::2], parts[1])
+    whole = module.perturbed(noise, images, [*range(6)])
+    for first in (0, 1):
+        assert torch.equal(whole[first::2], module.perturbed(noise, images[first::2], [*range(first, 6, 2)]))
     clean = images / 255
     assert len({round(values.item(), 5) for values in (whole - clean).flatten(1).std(1)}) == 6
     power, error = clean.square().mean((1, 2, 3)), (whole - clean).square().mean((1, 2, 3))
@@ -240,23 +229,11 @@ def test_noise_of_an_image_is_its_own_in_any_process(data):
 
 @pytest.mark.slow
 def test_two_processes_watch_every_image_once(tmp_path):
-    arguments = [
-        *SMALL,
-        *WATCHED,
-        "--epochs",
-        "1",
-        "--device",
-        "cpu",
-        "--devices",
-        "2",
-        "--out",
-        str(tmp_path / "x.h5"),
-    ]
-    result = subprocess.run(
-        [sys.executable, "-m", "hybrid.train", *arguments], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "hybrid.train", *SMALL, *WATCHED, "--epochs", "1", "--device", "cpu"]
+    arguments = ["--devices", "2", "--out", str(tmp_path / "x.h5")]
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    right = 28 * load_model(tmp_path / "x.h5").history["val_accuracy_awgn:12"]
+    right = 28 * load_model(tmp_path / "x.h5").history[AWGN]
     np.testing.assert_allclose(right, right.round(), atol=1e-9)
     assert (right <= 28).all()
 
@@ -277,9 +254,8 @@ def test_balanced_weights_are_those_of_the_field():
     labels = torch.tensor([0] * 5 + [1] * 20 + [4] * 3 + [2])
     weights = class_weights(labels)
     present = np.unique(labels)
-    np.testing.assert_allclose(
-        weights[present], compute_class_weight("balanced", classes=present, y=labels.numpy()), rtol=1e-6
-    )
+    expected = compute_class_weight("balanced", classes=present, y=labels.numpy())
+    np.testing.assert_allclose(weights[present], expected, rtol=1e-6)
     assert weights[labels].mean().item() == pytest.approx(1)
     assert weights[3].isfinite()
 

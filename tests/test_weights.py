@@ -74,13 +74,12 @@ def test_a_whole_backbone_takes_all_of_a_torchvision_network_but_head_and_small_
         taken = start_from(network, open_weights(file, name))
         state, theirs = network.main.state_dict(), whole.state_dict()
         if size == 224:
-            assert not (taken.other_shape or taken.missing or taken.unused)
+            assert (taken.other_shape, taken.missing, taken.unused) == ((), (), ())
             assert same(network.main, whole)
             continue
-        assert all(
-            torch.equal(state[key.removeprefix("main.")], theirs[key.removeprefix("main.")]) for key in taken.names
-        )
-        left = {key for key in state if "num_batches" not in key} - {key.removeprefix("main.") for key in taken.names}
+        names = {key.removeprefix("main.") for key in taken.names}
+        assert all(torch.equal(state[key], theirs[key]) for key in names)
+        left = {key for key in state if "num_batches" not in key} - names
         smaller = {f"{STEMS[name]}.weight"} if name != "mobilenet_v2" else set()
         head = BACKBONES[name].head
         assert left == smaller | {f"{head}.{part}" for part in ("0.weight", "0.bias", "2.weight", "2.bias")}
@@ -190,7 +189,8 @@ from hybrid.backbones import Adapter, register_backbone
 class Tiny(Adapter):
     stem, head, strides, imagenet = "0", "4", (1, 1), "https://nowhere.invalid/models/{file}"
     def build(self, classes, width):
-        return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+        layers = nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)
+        return nn.Sequential(*layers)
     def use_small_strides(self, network):
         pass
     def drop_stem(self, network, channels, stride):
@@ -210,47 +210,40 @@ def cached(tmp_path):
     file = (tmp_path / "file").rename(cache / f"tiny-{digits}.pth")
     plugin = tmp_path / "tiny_backbone.py"
     plugin.write_text(PLUGIN.replace("{file}", file.name))
-    arguments = [
-        "--plugin",
-        str(plugin),
-        "--backbone",
-        "tiny",
-        "--weights",
-        "imagenet",
-        "--out",
-        str(tmp_path / "x.h5"),
-    ]
-    return [*BASELINE, *arguments], file, linear
-
-
-def run(arguments, home):
-    return subprocess.run(
-        [sys.executable, "-m", "hybrid.train", *arguments], capture_output=True, text=True, check=False,
-        env=os.environ | {"TORCH_HOME": str(home), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    return [*BASELINE, "--plugin", str(plugin), "--backbone", "tiny", "--weights", "imagenet"], file, linear
 
 
 @pytest.mark.slow
-def test_published_weights_come_from_the_cache_whole_or_not_at_all(cached, tmp_path):
-    arguments, file, linear = cached
-    result = run([*arguments, "--learning-rate", "1e-9", "--weight-decay", "0"], tmp_path / "home")
+def test_published_weights_come_from_the_cache_without_a_network(cached, tmp_path):
+    arguments, _, linear = cached
+    still = ["--learning-rate", "1e-9", "--weight-decay", "0", "--out", str(tmp_path / "x.h5")]
+    result = subprocess.run(
+        [sys.executable, "-m", "hybrid.train", *arguments, *still], capture_output=True, text=True, check=False,
+        env=os.environ | {"TORCH_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "weights imagenet: 2 of 5 tensors of this network start from them" in result.stdout
     with h5py.File(tmp_path / "x.h5") as stored:
         assert stored["weights"].attrs["name"] == "imagenet"
         torch.testing.assert_close(torch.from_numpy(stored["state/main.4.0.weight"][:]), linear.weight.detach())
-    # Another content under this name is no such file.
+
+
+def test_another_file_of_that_name_and_a_missing_one_are_told_in_one_line(cached, tmp_path, monkeypatch, capsys):
+    _, file, _ = cached
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(type(BACKBONES["resnet18"]), "imagenet", f"http://127.0.0.1:9/models/{file.name}")
+    arguments = [*BASELINE, "--backbone", "resnet18", "--weights", "imagenet", "--out", str(tmp_path / "y.h5")]
     file.write_bytes(file.read_bytes() + b" ")
-    refused = run([*arguments, "--out", str(tmp_path / "y.h5")], tmp_path / "home")
-    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    assert f"{file} is damaged, or another file" in refused.stderr
-    # Without it, and without a network, one line says which file goes where.
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{file} is damaged, or another file" in line
+    # Nothing answers there.
     file.unlink()
-    missing = run([*arguments, "--out", str(tmp_path / "y.h5")], tmp_path / "home")
-    lines = [line for line in missing.stderr.splitlines() if not line.startswith("Downloading")]
-    assert (missing.returncode, len(lines)) == (2, 1)
-    assert file.name in lines[0]
-    assert str(file.parent) in lines[0]
+    assert main(arguments) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be loaded from the network" in line
+    assert file.name in line
+    assert str(file.parent) in line
     assert not (tmp_path / "y.h5").exists()
     assert not list(file.parent.iterdir())
 
