@@ -109,12 +109,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_values(
-    path: Path, checkpoint: Mapping[str, Any], state: Mapping[str, Tensor], history: Mapping[str, Any], averages: bool
+    path: Path,
+    checkpoint: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    history: Mapping[str, Any],
+    averages: bool,
+    before: int = 0,
 ) -> None:
     """Raise :class:`UserError` unless the values of a checkpoint are those of a training like this one.
 
     ``state`` is that of the module, ``history`` has the names that the stored one must have, ``averages``: the training
-    keeps an average of the weights.
+    keeps an average of the weights, ``before``: passes of a finished training that this one goes on from.
     """
     for name in ("state_dict", "current_model_state") if averages else ("state_dict",):
         stored = checkpoint.get(name)
@@ -128,7 +133,9 @@ def check_values(
     rows = checkpoint["history"]
     columns = [rows.get(name) for name in history]
     if rows.keys() != history.keys() or any(
-        type(column) is not list or len(column) != checkpoint["epoch"] or any(type(v) is not float for v in column)
+        type(column) is not list
+        or len(column) != before + checkpoint["epoch"]
+        or any(type(v) is not float for v in column)
         for column in columns
     ):
         raise _refusal(path, "its history is none of this training")

@@ -16,7 +16,7 @@ from hybrid.classification import Answer
 from hybrid.confusion import Confusion
 from hybrid.network import Network
 from hybrid.printing import visible
-from hybrid.storage import TrainedModel
+from hybrid.storage import WATCHED, TrainedModel
 from hybrid.views import AUXILIARY, CONTRAST, IMAGE, picture, views
 from snn.runtime.outputs import save_figure
 
@@ -29,13 +29,20 @@ LONGEST_NAME = 24
 
 
 def draw_training(model: TrainedModel, title: str, path: Path) -> None:
-    """Loss and accuracy per epoch, on training images and on those held out (paper, Fig. 5)."""
+    """Loss and accuracy per epoch, on training and held-out images (paper, Fig. 5), and under watched noise."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     epochs = np.arange(1, len(model.history["train_loss"]) + 1)
     for part, label, colour in (("train", "training (augmented)", "C0"), ("val", "held out", "C1")):
         loss.plot(epochs, model.history[f"{part}_loss"], color=colour, label=label)
         accuracy.plot(epochs, 100 * model.history[f"{part}_accuracy"], color=colour, label=label)
+    for number, name in enumerate((name for name in model.history if name.startswith(WATCHED)), 2):
+        label = f"held out, {name.removeprefix(WATCHED)}"
+        accuracy.plot(epochs, 100 * model.history[name], color=COLOURS[number % len(COLOURS)], label=label)
+    for end in np.cumsum(model.cycles)[:-1]:
+        # Where a finished training was continued.
+        loss.axvline(end + 0.5, color="0.6", linestyle=":")
+        accuracy.axvline(end + 0.5, color="0.6", linestyle=":")
     loss.set(xlabel="epoch", ylabel="cross-entropy (nat)")
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     for panel in (loss, accuracy):

@@ -6,7 +6,7 @@ generators of that step. Training can therefore stop and go on anywhere, to the 
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch.nn.functional import cross_entropy, interpolate
 from torch.utils.data import DataLoader
 
 from hybrid.augment import Augmentation, augment, cover
+from hybrid.conditions import Noise
 from hybrid.network import Network
 from hybrid.optimiser import MOMENTUM, ORTHOGONAL_MOMENTUM, Muon, hidden_kernels, one_cycle
-from hybrid.recipe import Recipe
-from hybrid.storage import history_rows
+from hybrid.recipe import Recipe, class_weights
+from hybrid.storage import history_rows, watched_column
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import write_csv
 from snn.runtime.progress import progress
@@ -78,7 +79,9 @@ class Classifier(lightning.LightningModule):
     """The training and validation steps, and a history with one row for each epoch, also in the CSV file ``metrics``.
 
     ``training`` and ``held_out`` are images, uint8 (N, C, H, W), and labels, int64 (N,); ``augmentation`` is any but
-    auto; ``seed`` is that of all draws.
+    auto; ``seed`` is that of all draws. ``watch``: noise under which the held-out images are also classified after each
+    pass, which changes nothing else. ``before``: the history of a finished training that this one goes on from, with a
+    further cycle of the learning rate and other draws.
     """
 
     def __init__(
@@ -90,6 +93,8 @@ class Classifier(lightning.LightningModule):
         training: tuple[Tensor, Tensor],
         held_out: tuple[Tensor, Tensor],
         metrics: Path | None = None,
+        watch: Sequence[Noise] = (),
+        before: Mapping[str, Iterable[float]] | None = None,
     ) -> None:
         super().__init__()
         self.metrics = metrics
@@ -99,18 +104,38 @@ class Classifier(lightning.LightningModule):
         self.data: dict[str, tuple[Tensor, Tensor]] = Uncopied(train=training, val=held_out)
         self.mirrored_first = torch.rand(len(training[1]), generator=stream(seed, "flips")) < 0.5
         """Which images are mirrored in the first pass, where flips alternate."""
+        self.weights = class_weights(training[1]) if recipe.class_weights == "balanced" else None
+        """Of each class in the loss; None: all alike."""
         names = [f"{part}_{what}" for part in PARTS for what in ("loss", "accuracy")]
-        self.history: dict[str, list[float]] = {name: [] for name in (*names, "learning_rate")}
+        columns = [*names, "learning_rate", *map(watched_column, watch)]
+        self.history: dict[str, list[float]] = {
+            name: list(map(float, before[name])) if before else [] for name in columns
+        }
+        self.passes_before = len(self.history["train_loss"])
+        """Passes of the training that this one goes on from."""
         self.sums = {part: torch.zeros(3) for part in PARTS}
+        self.watched = {noise: torch.zeros(()) for noise in watch}
+        """Held-out images that are classified correctly under each noise, of this pass so far."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps that are done, also those of the training that this one goes on from."""
+        return self.passes_before * (len(self.data["train"][1]) // self.recipe.batch_size) + self.global_step
+
+    @property
+    def passes(self) -> int:
+        """Passes that are done, likewise."""
+        return self.passes_before + self.current_epoch
 
     def on_fit_start(self) -> None:
         # Lightning gives several processes their share when it starts them.
         if self.threads:
             torch.set_num_threads(self.threads)
+        self.weights = None if self.weights is None else self.weights.to(self.device)
         self.data = Uncopied({part: (x.to(self.device), y.to(self.device)) for part, (x, y) in self.data.items()})
 
     def train_dataloader(self) -> Batches:
-        return Batches(len(self.data["train"][1]), self.recipe.batch_size, self.seed, lambda: self.global_step)
+        return Batches(len(self.data["train"][1]), self.recipe.batch_size, self.seed, lambda: self.steps)
 
     def val_dataloader(self) -> DataLoader:
         share = torch.arange(self.trainer.global_rank, len(self.data["val"][1]), self.trainer.world_size)
@@ -119,31 +144,49 @@ class Classifier(lightning.LightningModule):
     def training_step(self, rows: Tensor, index: int) -> Tensor:
         rank, size = self.trainer.global_rank, self.trainer.world_size
         images, labels = (values[rows[rank::size]] for values in self.data["train"])
-        draws = stream(self.seed, "step", self.global_step, rank)
-        images = augment(images, self.augmentation, draws, self._mirrored(rows[rank::size]), self.recipe.border)
+        draws = stream(self.seed, "step", self.steps, rank)
+        images = augment(images, self.augmentation, draws, self.mirrored(rows[rank::size]), self.recipe.border)
         if self.recipe.cutout:
             images = cover(images, self.recipe.cutout, draws)
         images = images.float() / 255
-        if self.global_step < self.recipe.small_share * self.trainer.estimated_stepping_batches:
+        small = 0 if self.passes_before else self.recipe.small_share * self.trainer.estimated_stepping_batches
+        if self.global_step < small:
             images = interpolate(images, scale_factor=SMALL, mode="bilinear", antialias=True)
         noise, dropout = torch.randint(2**62, (2,), generator=draws).tolist()
         images = self.recipe.train_noise.apply(images, torch.Generator(self.device).manual_seed(noise))
         # torchvision's dropout draws from the global generator.
         torch.manual_seed(dropout)
         logits = self.network(images.contiguous(memory_format=torch.channels_last))
-        loss = cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         self._add("train", logits.detach(), labels)
-        return loss
+        smoothing = self.recipe.label_smoothing
+        if self.weights is None:
+            return cross_entropy(logits, labels, label_smoothing=smoothing)
+        each = cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        # Divided by the images, not by their weights: processes that share a batch then count as one.
+        return (each * self.weights[labels]).mean()
 
-    def _mirrored(self, rows: Tensor) -> Tensor | None:
+    def mirrored(self, rows: Tensor) -> Tensor | None:
         """Which of these images, by their indices, to mirror in this pass; None: chance decides."""
         if self.recipe.flips == "random":
             return None
-        return self.mirrored_first[rows.cpu()] ^ bool(self.current_epoch % 2)
+        return self.mirrored_first[rows.cpu()] ^ bool(self.passes % 2)
 
     def validation_step(self, rows: Tensor, index: int) -> None:
         images, labels = (values[rows] for values in self.data["val"])
         self._add("val", self.network(images.float() / 255), labels)
+        for noise, correct in self.watched.items():
+            noisy = self.perturbed(noise, images, rows.tolist()).to(self.device)
+            right = (self.network(noisy).argmax(1) == labels).sum()
+            self.watched[noise] = correct.to(self.device) + right
+
+    def perturbed(self, noise: Noise, images: Tensor, rows: list[int]) -> Tensor:
+        """Held-out images of these numbers under noise, float32 (B, C, H, W): in each pass, and any process, the same.
+
+        The global generator, from which a plugin may draw, is restored.
+        """
+        with torch.random.fork_rng(devices=[]):
+            each = zip(images.cpu().float().div(255).split(1), rows, strict=True)
+            return torch.cat([noise.apply(image, stream(self.seed, "watch", noise.key, row)) for image, row in each])
 
     def _add(self, part: str, logits: Tensor, labels: Tensor) -> None:
         loss, correct = cross_entropy(logits.float(), labels, reduction="sum"), (logits.argmax(1) == labels).sum()
@@ -162,11 +205,15 @@ class Classifier(lightning.LightningModule):
             self.sums[part] = torch.zeros(3)
             # The sums are equal in all processes, which therefore end together.
             self._check_converging(math.isfinite(loss), "the loss is no longer a number")
+        for noise, correct in self.watched.items():
+            right = self.trainer.strategy.reduce(correct.to(self.device), reduce_op="sum").item()
+            self.history[watched_column(noise)].append(right / len(self.data["val"][1]))
+            self.watched[noise] = torch.zeros(())
         if self.current_epoch + 1 == self.trainer.max_epochs:
             self._check_result()
         self.history["learning_rate"].append(self.trainer.optimizers[0].param_groups[0]["lr"])
         if self.logger:
-            self.logger.log_metrics({name: values[-1] for name, values in self.history.items()}, self.current_epoch)
+            self.logger.log_metrics({name: values[-1] for name, values in self.history.items()}, self.passes)
         if self.trainer.is_global_zero:
             # The whole file is written again, so that it is complete after a resumption, too.
             write_csv(self.metrics, history_rows(self.history))
@@ -239,7 +286,7 @@ class TrainingProgress(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         if accuracies := pl_module.history["val_accuracy"]:
-            self.bar.set_postfix(epoch=trainer.current_epoch, val_accuracy=f"{accuracies[-1]:.1%}", refresh=False)
+            self.bar.set_postfix(epoch=pl_module.passes, val_accuracy=f"{accuracies[-1]:.1%}", refresh=False)
 
     def on_train_end(self, *_: Any) -> None:
         self.bar.close()

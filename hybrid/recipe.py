@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hybrid.augment import Augmentation
@@ -22,7 +23,11 @@ Optimiser = Literal["sgd", "muon"]
 Border = Literal["black", "reflect"]
 Flips = Literal["random", "alternating"]
 FirstLayer = Literal["random", "whitening"]
+ClassWeights = Literal["none", "balanced"]
 
+LATER: dict[str, object] = {"class_weights": "none"}
+"""Fields that recipes did not always have, with the value that stands for what was done before: files and identities of
+such recipes are as they were."""
 PEAK_RATE = Range(0, 1e6)
 PART = Range(0, 1, below=True)
 
@@ -66,6 +71,8 @@ class Recipe:
     """Noise on every training image (paper: awgn:30, wald:3,0.3, poisson:255, salt-pepper:0.05); clean: none."""
     holdout: Annotated[float, Range(1e-6, 1, below=True)] = 0.1
     """Share of the training images, in proportion to the classes, that is kept for the validation curve."""
+    class_weights: ClassWeights = "none"
+    """Weight of each image in the loss: none, or balanced, inverse to the frequency of its class, 1 on average."""
 
     def __post_init__(self) -> None:
         check(
@@ -80,8 +87,17 @@ class Recipe:
         )
 
     def as_tree(self) -> Tree:
-        """Fields as ``hybrid.h5`` stores them: the noise as text."""
-        return asdict(self) | {"train_noise": str(self.train_noise)}
+        """Fields as ``hybrid.h5`` stores them: the noise as text, and :data:`LATER` ones only where they say more."""
+        tree = asdict(self) | {"train_noise": str(self.train_noise)}
+        return {name: value for name, value in tree.items() if LATER.get(name) != value}
+
+    @property
+    def identity(self) -> str:
+        """Text that differs between recipes, and that fields of a later version at their defaults leave as it was."""
+        text = repr(self)
+        for name, value in LATER.items():
+            text = text.replace(f", {name}={value!r}", "")
+        return text
 
     @classmethod
     def from_tree(cls, tree: Tree) -> "Recipe":
@@ -119,6 +135,15 @@ RECIPES: dict[str, Recipe] = {
     # Tens of thousands of images of 64 to 224 pixels.
     "imagenet": Recipe(epochs=90, batch_size=256, learning_rate=0.2, weight_decay=1e-4, holdout=0.02),
 }
+
+
+def class_weights(labels: Tensor) -> Tensor:
+    """The weight of each class in a balanced loss, float32 (classes,), of the labels (N,) of the training images.
+
+    It is inverse to the number of the class's images. Over all images its mean is 1, so that the loss keeps its scale.
+    """
+    counts = torch.bincount(labels)
+    return (len(labels) / (counts.count_nonzero() * counts.clamp(min=1))).float()
 
 
 def warn_of_classes(data: Images, held_out: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from bridge.frontend import DRAWS, SpikingFrontEnd
 from bridge.storage import spec_from_tree, spec_tree, state_from_tree
 from hybrid.architecture import Architecture, ModelSpec, build_model
+from hybrid.conditions import Noise
 from hybrid.network import Network
 from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe
@@ -36,6 +37,8 @@ LARGEST = {16: torch.finfo(torch.float16).max, 8: torch.finfo(torch.float32).max
 """Largest weight that so many bits can hold."""
 STORED = ("join.norm.", "feature_norm.")
 """Start of a parameter's name in the network, and in the file."""
+WATCHED = "val_accuracy_"
+"""Start of the names of columns of a training's history that hold accuracies under watched noise."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class TrainedModel:
     """Data that it was trained on."""
     seed: int
     history: dict[str, np.ndarray]
-    """Per epoch: train_loss, train_accuracy, val_loss, val_accuracy, learning_rate."""
+    """Per epoch: train_loss, train_accuracy, val_loss, val_accuracy, learning_rate, and val_accuracy_NOISE of each
+    noise that was watched."""
     recipe: dict[str, Any]
     """Settings of the training, by field of :class:`hybrid.recipe.Recipe`."""
     digest: str = ""
@@ -58,11 +62,22 @@ class TrainedModel:
     """Digest of the front end's file ("": none)."""
     threads: int = 0
     """CPU threads of the training, on whose number its last bits depend; 0: not known."""
+    cycles: tuple[int, ...] = ()
+    """Epochs of each cycle of the learning rate, of a training that was continued; (): there was one cycle."""
+    weights: str = ""
+    """What the training started from ("imagenet", or the name of a file); "": random weights."""
+    weights_digest: str = ""
+    """Digest of these weights (:attr:`hybrid.pretrained.Weights.digest`)."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (B, classes) for images (B, C, H, W) in [0, 1]; ``network`` gives the same with gradients."""
         return self.network(images)
+
+
+def watched_column(noise: Noise) -> str:
+    """Name, in a training's history, of the accuracy on held-out images under ``noise``."""
+    return f"{WATCHED}{noise}"
 
 
 def history_rows(history: Mapping[str, Iterable[float]]) -> list[dict]:
@@ -103,6 +118,11 @@ def save_model(path: str | Path, model: TrainedModel, command: str, parent_diges
         "input": input_tree(model.data_source, shape),
         "threads": model.threads,
     }
+    # Files without them are as they were before there were such trainings.
+    if model.cycles:
+        tree["cycles"] = np.array(model.cycles, dtype=np.int64)
+    if model.weights:
+        tree["weights"] = {"name": model.weights, "digest": model.weights_digest}
     return write_file(Path(path), SCHEMA, tree, seed=model.seed, command=command, parent_digest=parent_digest)
 
 
@@ -190,7 +210,10 @@ def _model_from_tree(tree: Stored) -> TrainedModel:
     check(len({len(values) for values in history.values()}) <= 1, f"the columns of {stored.path} differ in length")
     recipe = tree.group("recipe")
     # A network trained elsewhere has none of these settings.
-    Recipe.from_tree(recipe)
+    epochs = Recipe.from_tree(recipe).epochs
+    cycles = tuple(tree.array("cycles", np.int64, (None,), low=1, high=epochs).tolist()) if "cycles" in tree else ()
+    check(not cycles or sum(cycles) == epochs, f"its cycles, {cycles}, are not the {epochs} epochs of its recipe")
+    weights = tree.group("weights") if "weights" in tree else None
     return TrainedModel(
         spec=spec,
         network=network.eval(),
@@ -201,6 +224,9 @@ def _model_from_tree(tree: Stored) -> TrainedModel:
         digest=tree.text("digest"),
         parent_digest=tree.text(PARENT),
         threads=tree.whole("threads", 0, int(THREADS.high)) if "threads" in tree else 0,
+        cycles=cycles,
+        weights=weights.text("name") if weights else "",
+        weights_digest=weights.text("digest") if weights else "",
     )
 
 

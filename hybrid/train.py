@@ -13,16 +13,17 @@ import tyro
 from bridge.storage import SHIPPED_FRONTENDS
 from hybrid.architecture import Architecture, ModelSpec, open_frontend
 from hybrid.checkpoint import remove_checkpoints
+from hybrid.conditions import Noise, condition_flag
 from hybrid.lightning_module import Diverged
+from hybrid.pretrained import IMAGENET, Weights, open_weights
 from hybrid.recipe import RECIPES, Recipe, RecipeName, choose_recipe
-from hybrid.storage import check_file, load_model, save_model
-from hybrid.training import Checkpointing, Hardware, train
+from hybrid.storage import TrainedModel, check_file, load_model, model_file, save_model, watched_column
+from hybrid.training import Checkpointing, Hardware, check_continuable, check_watch, train
 from snn.data import image_folders, image_shape, load_images
 from snn.data_source import DataSource
 from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unused, run_command
 from snn.runtime.errors import UserError, check
-from snn.runtime.locks import hold
-from snn.runtime.outputs import Outputs, beside, check_apart, remove_leftovers
+from snn.runtime.outputs import Outputs, hold_log_folder, log_folder, remove_leftovers
 from snn.runtime.pretrained import resolve
 from snn.runtime.processes import first_process
 from snn.runtime.ranges import check_fields
@@ -46,6 +47,12 @@ class TrainConfig:
     preset: RecipeName = "auto"
     """Set of hyperparameters to start from, which other flags override: digits, cifar10 or imagenet; auto: digits for
     these, imagenet for images of 64 pixels and more, else cifar10."""
+    weights: str | None = None
+    """Pretrained weights to start from where they fit: imagenet (torchvision's, of this backbone, from PyTorch's
+    cache), a file with a state dict of the whole backbone, or a trained network, hybrid.h5 or pretrained:NAME."""
+    watch: Annotated[tuple[Noise, ...], condition_flag(Noise, "watch", many=True)] = ()
+    """Noise under which the held-out images are also classified at the end of each epoch, for example awgn:15; no
+    network learns from it."""
     checkpointing: Annotated[Checkpointing, tyro.conf.arg(name="")] = field(default_factory=Checkpointing)
     hardware: Annotated[Hardware, tyro.conf.arg(name="")] = field(default_factory=Hardware)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
@@ -61,45 +68,51 @@ class TrainConfig:
             check_left_out(architecture, ("auxiliary_maps",), NO_AUXILIARY)
         if architecture.variant == "baseline" or architecture.auxiliary_maps == 0:
             check_left_out(architecture.variations, AUXILIARY, NO_AUXILIARY)
+        check_watch(self.watch)
+        check(self.weights != "", "`weights`: give imagenet, or a file")
         check(
             self.architecture.variant != "lambda",
             "`variant` lambda is not trained: make it from a trained mu with python -m hybrid.swap",
         )
 
 
-def _beside(out: Path, ending: str) -> Path:
-    """Where logs or a figure go: models whose names differ in their suffix alone share none of them."""
-    return beside(out, ending) if out.suffix == ".h5" else out.parent / f"{out.name}{ending}"
-
-
-def completed(config: TrainConfig, parent_digest: str) -> bool:
-    """Whether ``--resume`` finds nothing left to do."""
+def finished(config: TrainConfig, parent_digest: str, weights: Weights | None) -> TrainedModel | None:
+    """The finished training in ``--out`` that ``--resume`` finds, with as many epochs as wanted or fewer."""
     if not config.checkpointing.resume or not config.out.exists():
-        return False
+        return None
 
     def images(source: DataSource) -> DataSource:
         """Which images, wherever they lie."""
         return replace(source, root=Path(), download=False)
 
     model = load_model(config.out)
+    recipe = Recipe.from_tree(model.recipe)
     same = (
         model.spec.architecture,
-        Recipe.from_tree(model.recipe),
+        replace(recipe, epochs=config.recipe.epochs),
         model.seed,
         model.parent_digest,
+        model.weights_digest,
         images(model.data_source),
     ) == (
         config.architecture,
         config.recipe,
         config.options.seed,
         parent_digest,
+        weights.digest if weights else "",
         images(config.data_source),
     )
     check(
         same,
-        f"{config.out} was trained with other settings, front end or seed: leave out `resume`, or give another `out`",
+        f"{config.out} was trained with other settings, front end, `weights` or seed: leave out `resume`, or give "
+        "another `out`",
     )
-    return True
+    check(
+        recipe.epochs <= config.recipe.epochs,
+        f"`epochs` {config.recipe.epochs}: {config.out} was trained for {recipe.epochs}; give more to go on with it, "
+        "leave out `resume` to start anew, or give another `out`",
+    )
+    return model
 
 
 def note_without_effect(recipe: Recipe, preset: Recipe) -> None:
@@ -112,40 +125,49 @@ def note_without_effect(recipe: Recipe, preset: Recipe) -> None:
         note_unused(recipe, preset, {"flips": "`augmentation` shift-flip"})
 
 
+def _epochs(model: TrainedModel) -> str:
+    """Number of epochs in words, with that of each cycle."""
+    epochs = model.recipe["epochs"]
+    return f"{epochs} epochs" + (f" ({' + '.join(map(str, model.cycles))})" if model.cycles else "")
+
+
 def run(config: TrainConfig) -> None:
     """The command: load, train, write, report."""
-    folder, curve = (_beside(config.out, ending) for ending in ("_training", "_training.png"))
+    folder, curve = (log_folder(config.out, ending) for ending in ("_training", "_training.png"))
     file = resolve(config.frontend, SHIPPED_FRONTENDS) if config.frontend else None
-    inputs = [*([file] if file else []), *image_folders(config.data_source)]
+    start = config.weights
+    files = [*([file] if file else []), *([model_file(start)] if start and start != IMAGENET else [])]
+    inputs = [*files, *image_folders(config.data_source)]
     outputs = Outputs(config.out, options=config.options, figures=[curve], inputs=inputs, group=True)
-    check_apart(folder, inputs)
-    for path in filter(None, (config.out, config.options.json)):
-        check(
-            not path.resolve().is_relative_to(folder.resolve()),
-            f"cannot write {path}: {folder} is the folder of this training's logs; give another name",
-        )
-    check(folder.is_dir() or not folder.exists(), f"{folder} is not a folder: logs go there; remove it")
-    if first_process():
-        hold(folder)
+    hold_log_folder(folder, (config.out, config.options.json), inputs)
     hardware = replace(config.hardware, device=config.options.device)
     checkpointing = replace(config.checkpointing, folder=folder)
     device, seed = hardware.group()[0], config.options.seed
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     frontend, parent_digest = open_frontend(file) if file else (None, "")
     name = f"{config.architecture.variant} {config.architecture.backbone}"
-    if completed(config, parent_digest):
+    weights = open_weights(start, config.architecture.backbone) if start else None
+    after = finished(config, parent_digest, weights)
+    if after and Recipe.from_tree(after.recipe).epochs == config.recipe.epochs:
         print(f"{config.out} holds this training of {name}, complete: nothing to do")
         return
     data = load_images(config.data_source, "train", seed)
-    check_file(ModelSpec(config.architecture, data.shape, data.classes, frontend.spec if frontend else None))
+    spec = ModelSpec(config.architecture, data.shape, data.classes, frontend.spec if frontend else None)
+    check_file(spec)
+    if after:
+        check_continuable(after, spec, config.recipe, seed, parent_digest, after.weights_digest, config.watch)
     if first_process():
         if folder.is_dir():
             remove_leftovers(folder)
-        verb = "resuming" if checkpointing.resume and checkpointing.files else "training"
+        verb = "resuming" if checkpointing.resume and checkpointing.files else "continuing" if after else "training"
         recipe, reason = choose_recipe(config.preset, config.data_source.data, data.shape[1])
         note_without_effect(config.recipe, RECIPES[recipe])
         note_unused(config.data_source, DataSource(), config.data_source.unused)
-        print(f"{verb} {name} on {len(data.images)} images ({device.type}), recipe {recipe}, {reason}", flush=True)
+        goes_on = f" after {len(after.history['train_loss'])} of {config.recipe.epochs} epochs" if after else ""
+        print(
+            f"{verb} {name}{goes_on} on {len(data.images)} images ({device.type}), recipe {recipe}, {reason}",
+            flush=True,
+        )
     began, fresh = perf_counter(), not folder.exists()
     try:
         model = train(
@@ -154,6 +176,9 @@ def run(config: TrainConfig) -> None:
             config.recipe,
             frontend=frontend,
             seed=seed,
+            weights=weights,
+            watch=config.watch,
+            after=after,
             hardware=hardware,
             checkpointing=checkpointing,
         )
@@ -170,9 +195,10 @@ def run(config: TrainConfig) -> None:
     last = {name: values[-1].item() for name, values in model.history.items()}
     parameters = sum(p.numel() for p in model.network.parameters())
     print(
-        f"trained {name} ({parameters / 1e6:.2f} M parameters) for {config.recipe.epochs} epochs "
-        f"in {seconds:.0f} s on {device.type}: accuracy {last['train_accuracy']:.1%} on training, "
+        f"trained {name} ({parameters / 1e6:.2f} M parameters) for {_epochs(model)} in "
+        f"{seconds:.0f} s on {device.type}: accuracy {last['train_accuracy']:.1%} on training, "
         f"{last['val_accuracy']:.1%} on held-out training images"
+        + "".join(f", {last[watched_column(noise)]:.1%} under {noise}" for noise in config.watch)
     )
     for path in outputs.figures:
         from hybrid.figures import draw_training
@@ -183,9 +209,11 @@ def run(config: TrainConfig) -> None:
         "backbone": config.architecture.backbone,
         "parameters": parameters,
         "epochs": config.recipe.epochs,
+        **({"cycles": model.cycles} if model.cycles else {}),
         "seconds": seconds,
         "train_accuracy_share": last["train_accuracy"],
         "held_out_accuracy_share": last["val_accuracy"],
+        **{f"held_out_accuracy_share_{noise}": last[watched_column(noise)] for noise in config.watch},
         "train_loss_nat": last["train_loss"],
         "held_out_loss_nat": last["val_loss"],
         "threads": model.threads,

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -22,10 +23,12 @@ from hybrid.architecture import Architecture, ModelSpec, build_model, open_front
 from hybrid.augment import resolve_augmentation
 from hybrid.backbones import BACKBONES
 from hybrid.checkpoint import PREVIOUS, PROGRESS, CheckpointFiles, check_values, read_checkpoint, remove_checkpoints
+from hybrid.conditions import Noise
 from hybrid.lightning_module import SMALL, Checkpoints, Classifier, Diverged, TrainingProgress
 from hybrid.network import Network
+from hybrid.pretrained import Weights, open_weights, start_from
 from hybrid.recipe import Recipe, warn_of_classes
-from hybrid.storage import TrainedModel
+from hybrid.storage import WATCHED, TrainedModel
 from snn.data import Array, Images, as_labelled
 from snn.patches import random_patches
 from snn.runtime.device import DeviceName
@@ -105,14 +108,15 @@ class Checkpointing:
                 same = checkpoint["identity"] == identity
                 if same:
                     averages = bool(module.recipe.average)
-                    check_values(path, checkpoint, module.state_dict(), module.history, averages)
+                    before = module.passes_before
+                    check_values(path, checkpoint, module.state_dict(), module.history, averages, before)
             except UserError as error:
                 problem = problem or error
                 continue
             check(
                 same,
-                f"{path} is of a training with other settings, images, front end or seed: go on with those it was "
-                "started with, remove it, or give another `out`",
+                f"{path} is of a training with other settings, images, front end, start or seed: go on with those it "
+                "was started with, remove it, or give another `out`",
             )
             if problem and first_process():
                 warn(f"{problem}; going on from the checkpoint before, {path.name}")
@@ -129,6 +133,9 @@ def train(
     *,
     frontend: SpikingFrontEnd | str | Path | None = None,
     seed: int = 0,
+    weights: Weights | str | Path | None = None,
+    watch: Sequence[Noise | str] = (),
+    after: TrainedModel | None = None,
     hardware: Hardware | None = None,
     checkpointing: Checkpointing | None = None,
 ) -> TrainedModel:
@@ -142,6 +149,12 @@ def train(
         frontend: converted spiking layers, or a file that holds them; needed where ``network`` is an architecture of
             variant safe or mu (which takes their shape).
         seed: of weights, order, augmentation, noise and the held-out part.
+        weights: that the network starts from where they fit, in place of random ones: "imagenet" (torchvision's, of the
+            backbone), or a file (:func:`hybrid.pretrained.open_weights`). What did not fit is printed.
+        watch: noise, such as "awgn:15", under which the held-out images are also classified after each pass. The
+            network learns nothing of it; the history has a column ``val_accuracy_awgn:15``.
+        after: a finished training with the same arguments and fewer epochs, to go on from: its weights go through a
+            further cycle of the learning rate over the epochs that ``recipe`` adds, with draws of their own.
         hardware: where to compute (None: one process on the CPU). Lightning starts the processes that torchrun has not.
         checkpointing: where progress is written (None: nowhere).
 
@@ -151,8 +164,8 @@ def train(
 
     Raises:
         UserError: unknown backbone or variant, images or labels that cannot be used (:func:`snn.data.as_labelled`),
-            images of another shape than the front end's or network's, too few images or classes, or progress of another
-            training.
+            images of another shape than the front end's or network's, too few images or classes, weights of which
+            nothing fits, or progress of another training.
     """
     data, recipe, checkpointing = as_labelled(data), recipe or Recipe(), checkpointing or Checkpointing()
     hardware = hardware or Hardware()
@@ -168,6 +181,12 @@ def train(
         recipe.cutout < min(data.shape[1:]),
         f"`cutout` {recipe.cutout}: it would cover images of {data.shape[2]}x{data.shape[1]} pixels; lower it",
     )
+    noises = check_watch(watch)
+    start = weights if isinstance(weights, Weights) or weights is None else open_weights(
+        weights, spec.architecture.backbone
+    )  # fmt: skip
+    if after is not None:
+        check_continuable(after, spec, recipe, seed, parent_digest, start.digest if start else "", noises)
     device, devices, nodes = hardware.group()
     kept, held_out = _split(data, recipe, seed, processes=devices * nodes)
     # torchvision and Lightning draw from the global generators: seeded here, once.
@@ -177,6 +196,19 @@ def train(
     model.normalise.measure(data.images[kept])
     if recipe.first_layer == "whitening":
         whiten_first_layer(model, data.images[kept], seed)
+    if after is not None:
+        check(
+            all(
+                torch.equal(values, model.normalise.get_buffer(name))
+                for name, values in after.network.normalise.named_buffers()
+            ),
+            "the finished training was on other images: go on with those, or start anew",
+        )
+        model = copy.deepcopy(after.network).train()
+    elif start:
+        taken = start_from(model, start)
+        if first_process():
+            print(*taken.lines(start.name), sep="\n", flush=True)
     model.to(memory_format=torch.channels_last)
     folder = checkpointing.folder
     module = Classifier(
@@ -187,11 +219,15 @@ def train(
         training=(data.images[kept], data.labels[kept]),
         held_out=(data.images[held_out], data.labels[held_out]),
         metrics=folder / "metrics.csv" if folder else None,
+        watch=noises,
+        before=after.history if after else None,
     )
-    start = checkpointing.unfinished(identity := training_identity(spec, recipe, seed, data, model), module)
+    cycles = (*(after.cycles or (module.passes_before,)), recipe.epochs - module.passes_before) if after else ()
+    identity = training_identity(spec, recipe, seed, data, model, cycles, noises)
+    unfinished, started = checkpointing.unfinished(identity, module) or (None, None)
     with use_threads(torch.get_num_threads()):
-        module.threads = _threads(module, hardware, device, processes=devices * nodes, started=start and start[1])
-        _fit(module, device, devices, nodes, checkpointing, identity, start and start[0])
+        module.threads = _threads(module, hardware, device, processes=devices * nodes, started=started)
+        _fit(module, device, devices, nodes, checkpointing, identity, unfinished)
         threads = torch.get_num_threads()
     return TrainedModel(
         spec=spec,
@@ -202,6 +238,52 @@ def train(
         recipe=recipe.as_tree(),
         parent_digest=parent_digest,
         threads=threads,
+        cycles=cycles,
+        weights=start.name if start else "",
+        weights_digest=start.digest if start else "",
+    )
+
+
+def check_watch(watch: Sequence[Noise | str]) -> tuple[Noise, ...]:
+    """The noises to watch, read where they are text; :class:`UserError` for what would tell nothing new."""
+    check(not isinstance(watch, str), f"`watch` {watch!r}: expected several, such as [{watch!r}]")
+    noises = tuple(noise if isinstance(noise, Noise) else Noise.parse(noise, "watch") for noise in watch)
+    for number, noise in enumerate(noises):
+        check(noise.kind != "clean", f"`watch` {noise}: accuracy without noise is always recorded; leave it out")
+        check(
+            noise.key not in [other.key for other in noises[:number]],
+            f"`watch` {noise}: named twice; leave one of them out",
+        )
+    return noises
+
+
+def check_continuable(
+    after: TrainedModel,
+    spec: ModelSpec,
+    recipe: Recipe,
+    seed: int,
+    parent_digest: str,
+    weights_digest: str,
+    watch: Sequence[Noise],
+) -> None:
+    """Raise :class:`UserError` unless a finished training can go on with these settings, whose epochs are more."""
+    done = len(after.history.get("train_loss", ()))
+    check(
+        (after.spec, after.seed, after.parent_digest, after.weights_digest)
+        == (spec, seed, parent_digest, weights_digest)
+        and replace(Recipe.from_tree(after.recipe), epochs=recipe.epochs) == recipe,
+        "the finished training had other settings, classes, front end, `weights` or seed: go on with the same, or "
+        "start anew",
+    )
+    check(
+        recipe.epochs > done,
+        f"`epochs` {recipe.epochs}: the finished training had {done} already; give more to go on with it",
+    )
+    watched = [name.removeprefix(WATCHED) for name in after.history if name.startswith(WATCHED)]
+    check(
+        watched == list(map(str, watch)),
+        f"`watch` {' '.join(map(str, watch)) or 'nothing'}: the finished training watched "
+        f"{' '.join(watched) or 'nothing'}; give the same, so that there is one curve",
     )
 
 
@@ -226,9 +308,18 @@ def whiten_first_layer(network: Network, images: Tensor, seed: int) -> None:
         first.weight[: 2 * pairs] = torch.cat([filters[:pairs], -filters[:pairs]]).float()
 
 
-def training_identity(spec: ModelSpec, recipe: Recipe, seed: int, data: Images, network: Network) -> str:
-    """A digest of all that decides the result."""
-    digest = hashlib.sha256(repr((spec, recipe, seed)).encode())
+def training_identity(
+    spec: ModelSpec,
+    recipe: Recipe,
+    seed: int,
+    data: Images,
+    network: Network,
+    cycles: tuple[int, ...] = (),
+    watch: tuple[Noise, ...] = (),
+) -> str:
+    """A digest of all that decides the result; ``network`` is as it starts."""
+    further = f"{cycles} {watch}" if cycles or watch else ""
+    digest = hashlib.sha256(f"({spec!r}, {recipe.identity}, {seed!r}){further}".encode())
     for values in (data.images, data.labels, *network.state_dict().values()):
         digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -352,7 +443,7 @@ def _fit(
             num_nodes=nodes,
             strategy="ddp" if devices * nodes > 1 else "auto",
             precision="bf16-mixed" if device.type == "cuda" else "32-true",
-            max_epochs=module.recipe.epochs,
+            max_epochs=module.recipe.epochs - module.passes_before,
             logger=TensorBoardLogger(folder.parent, name=folder.name, version="") if folder else False,
             callbacks=callbacks,
             plugins=[CheckpointFiles(), *environments()],

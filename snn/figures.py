@@ -10,6 +10,7 @@ from snn.network import LearnedLayer, SpikingNetwork
 from snn.retina import Retina
 from snn.runtime.outputs import save_figure
 
+SIGNED = "ON less OFF"
 COLOURS = ("tab:red", "tab:green", "tab:blue")
 
 
@@ -27,16 +28,20 @@ def draw_kernels(network: SpikingNetwork, path: Path) -> None:
         _draw_retina(network.retina, *grid.pop(0))
     for number, (learned, (left, right)) in enumerate(zip(network.layers, grid, strict=True), 1):
         kernels = learned.layer.conductance.numpy()
-        if number == 1 and network.retina:
-            tiles, what = signed_contrast(kernels), "ON less OFF"
-        elif kernels.shape[1] == 3 and number == 1:
-            tiles, what = _stretched(kernels.transpose(0, 2, 3, 1)), "colour, each at full contrast"
-        else:
-            tiles = _stretched(kernels.mean(1)[..., None])
-            what = ("conductance" if kernels.shape[1] == 1 else "mean over inputs") + ", each at full contrast"
+        tiles, what = kernel_tiles(network, number, kernels)
+        what += "" if what == SIGNED else ", each at full contrast"
         _show(left, tiles, f"layer {number}: {len(kernels)} kernels ({what})")
         _draw_histogram(right, learned, network)
     save_figure(figure, path)
+
+
+def kernel_tiles(network: SpikingNetwork, number: int, kernels: np.ndarray) -> tuple[np.ndarray, str]:
+    """Kernels (N, C_in, k, k) of layer ``number``, from 1, as pictures (N, k, k, C) in [0, 1], and what they show."""
+    if number == 1 and network.retina:
+        return signed_contrast(kernels), SIGNED
+    if kernels.shape[1] == 3 and number == 1:
+        return _stretched(kernels.transpose(0, 2, 3, 1)), "colour"
+    return _stretched(kernels.mean(1)[..., None]), "conductance" if kernels.shape[1] == 1 else "mean over inputs"
 
 
 def signed_contrast(kernels: np.ndarray) -> np.ndarray:
@@ -75,7 +80,7 @@ def _draw_histogram(axes: Axes, learned: LearnedLayer, network: SpikingNetwork) 
 
 
 def _show(axes: Axes, tiles: np.ndarray, title: str) -> None:
-    axes.imshow(_mosaic(tiles).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(mosaic(tiles).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title, fontsize=10)
 
@@ -86,7 +91,7 @@ def _stretched(tiles: np.ndarray) -> np.ndarray:
     return (tiles - low) / np.maximum(high - low, 1e-9)
 
 
-def _mosaic(tiles: np.ndarray) -> np.ndarray:
+def mosaic(tiles: np.ndarray) -> np.ndarray:
     """(N, h, w, C) pictures in [0, 1] side by side, white gaps between."""
     count, height, width, channels = tiles.shape
     columns = min(count, 14)

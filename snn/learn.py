@@ -15,8 +15,8 @@ import tyro
 from snn.data_source import DataSource
 from snn.learning import PRESETS, Learning, PresetName
 from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unused, run_command
-from snn.runtime.outputs import Outputs, beside
-from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, check_fields
+from snn.runtime.outputs import Outputs, beside, hold_log_folder, log_folder
+from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, Range, check_fields
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class LearnConfig:
     """Go on from an unfinished --out (if there is none, start)."""
     checkpoint_interval: Annotated[float, INTERVAL] = 60.0
     """Seconds between two checkpoints; an interruption costs at most this much."""
+    image_interval: Annotated[int, Range(0, 10**6)] = 50
+    """Updates between two pictures of the kernels for TensorBoard, in the folder OUT_learning; 0: none."""
     devices: Annotated[int, PROCESSES] = 1
     """Processes (each with a GPU or a share of the CPU's cores) on each node, which share every mini-batch."""
     num_nodes: Annotated[int, NODES] = 1
@@ -74,6 +76,7 @@ def note_without_effect(p: Learning, preset: Learning) -> None:
 def run(config: LearnConfig) -> None:
     """The command: load, learn, write, report."""
     # Imported here: --help must not wait for PyTorch.
+    from snn.board import Board
     from snn.checkpointing import checkpoint_writer, load_unfinished
     from snn.data import image_folders, load_images
     from snn.engines.base import choose_engine
@@ -87,6 +90,7 @@ def run(config: LearnConfig) -> None:
     seed = config.options.seed
     pictures, folders = [beside(config.out, "_kernels.png")], image_folders(config.data_source)
     outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=folders, group=True)
+    hold_log_folder(logs := log_folder(config.out, "_learning"), (config.out, config.options.json), folders)
     processes, device = start_processes(config.options.device, config.devices, config.num_nodes)
     engine = choose_engine(config.engine, device)
     # The first process alone downloads, reads and decides; a message is shown once.
@@ -106,8 +110,18 @@ def run(config: LearnConfig) -> None:
             print(f"resuming after {len(unfinished.layers)} layers and {updates} updates of the next", flush=True)
     command, began = command_line("snn.learn", config), perf_counter()
 
+    board = Board(logs, config.image_interval)
+
     def write(network: SpikingNetwork) -> str:
+        board.flush()
         return save(network, config.out, config.data_source, command=command)
+
+    checkpoint = checkpoint_writer(write, config.checkpoint_interval, processes)
+
+    def keep(network: SpikingNetwork) -> None:
+        if processes.first:
+            board(network)
+        checkpoint(network)
 
     network = learn(
         images,
@@ -116,7 +130,7 @@ def run(config: LearnConfig) -> None:
         device=device,
         engine=engine,
         resume=unfinished or fresh,
-        save=checkpoint_writer(write, config.checkpoint_interval, processes),
+        save=keep,
         processes=processes,
     )
     if not processes.first:
@@ -138,7 +152,8 @@ def run(config: LearnConfig) -> None:
         )
     for figure in outputs.figures:
         draw_kernels(network, figure)
-    outputs.finish({"layers": figures, "seconds": seconds, "seed": seed, "digest": digest})
+    note = f"; kernels and activity over time are in {logs}: tensorboard --logdir {logs}"
+    outputs.finish({"layers": figures, "seconds": seconds, "seed": seed, "digest": digest}, note=note)
 
 
 def with_preset(config: LearnConfig) -> LearnConfig:

@@ -218,4 +218,4 @@ sys.exit(main([*flags, "--out", {str(tmp_path / "snn.h5")!r}]))
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["snn.h5"]
+    assert {path.name for path in tmp_path.iterdir()} == {"snn.h5", "snn_learning"}

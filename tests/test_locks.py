@@ -108,7 +108,9 @@ def test_what_dead_processes_left_is_removed_and_nothing_else(tmp_path):
         (tmp_path / name).write_text("part")
     flags = [flag for flag in QUICK[learn] if flag != "--no-figures"]
     assert learn([*flags, "--out", str(out)]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["snn.h5", "snn_kernels.png", *others[1:]])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["snn.h5", "snn_kernels.png", "snn_learning", *others[1:]]
+    )
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir() if "other" in path.name) == []
 

@@ -155,4 +155,5 @@ def test_the_folder_of_published_corruptions_is_not_written_to(refused, pipeline
 def test_outputs_beside_the_images_are_written(place):
     data = ["--data", f"folder:{place / 'images'}", "--maps", "2", "--min-updates", "1", "--limit-train", "6"]
     assert learn([*data, "--out", str(place / "images.h5"), "--json", str(place / "other" / "x.json")]) == 0
-    assert {path.name for path in place.glob("images*")} == {"images", "images.h5", "images_kernels.png"}
+    written = {"images", "images.h5", "images_kernels.png", "images_learning"}
+    assert {path.name for path in place.glob("images*")} == written

@@ -121,6 +121,9 @@ OTHER = {
     "small_share": 0.25,
     "average": 0.5,
     "auxiliary_source": "retina",
+    "weights": "imagenet",
+    "watch": (Noise.parse("awgn:15"),),
+    "class_weights": "balanced",
 }
 """Another valid value of each field whose type does not suggest one."""
 

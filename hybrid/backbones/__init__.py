@@ -9,3 +9,4 @@ from hybrid.backbones.base import initialise_convolutions as initialise_convolut
 from hybrid.backbones.base import last_linear as last_linear
 from hybrid.backbones.base import main_cnn as main_cnn
 from hybrid.backbones.base import register_backbone as register_backbone
+from hybrid.backbones.base import renumbered as renumbered

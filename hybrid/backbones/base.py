@@ -5,6 +5,7 @@ that the field uses for CIFAR, which reduce the resolution later. The size of th
 (:mod:`hybrid.image_size`).
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, Literal, TypeVar
@@ -39,6 +40,10 @@ class Adapter(ABC, Generic[Network]):
     """Units between two fully connected layers at the end, for small images, unless the user chooses."""
     has_width: bool = True
     """Whether ``width`` may differ from 1."""
+    imagenet: str = ""
+    """Where the file of weights that were trained on ImageNet comes from, such as
+    ``torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url``; its name ends with the first digits of its SHA-256. "":
+    there are none."""
 
     @abstractmethod
     def build(self, classes: int, width: float) -> Network:
@@ -54,6 +59,29 @@ class Adapter(ABC, Generic[Network]):
 
         ``stride`` is that of the rebuilt block.
         """
+
+    def kept(self, name: str) -> str | None:
+        """Name that a tensor of the stock network's state has once :meth:`drop_stem` was called; None: it is dropped.
+
+        Pretrained weights find their place by it. Of a rebuilt block only what keeps its shape is taken.
+        """
+        return name
+
+    def current(self, name: str) -> str:
+        """Name of a tensor in a file of weights as the stock network calls it now; older files may have another."""
+        return name
+
+
+def renumbered(name: str, prefix: str, dropped: int) -> str | None:
+    """``name`` with the number behind ``prefix`` lowered by ``dropped``, for :meth:`Adapter.kept`.
+
+    None if nothing is left of the number; a name that does not start so stays as it is.
+    """
+    match = re.fullmatch(rf"{re.escape(prefix)}(\d{{1,4}})(\..*)?", name, re.ASCII | re.DOTALL)
+    if not match:
+        return name
+    number = int(match[1]) - dropped
+    return f"{prefix}{number}{match[2] or ''}" if number >= 0 else None
 
 
 BACKBONES: Registry[Adapter[Any]] = Registry("backbone", "hybrid.backbones")

@@ -1,11 +1,12 @@
 """DenseNet (Huang et al. 2017)."""
 
+import re
 from collections import OrderedDict
 
 from torch import nn
-from torchvision.models import DenseNet
+from torchvision.models import DenseNet, DenseNet121_Weights
 
-from hybrid.backbones.base import Adapter, initialise_convolutions, register_backbone
+from hybrid.backbones.base import Adapter, initialise_convolutions, register_backbone, renumbered
 
 
 @register_backbone("densenet121")
@@ -13,6 +14,7 @@ class DenseNet121(Adapter[DenseNet]):
     """torchvision's network, with a growth rate that can differ."""
 
     stem, head, strides, smallest = "features.conv0", "classifier", (4, 1), 8
+    imagenet = DenseNet121_Weights.IMAGENET1K_V1.url
 
     def build(self, classes: int, width: float) -> DenseNet:
         # densenet121() fixes the growth rate; these are its other numbers.
@@ -43,3 +45,12 @@ class DenseNet121(Adapter[DenseNet]):
         names = [name for name, _ in stages.named_children()]
         kept = [(name, stages.get_submodule(name)) for name in names[names.index("denseblock2") :]]
         network.features = nn.Sequential(OrderedDict(rebuilt + kept))
+
+    def kept(self, name: str) -> str | None:
+        if name.startswith(("features.conv0.", "features.norm0.", "features.denseblock1.denselayer1.")):
+            return None
+        return renumbered(name, "features.denseblock1.denselayer", 1)
+
+    def current(self, name: str) -> str:
+        # torchvision's file is older than its modules.
+        return re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2", name)

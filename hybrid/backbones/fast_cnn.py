@@ -8,7 +8,7 @@ residual connection, here over its last convolution alone. Batch normalisation a
 
 from torch import Tensor, nn
 
-from hybrid.backbones.base import Adapter, initialise_convolutions, register_backbone
+from hybrid.backbones.base import Adapter, initialise_convolutions, register_backbone, renumbered
 
 STEM = 24
 WIDTHS = (64, 256, 256)
@@ -69,6 +69,10 @@ class FastAdapter(Adapter[FastCNN]):
         _, following, *kept = first.children()
         rebuilt = block(channels, _channels(following), pool=stride)
         network.stem, network.stages = nn.Sequential(), nn.Sequential(nn.Sequential(rebuilt, *kept), *others)
+
+    def kept(self, name: str) -> str | None:
+        # The block that is rebuilt has a maximum in it, which moves the names of what follows in it.
+        return None if name.startswith(("stem.", "stages.0.1.")) else renumbered(name, "stages.0.", 1)
 
 
 def _channels(block: nn.Module) -> int:

@@ -1,10 +1,10 @@
 """MobileNetV2 (Sandler et al. 2018)."""
 
 from torch import nn
-from torchvision.models import MobileNetV2, mobilenet_v2
+from torchvision.models import MobileNet_V2_Weights, MobileNetV2, mobilenet_v2
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from hybrid.backbones.base import Adapter, initialise_convolutions, register_backbone
+from hybrid.backbones.base import Adapter, initialise_convolutions, register_backbone, renumbered
 
 SHALLOW = ((1, 16, 1, 1), (6, 24, 1, 2), (6, 32, 1, 1), (6, 64, 1, 2), (6, 96, 1, 1), (6, 160, 1, 2), (6, 320, 1, 1))
 """Expansion, channels, blocks and stride of each stage of :class:`ShallowMobileNet`."""
@@ -15,6 +15,7 @@ class MobileNet(Adapter[MobileNetV2]):
     """torchvision's network."""
 
     stem, head, strides = "features.0.0", "classifier.1", (4, 1)
+    imagenet = MobileNet_V2_Weights.IMAGENET1K_V2.url
 
     def build(self, classes: int, width: float) -> MobileNetV2:
         return mobilenet_v2(weights=None, num_classes=classes, width_mult=width)
@@ -34,6 +35,10 @@ class MobileNet(Adapter[MobileNetV2]):
         initialise_convolutions(rebuilt, "fan_out")
         network.features = nn.Sequential(rebuilt, *network.features[3:])
 
+    def kept(self, name: str) -> str | None:
+        # The stem, and the stage before the block that is rebuilt.
+        return renumbered(name, "features.", 2)
+
 
 @register_backbone("mobilenet_v2_shallow")
 class ShallowMobileNet(MobileNet):
@@ -43,6 +48,7 @@ class ShallowMobileNet(MobileNet):
     """
 
     strides = (4, 2)
+    imagenet = ""
 
     def build(self, classes: int, width: float) -> MobileNetV2:
         return MobileNetV2(classes, width, inverted_residual_setting=[list(stage) for stage in SHALLOW], dropout=0.0)

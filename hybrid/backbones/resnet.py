@@ -1,9 +1,9 @@
 """ResNets (He et al. 2016). Another one needs a class with ``build`` alone (docs/hybrid.md)."""
 
 from torch import nn
-from torchvision.models import ResNet, resnet18, resnet101
+from torchvision.models import ResNet, ResNet18_Weights, ResNet101_Weights, resnet18, resnet101
 
-from hybrid.backbones.base import Adapter, initialise_convolutions, register_backbone
+from hybrid.backbones.base import Adapter, initialise_convolutions, register_backbone, renumbered
 
 PLANES = 64
 """Channels of the first stage, before expansion."""
@@ -28,10 +28,15 @@ class ResNetAdapter(Adapter[ResNet]):
         initialise_convolutions(rebuilt, "fan_out")
         network.layer1 = nn.Sequential(rebuilt, *network.layer1[2:])
 
+    def kept(self, name: str) -> str | None:
+        return None if name.startswith(("conv1.", "bn1.")) else renumbered(name, "layer1.", 1)
+
 
 @register_backbone("resnet101")
 class ResNet101(ResNetAdapter):
     """Bottleneck blocks, whose inner width can differ."""
+
+    imagenet = ResNet101_Weights.IMAGENET1K_V2.url
 
     def build(self, classes: int, width: float) -> ResNet:
         return resnet101(weights=None, num_classes=classes, width_per_group=round(64 * width))
@@ -41,7 +46,7 @@ class ResNet101(ResNetAdapter):
 class ResNet18(ResNetAdapter):
     """Basic blocks, which torchvision builds in one width only."""
 
-    has_width = False
+    has_width, imagenet = False, ResNet18_Weights.IMAGENET1K_V1.url
 
     def build(self, classes: int, width: float) -> ResNet:
         return resnet18(weights=None, num_classes=classes)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, cached_property
 from itertools import chain
@@ -17,6 +17,8 @@ from hybrid.augment import resolve_augmentation
 from hybrid.backbones import BACKBONES
 from hybrid.evaluate import EvaluateConfig
 from hybrid.paper.networks import CONVERT, EVALUATE, LEARN, SWAP, TRAIN
+from hybrid.recipe import LATER as RECIPE_LATER
+from hybrid.recipe import Recipe
 from hybrid.storage import SCHEMA as training_schema
 from hybrid.swap import SwapConfig
 from hybrid.train import TrainConfig
@@ -46,9 +48,9 @@ SCHEMAS: dict[type, str] = {
 NOT_DECIDING: dict[type, tuple[str, ...]] = {
     # A preset is where flags start from; what it sets is in `learning` and `recipe`. All engines, and several
     # processes, learn the same conductances.
-    LearnConfig: ("out", "preset", "engine", "resume", "checkpoint_interval", "devices", "num_nodes"),
+    LearnConfig: ("out", "preset", "engine", "resume", "checkpoint_interval", "devices", "num_nodes", "image_interval"),
     ConvertConfig: ("snn", "out", "root"),
-    TrainConfig: ("out", "frontend", "preset"),
+    TrainConfig: ("out", "frontend", "preset", "watch"),
     Checkpointing: ("folder", "resume", "checkpoint_interval"),
     # The number of threads moves the last bits; each file records it.
     Hardware: ("device", "threads"),
@@ -58,6 +60,9 @@ NOT_DECIDING: dict[type, tuple[str, ...]] = {
     RunOptions: ("device", "figures", "json", "plugin"),
 }
 """Fields that say where files lie or how a result is computed, but do not decide which result it is."""
+LATER: dict[type, Mapping[str, object]] = {TrainConfig: {"weights": None}, Recipe: RECIPE_LATER}
+"""Fields that configurations did not always have, with the value that stands for what was done before: with it a run
+keeps the identity that it had."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,9 @@ def _deciding(value: Any) -> object:
     """All fields that decide a result, in a form that JSON can hold."""
     if _is_record(value):
         skipped = NOT_DECIDING.get(type(value), ())
-        content = {f.name: _deciding(getattr(value, f.name)) for f in fields(value) if f.name not in skipped}
+        later = LATER.get(type(value), {})
+        members = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in skipped}
+        content = {name: _deciding(v) for name, v in members.items() if name not in later or v != later[name]}
         data = getattr(value, "data", None)
         return content | ({"files": image_files(data)} if isinstance(data, str) else {})
     if isinstance(value, tuple):

@@ -26,6 +26,30 @@ def beside(path: Path, ending: str) -> Path:
     return path.parent / f"{path.stem}{ending}"
 
 
+def log_folder(out: Path, ending: str) -> Path:
+    """Folder for logs beside the file ``out``; files whose names differ in their suffix alone share none."""
+    return beside(out, ending) if out.suffix == ".h5" else out.parent / f"{out.name}{ending}"
+
+
+def hold_log_folder(folder: Path, files: Iterable[Path | None], inputs: Iterable[Path]) -> None:
+    """Check the folder that a command's logs go to, and lock it in the first process.
+
+    Raises :class:`UserError` if it lies in ``inputs``, if one of ``files``, which the command writes, lies in it, if it
+    is no folder, or if another command writes to it.
+    """
+    from snn.runtime.processes import first_process
+
+    check_apart(folder, inputs)
+    for path in filter(None, files):
+        check(
+            not path.resolve().is_relative_to(folder.resolve()),
+            f"cannot write {path}: {folder} is the folder of this command's logs; give another name",
+        )
+    check(folder.is_dir() or not folder.exists(), f"{folder} is not a folder: logs go there; remove it")
+    if first_process():
+        hold(folder)
+
+
 def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
     """Raise :class:`UserError` unless each path (None is skipped) can be created or replaced; leaves no trace.
 

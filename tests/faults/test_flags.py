@@ -118,6 +118,7 @@ ALLOWED = {
     "--snr": ("0 -1", "noise as strong as the image, or stronger"),
     **dict.fromkeys(("--retinas", "--networks", "--deterministic", "--stochastic"), ("0", OFF)),
     **dict.fromkeys(("--longest-lag", "--longest-wait"), ("0", "only the window itself")),
+    "--image-interval": ("0", "no pictures"),
 }
 """Values, separated by blanks, that make sense for a flag, and why."""
 
@@ -209,6 +210,11 @@ CONTRADICTIONS = [
     ("train", "--variant baseline --variations.auxiliary-kernel 5", "--variations.auxiliary-kernel would be ignored"),
     ("train", "--auxiliary-maps 0 --variations.auxiliary-drop 0.5", "--variations.auxiliary-drop would be ignored"),
     ("train", "--json out_training", "cannot write out_training"),
+    ("train", "--watch clean", "--watch clean"),
+    ("train", "--watch awgn:15 awgn:15.0", "--watch awgn:15.0: named twice"),
+    ("train", "--weights nowhere.pth", "--weights nowhere.pth: there is no such file"),
+    ("train", "--backbone fast_cnn --weights imagenet", "--weights imagenet: there are none for fast_cnn"),
+    ("learn", "--json out_learning", "cannot write out_learning"),
     ("train", "--out x.hdf5 --json x.hdf5_training", "cannot write x.hdf5_training"),
     ("train", "--train-noise awgn:1_0", "--train-noise awgn:1_0"),
     ("train", "--preprocess quantise:10,30,3_00", "--preprocess quantise:10,30,3_00"),
