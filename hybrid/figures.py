@@ -35,7 +35,8 @@ def draw_training(model: TrainedModel, title: str, path: Path) -> None:
     for panel in (loss, accuracy):
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
-        panel.legend(frameon=False)
+        # The mark of a continuation may lie behind the names.
+        panel.legend(frameon=bool(model.cycles), framealpha=1, edgecolor="none")
     figure.suptitle(title, fontsize=11)
     save_figure(figure, path)
 
