@@ -30,25 +30,29 @@ LONGEST_NAME = 24
 
 def draw_training(model: TrainedModel, title: str, path: Path) -> None:
     """Loss and accuracy per epoch, on training and held-out images (paper, Fig. 5), and under watched noise."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    watched = [name for name in model.history if name.startswith(WATCHED)]
+    figure = Figure(figsize=(10 if watched else 8, 3.4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     epochs = np.arange(1, len(model.history["train_loss"]) + 1)
     for part, label, colour in (("train", "training (augmented)", "C0"), ("val", "held out", "C1")):
         loss.plot(epochs, model.history[f"{part}_loss"], color=colour, label=label)
         accuracy.plot(epochs, 100 * model.history[f"{part}_accuracy"], color=colour, label=label)
-    for number, name in enumerate((name for name in model.history if name.startswith(WATCHED)), 2):
+    for number, name in enumerate(watched, 2):
         label = f"held out, {name.removeprefix(WATCHED)}"
         accuracy.plot(epochs, 100 * model.history[name], color=COLOURS[number % len(COLOURS)], label=label)
-    for end in np.cumsum(model.cycles)[:-1]:
-        # Where a finished training was continued.
-        loss.axvline(end + 0.5, color="0.6", linestyle=":")
-        accuracy.axvline(end + 0.5, color="0.6", linestyle=":")
     loss.set(xlabel="epoch", ylabel="cross-entropy (nat)")
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     for panel in (loss, accuracy):
+        for end in np.cumsum(model.cycles)[:-1]:
+            # Where a finished training went on.
+            panel.axvline(end + 0.5, color="0.6", linestyle=":")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
-        panel.legend(frameon=False)
+        if not watched:
+            panel.legend(frameon=False)
+    if watched:
+        # Many lines leave no room within.
+        figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(title, fontsize=11)
     save_figure(figure, path)
 

@@ -300,7 +300,7 @@ def test_the_curve_has_a_line_for_each_noise_and_a_mark_between_cycles(continued
     _, models = continued
     draw_training(models[2][0], "title", Path("x.png"))
     figure: Figure = drawn[0]
-    labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["training (augmented)", "held out", "held out, awgn:12", "held out, salt-pepper:0.2"]
     marks = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]
     assert marks == [2.5, 4.5]
