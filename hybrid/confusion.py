@@ -1,8 +1,10 @@
 """Which class was taken for which: confusion matrices, and the accuracy of each class.
 
-confusion = hybrid.Confusion()
-rows = hybrid.evaluate("safe.h5", images, ["clean", "awgn:20"], confusion=confusion)
-counts = confusion.matrix("safe", "awgn:20")  # (classes, classes), true classes in rows
+For example, with the images of ``snn.data.load_images``::
+
+    confusion = Confusion()
+    rows = evaluate("safe.h5", images, ["clean", "awgn:20"], confusion=confusion)
+    counts = confusion.matrix("safe", "awgn:20")  # (classes, classes), true classes in rows
 """
 
 from collections.abc import Sequence

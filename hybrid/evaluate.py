@@ -89,8 +89,12 @@ class EvaluateConfig:
         check(len(self.noise) >= 1, "`noise`: give at least one condition, for example clean")
         check_fields(self)
         check(
-            self.split == "test" or (self.data is None and self.limit_test is None and self.image_size is None),
-            "`split` held-out takes images of the training run: leave out `data`, `image_size` and `limit_test`",
+            self.split == "test" or (self.data is None and self.limit_test is None),
+            "`split` held-out takes images of the training run: leave out `data` and `limit_test`",
+        )
+        check(
+            self.split == "test" or self.image_size is None,
+            "`split` held-out takes images of the training run, of their size there: leave out `image_size`",
         )
         attacks = [str(condition) for condition in self.noise if condition.needs_attack_model]
         check(
@@ -208,6 +212,9 @@ def run(config: EvaluateConfig) -> None:
         return own_network(model, seed=seed) if isinstance(model, OwnReference) else load_model(model)
 
     models = dict(zip(name_models(named), map(opened, named), strict=True))
+    # The network that is measured is not opened again.
+    measured = (model for reference, model in zip(named, models.values(), strict=True) if reference == attack)
+    attacker = next(measured, None) or (opened(attack) if attack else None)
     trained = {name: model for name, model in models.items() if isinstance(model, TrainedModel)}
     held_out = config.split == "held-out"
     check(
@@ -228,10 +235,6 @@ def run(config: EvaluateConfig) -> None:
         data = load_held_out(trained, config.root)
     else:
         data = load_test_images(trained, config.data, config.root, config.limit_test, seed, config.image_size)
-    # The network that is measured is not opened again.
-    attacker = next(
-        (model for reference, model in zip(named, models.values(), strict=True) if reference == attack), None
-    )
     rows = evaluate(
         models,
         data,
@@ -239,7 +242,7 @@ def run(config: EvaluateConfig) -> None:
         repeats=config.repeats,
         draws=config.draws,
         mirror=config.mirror,
-        attack_model=attacker or (opened(attack) if attack else None),
+        attack_model=attacker,
         preprocess=config.preprocess,
         cifar10_c=config.cifar10_c,
         batch_size=config.batch_size,

@@ -439,8 +439,8 @@ def match_classes(models: Mapping[str, TrainedModel], data: Images) -> Images:
         unknown = [label for label in data.classes if label not in known]
         check(
             not unknown or len(unknown) == len(data.classes) or model.spec.input_shape != data.shape,
-            f"model {name} was not trained on class {few(unknown)} of {data.data_source.data}, only on {few(known)}; "
-            "leave such images out",
+            f"model {name} was trained on {len(known)} classes ({few(known)}), class {few(unknown)} of "
+            f"{data.data_source.data} is none of them; leave such images out",
         )
         check(
             model.spec.input_shape == data.shape and known == classes and not unknown,

@@ -254,7 +254,7 @@ def test_a_part_of_the_classes_is_matched_by_name(trained, tmp_path, capsys):
     make(tmp_path / "part", "three/0.png")
     shutil.copy(folder / "test" / "one" / "20.png", tmp_path / "part" / "three" / "0.png")
     assert evaluate([str(model), "--data", f"folder:{tmp_path / 'part'}", *flags]) == 2
-    assert "model model was not trained on class three of" in capsys.readouterr().err
+    assert "model model was trained on 3 classes (nought, one, two), class three of folder:" in capsys.readouterr().err
 
 
 def test_images_of_another_size_are_resized_if_asked(trained, tmp_path, capsys):
@@ -265,3 +265,6 @@ def test_images_of_another_size_are_resized_if_asked(trained, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "have 6x5 pixels, model model is for 8x8; give --image-size 8" in line
     assert evaluate([str(model), *flags, "--image-size", "8"]) == 0
+    capsys.readouterr()
+    assert evaluate([str(model), "--split", "held-out", "--image-size", "8", *flags[2:]]) == 2
+    assert "--split held-out takes images of the training run, of their size there" in capsys.readouterr().err

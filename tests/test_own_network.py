@@ -90,6 +90,7 @@ def rows_of(path: str) -> dict[str, dict]:
     }
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_beside_ours(program, pipeline):
     first, second = own_network(f"{program}:linear"), own_network(f"{program}:Views")
     weights(first.network, "a.pt"), weights(second.network, "b.pt", 1)
@@ -282,6 +283,9 @@ def test_what_they_are_read_from_is_not_overwritten_and_data_are_asked_for(progr
         assert Path(out).read_bytes() == before
     for given, words in (
         ([], "--data: no model here records its images"),
+        (["gone.py:net", "--data", "digits"], "MODELS gone.py: there is no such file"),
+        (["no_such_module_at_all:net", "--data", "digits"], "No module named 'no_such_module_at_all'"),
+        (["--data", "digits", "--weights", "a.pt", "--weights", "a.pt"], "--weights: 2 for 1 networks of your own"),
         (["--split", "held-out"], "--split held-out takes images of a training run, and no model has one"),
     ):
         assert evaluate([f"{program}:linear", *given, "--out", "r.csv"]) == 2
@@ -295,5 +299,5 @@ def test_the_library_takes_them_like_any_module(program, models, digits):
         "linear",
         "safe mobilenet_v2",
     ]
-    with pytest.raises(UserError, match="network nonsense: expected FILE:FUNCTION"):
+    with pytest.raises(UserError, match="network nonsense: expected FILE"):
         own_network("nonsense")
