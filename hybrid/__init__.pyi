@@ -9,6 +9,7 @@ from hybrid.conditions import Noise as Noise
 from hybrid.conditions import register_condition as register_condition
 from hybrid.evaluation import evaluate as evaluate
 from hybrid.evaluation import summarise as summarise
+from hybrid.exporting import export as export
 from hybrid.network import HybridNetwork as HybridNetwork
 from hybrid.preprocess import Preprocess as Preprocess
 from hybrid.recipe import RECIPES as RECIPES

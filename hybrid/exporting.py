@@ -233,6 +233,13 @@ def export(
     """
     check_choice("format", format, SUFFIX)
     model = load_model(model) if isinstance(model, str | Path) else model
+    content, agreement = checked_content(model, format, seed, command)
+    write_bytes(Path(path), content)
+    return agreement
+
+
+def checked_content(model: TrainedModel, format: Format, seed: int, command: str) -> tuple[bytes, Agreement]:
+    """What :func:`export` writes, and how its logits agree with PyTorch's."""
     content = (onnx_network if format == "onnx" else torch_network)(model, command)
     images = clean_and_noisy(model.spec.input_shape, stream("export", seed))
     network = copy.deepcopy(model.network).cpu().eval()
@@ -241,5 +248,4 @@ def export(
     logits = (run_in_onnxruntime if format == "onnx" else run_in_torch)(content, images)
     agreement = compare(expected, logits)
     check_agreement(agreement, has_inexact_steps(network))
-    write_bytes(Path(path), content)
-    return agreement
+    return content, agreement
