@@ -12,6 +12,7 @@ from hybrid.conditions import register_condition as register_condition
 from hybrid.confusion import Confusion as Confusion
 from hybrid.evaluation import evaluate as evaluate
 from hybrid.evaluation import summarise as summarise
+from hybrid.exporting import export as export
 from hybrid.network import HybridNetwork as HybridNetwork
 from hybrid.own_network import OwnNetwork as OwnNetwork
 from hybrid.own_network import own_network as own_network

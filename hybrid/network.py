@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bridge.export.folded import FoldedFrontEnd
 from bridge.frontend import FrontEndSpec, SpikingFrontEnd, empty_activation
 from hybrid.backbones import initialise_convolutions, last_linear
 from snn.retina import INTENSITY_STEPS, Retina
@@ -169,7 +170,10 @@ class HybridNetwork(Network):
 
     def frontend_input(self, images: Tensor) -> Tensor:
         """What the front end is given of preprocessed images."""
-        if isinstance(self.frontend, SpikingFrontEnd) or getattr(self.frontend, "retina", None) is not None:
+        if (
+            isinstance(self.frontend, SpikingFrontEnd | FoldedFrontEnd)
+            or getattr(self.frontend, "retina", None) is not None
+        ):
             return images
         return self.normalise(images)
 

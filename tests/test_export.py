@@ -13,9 +13,10 @@ from scipy.ndimage import correlate, gaussian_filter
 
 from bridge.conversion import convert
 from bridge.export.__main__ import main
+from bridge.export.folded import FoldedFrontEnd, reach
 from bridge.export.images import check_images
 from bridge.export.nir import export_nir, nir_bytes, run_in_norse, spiking_graph, stored_encoder
-from bridge.export.onnx import FoldedFrontEnd, export_onnx, onnx_bytes, reach, run_in_onnxruntime
+from bridge.export.onnx import export_onnx, onnx_bytes, run_in_onnxruntime
 from bridge.storage import load_frontend, load_spiking_layers
 from snn.data import load_images
 from snn.data_source import DataSource

@@ -32,6 +32,8 @@ from hybrid.embedding import main as embedding
 from hybrid.evaluate import EvaluateConfig
 from hybrid.evaluate import main as evaluate
 from hybrid.evaluation import different, distinct
+from hybrid.export import ExportNetworkConfig
+from hybrid.export import main as export_network
 from hybrid.margins import MarginsConfig
 from hybrid.margins import main as margins
 from hybrid.paper.workflow import Engine
@@ -80,6 +82,7 @@ COMMANDS = {
     "classify": (ClassifyConfig, classify, [MODEL, PHOTO]),
     "embedding": (EmbeddingConfig, embedding, [MODEL, "--data", "digits"]),
     "margins": (MarginsConfig, margins, [FRONTEND, "--data", "digits"]),
+    "export_network": (ExportNetworkConfig, export_network, [MODEL]),
     "ship": (ShipConfig, ship, [MODEL, "--data", "digits"]),
     "reproduce": (ReproduceConfig, reproduce, ["table2", "--data", "digits", "--partial"]),
     "freq_response": (FreqResponseConfig, freq_response, []),
@@ -87,7 +90,7 @@ COMMANDS = {
     "network": (NetworkConfig, network, []),
 }
 """Configuration, command, and arguments without which nothing works."""
-SUFFIX = {"export": ".onnx", "embedding": ".png", "classify": ".png"}
+SUFFIX = {"export": ".onnx", "export_network": ".onnx", "embedding": ".png", "classify": ".png"}
 """Of ``--out``, where it must have one."""
 
 NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e300", "", "x")
@@ -303,7 +306,7 @@ def test_contradictions_and_impossible_sizes_are_refused_before_any_work(command
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_empty_and_unusable_outputs_are_refused(command, refused):
-    if command not in ("export", "reproduce"):
+    if command not in ("export", "export_network", "reproduce"):
         # The folder of the process.
         refused(command, "--out=", words=".png" if SUFFIX.get(command) == ".png" else "it is a folder")
     for name in ("out", "json"):
