@@ -8,7 +8,6 @@ the recipe as it is, seed by seed. Cost is processor time per image, which other
 its duration. Results are kept in ``--out``: an interrupted command goes on where it was.
 """
 
-import logging
 import multiprocessing
 import sys
 from collections.abc import Iterable, Iterator
@@ -111,7 +110,6 @@ def images(source: DataSource) -> Images:
 def measure(config: RecipeConfig, change: str, seed: int) -> list[Row]:
     """Train once with a change of :data:`CHANGES`; one row for each condition."""
     torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     fields = dict(CHANGES[change])
     embedding = fields.pop("embedding", None)
     architecture = Architecture(config.backbone, "baseline", config.width, embedding=embedding)

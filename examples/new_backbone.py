@@ -17,7 +17,6 @@ This file is also a plugin, with which all commands know the backbone by its nam
         --out baseline.h5
 """
 
-import logging
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,7 +113,6 @@ def run(config: NewBackboneConfig) -> None:
     recipe = hybrid.Recipe(epochs=config.epochs)
     # With another number of threads the last bits of a training differ.
     torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     models = {
         name: hybrid.train(train, network, recipe, frontend=frontend if name == "SAFE" else None, seed=seed)
         for name, network in networks.items()

@@ -164,7 +164,14 @@ def save(model: TrainedModel, path: str | Path, *, bits: Bits = 32) -> str:
     With 16 ``bits`` the trainable weights are rounded to float16, with 8 to 255 values for each output channel
     (:func:`hybrid.storage.round_weights`). The file is then about a half or a quarter as large. It is read as float32
     again.
+
+    Raises:
+        UserError: what is no trained model, weights that so few bits cannot hold, or a file that cannot be written.
     """
+    check(
+        isinstance(model, TrainedModel),
+        f"`model` is of type {type(model).__name__}: give what hybrid.train or hybrid.load returned, then the path",
+    )
     return save_model(path, model, "hybrid.save", model.parent_digest, bits=bits)
 
 

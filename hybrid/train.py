@@ -1,6 +1,5 @@
 """Train a network, by default on clean images, and write ``hybrid.h5``."""
 
-import logging
 import shutil
 import sys
 from dataclasses import dataclass, field, replace
@@ -143,7 +142,6 @@ def run(config: TrainConfig) -> None:
     hardware = replace(config.hardware, device=config.options.device)
     checkpointing = replace(config.checkpointing, folder=folder)
     device, seed = hardware.group()[0], config.options.seed
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     frontend, parent_digest = open_frontend(file) if file else (None, "")
     name = f"{config.architecture.variant} {config.architecture.backbone}"
     weights = open_weights(start, config.architecture.backbone) if start else None

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -428,6 +429,8 @@ def _fit(
     if folder:
         folder.mkdir(exist_ok=True)
         callbacks.append(Checkpoints(folder / PROGRESS, identity, checkpointing.checkpoint_interval))
+    # What it tells of its hardware and of its own features says nothing of this training.
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         for words in (
             "does not have many workers",

@@ -474,3 +474,9 @@ def test_the_auxiliary_cnn_reads_the_contrast_of_the_retina(contrast, pipeline, 
         baseline((1, 8, 8), "fast_cnn", variations=variations)
     with pytest.raises(UserError, match="`auxiliary_source` lgn: unknown"):
         Variations(auxiliary_source="lgn")
+
+
+def test_save_refuses_what_is_no_trained_model(tmp_path):
+    with pytest.raises(UserError, match="`model` is of type str: give what hybrid.train or hybrid.load returned"):
+        save("model.h5", tmp_path / "x.h5")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
