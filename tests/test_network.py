@@ -477,6 +477,6 @@ def test_the_auxiliary_cnn_reads_the_contrast_of_the_retina(contrast, pipeline, 
 
 
 def test_save_refuses_what_is_no_trained_model(tmp_path):
-    with pytest.raises(UserError, match="`model` is of type str: give what hybrid.train or hybrid.load returned"):
+    with pytest.raises(UserError, match=r"`model` is of type str: give what hybrid.train or hybrid.load returned"):
         save("model.h5", tmp_path / "x.h5")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
