@@ -1,7 +1,8 @@
 """Convert ``snn.h5`` into ``frontend.h5`` and measure how faithfully the front end reproduces the simulation.
 
 :mod:`bridge.conversion` says how layers are fitted, on training images. Fidelity is measured on test images, which
-neither learning nor the fit has seen, both with the encoder's rounding to whole spikes and without.
+neither learning nor the fit has seen, both with the encoder's rounding to whole spikes and without. No labels are
+needed; of a folder without test images a tenth of the images are kept for that, in learning, too.
 """
 
 import sys
@@ -34,7 +35,8 @@ class ConvertConfig:
     out: Path
     """File to write, for example runs/demo/frontend.h5."""
     data: str | None = None
-    """Images on which responses are measured, if not those of the learning run: digits, cifar10 or folder:PATH."""
+    """Images on which responses are measured, if not those of the learning run: digits, cifar10 or folder:PATH, which
+    need not be sorted by class."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the learning run."""
     images: Annotated[int, IMAGES] = 256
@@ -118,7 +120,7 @@ def _load_images(config: ConvertConfig, data_source: DataSource, split: Split, s
     from snn.data import load_images
 
     limited = replace(data_source, limit_train=config.images, limit_test=config.test_images)
-    loaded = load_images(limited, split, config.options.seed)
+    loaded = load_images(limited, split, config.options.seed, labels=False)
     check(
         loaded.shape == shape,
         f"the {split} images of {data_source.data} have shape {loaded.shape}, {config.snn} was learned on {shape} "

@@ -9,9 +9,12 @@ from hybrid.classification import classify as classify
 from hybrid.conditions import Condition as Condition
 from hybrid.conditions import Noise as Noise
 from hybrid.conditions import register_condition as register_condition
+from hybrid.confusion import Confusion as Confusion
 from hybrid.evaluation import evaluate as evaluate
 from hybrid.evaluation import summarise as summarise
 from hybrid.network import HybridNetwork as HybridNetwork
+from hybrid.own_network import OwnNetwork as OwnNetwork
+from hybrid.own_network import own_network as own_network
 from hybrid.preprocess import Preprocess as Preprocess
 from hybrid.recipe import RECIPES as RECIPES
 from hybrid.recipe import Recipe as Recipe

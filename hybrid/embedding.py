@@ -27,12 +27,13 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from hybrid.conditions import CHUNK, Condition, Noise, condition_flag
-from hybrid.evaluation import check_same_data, common_source, different, distinct, load_test_images, name_models
+from hybrid.evaluation import common_source, different, distinct, load_test_images, match_classes, name_models
+from hybrid.figures import LONGEST_NAME
 from hybrid.network import Network, embed
 from hybrid.printing import print_table
 from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import Images, image_folders
-from snn.data_source import IMAGES, note_root
+from snn.data_source import IMAGES, SIDE, note_root
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -46,8 +47,6 @@ CAPTION = (
     "t-SNE of the input of the last linear layer. Silhouette scores are computed in that space with the true classes, "
     "not in the picture, which distorts distances."
 )
-LONGEST_NAME = 24
-"""Longest class name in the legend, in characters."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,8 @@ class EmbeddingConfig:
     """Test images, if not those of the training run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the training run."""
+    image_size: Annotated[int | None, SIDE] = None
+    """Resize images to this height and width, in pixels; None: as in the training run."""
     limit_test: Annotated[int, IMAGES] = 1000
     """Take at most this many test images, balanced over classes."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
@@ -150,7 +151,7 @@ def embed_models(
     for condition in conditions:
         check(isinstance(condition, Noise), f"`conditions` {condition}: embeddings are drawn for noise only")
     noises = [condition for condition in conditions if isinstance(condition, Noise)]
-    check_same_data(models, data)
+    data = match_classes(models, data)
     _check_images(data)
     labels = data.labels.numpy()
     panels = []
@@ -259,7 +260,7 @@ def run(config: EmbeddingConfig) -> None:
     device = choose_device(config.options.device)
     seed = config.options.seed
     note_root(source, config.root)
-    data = load_test_images(models, config.data, config.root, config.limit_test, seed)
+    data = load_test_images(models, config.data, config.root, config.limit_test, seed, config.image_size)
     panels = embed_models(models, data, distinct(config.noise), seed, device)
     about = {
         name: {"noise_seed": seed, "training_seed": model.seed, "model_digest": model.digest}

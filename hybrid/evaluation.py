@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from bridge.drawing import drawing, random_modules
 from hybrid.conditions import Condition, Context, Perturbed
 from hybrid.conditions.drawn import Clean, awgn_sigma
+from hybrid.confusion import Confusion
 from hybrid.network import Paths
+from hybrid.own_network import OwnNetwork, OwnReference
 from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe, warn_of_classes
 from hybrid.storage import TrainedModel, load_model, model_file
@@ -38,6 +40,9 @@ Model = TrainedModel | nn.Module | str | Path
 """A trained model, any module that maps images (B, C, H, W) in [0, 1] to logits (B, classes), or a hybrid.h5 file (also
 ``pretrained:NAME``)."""
 
+Given = TypeVar("Given", bound=Path | OwnReference)
+ATTACKER = "`attack_model`"
+"""How messages call it."""
 METRICS = {"top1": 1, "top5": 5}
 """Accuracies by name: the true class is among so many of the highest logits."""
 DEFAULT_CONDITIONS = tuple(
@@ -119,6 +124,7 @@ def evaluate(
     batch_size: int = 256,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    confusion: Confusion | None = None,
 ) -> list[dict]:
     """Accuracy of one model or several under each condition.
 
@@ -128,7 +134,9 @@ def evaluate(
     Args:
         models: one, several, or several by name. They are moved to ``device`` and set to evaluation mode.
         data: clean images and labels, or a pair of these, uint8 (N, C, H, W) and int64 (N,), as tensors or NumPy
-            arrays; all models see the same perturbed images.
+            arrays; all models see the same perturbed images. Classes are matched to those of trained models by name
+            (:func:`match_classes`). A plain module has a logit for each class of :class:`snn.data.Images`, in their
+            order, or of a trained model beside it.
         conditions: objects or text such as ``"awgn:20"``. Different spellings of one condition count once.
         repeats: noise seeds, from ``seed`` on, for conditions that draw; others are measured once.
         draws: passes over each image of a model that draws in its encoder while it is trained, by ``preprocess``
@@ -140,21 +148,29 @@ def evaluate(
         preprocess: what is done to images before all models.
         cifar10_c: folder of the published files for ``cifar10-c``.
         batch_size: images per forward pass; results do not depend on it.
+        confusion: counts, beside, which class is taken for which.
 
     Returns:
         A row per model, condition, noise seed, choice of paths and metric; accuracies are in %. What is unknown of a
-        plain module (variant, digest and so on) is "".
+        plain module (variant, digest and so on) is ""; of :func:`hybrid.own_network`, the digest is that of its
+        weights' file.
 
     Raises:
         UserError: images or labels that cannot be used (:func:`snn.data.as_labelled`), a model of other images or
             classes, a condition that cannot be applied, or ``draws`` above 1 where no model draws.
     """
-    data = as_labelled(data)
+    named, data = isinstance(data, Images), as_labelled(data)
     if not isinstance(models, Mapping):
         listed = [models] if isinstance(models, TrainedModel | nn.Module | str | Path) else list(models)
         models = dict(zip(name_models(listed), listed, strict=True))
-    subjects = {name: _subject(name, model, data) for name, model in models.items()}
-    attacker = _subject("`attack_model`", attack_model, data) if attack_model is not None else None
+    opened = {name: _opened(name, model) for name, model in models.items()}
+    attacking = {} if attack_model is None else {ATTACKER: _opened(ATTACKER, attack_model)}
+    trained = {name: model for name, model in (opened | attacking).items() if isinstance(model, TrainedModel)}
+    data = match_classes(trained, data)
+    # Without names, labels do not say how many classes there are.
+    classes = len(data.classes) if named or trained else None
+    subjects = {name: _subject(model) for name, model in opened.items()}
+    attacker = _subject(attacking[ATTACKER]) if attacking else None
     wanted = distinct([conditions] if isinstance(conditions, str) else conditions)
     for argument, value in (("repeats", repeats), ("draws", draws), ("batch_size", batch_size)):
         check_value(argument, value, int, COUNT)
@@ -196,17 +212,29 @@ def evaluate(
             every_path = condition == ablated and noise_seed == seed
             for name, (network, description, provenance) in subjects.items():
                 logits_of = partial(predict_batches, draws=passes[name], seed=noise_seed)
-                for paths, accuracy in _accuracies(name, network, perturbed, every_path, logits_of):
-                    run = {"model": name, **description, "paths": paths, **about, **accuracy}
-                    rows.append(run | {"noise_seed": noise_seed, "draws": passes[name], **provenance})
+                for paths, logits in _answers(name, network, perturbed, every_path, logits_of, classes):
+                    run: dict = {"model": name, **description, "paths": paths, **about}
+                    origin: dict = {"noise_seed": noise_seed, "draws": passes[name], **provenance}
+                    rows += [run | accuracy | origin for accuracy in _accuracies(logits, perturbed.labels)]
+                    if confusion is not None and paths == "both":
+                        predicted = logits.topk(1, dim=1).indices[:, 0]
+                        confusion.add(name, str(condition), noise_seed, perturbed.labels, predicted, data.classes)
                 bar.update()
     return sorted(rows, key=lambda row: (list(subjects).index(row["model"]), row["paths"] != "both"))
 
 
-def _accuracies(
-    name: str, network: nn.Module, perturbed: Perturbed, every_path: bool, logits_of: Callable[..., Tensor]
-) -> Iterator[tuple[Paths, dict[str, str | float]]]:
-    """Paths, and accuracy by each metric; ``every_path``: also with each path alone, where the network has two."""
+def _answers(
+    name: str,
+    network: nn.Module,
+    perturbed: Perturbed,
+    every_path: bool,
+    logits_of: Callable[..., Tensor],
+    classes: int | None,
+) -> Iterator[tuple[Paths, Tensor]]:
+    """Paths, and the logits (N, classes); ``every_path``: also with each path alone, where the network has two.
+
+    ``classes``: how many there must be, or None.
+    """
     alternatives: tuple[Paths, ...] = ("both", "spiking", "auxiliary")
     for paths in alternatives if every_path and getattr(network, "has_two_paths", False) else alternatives[:1]:
         logits = logits_of(network, perturbed.images, paths=paths)
@@ -219,12 +247,22 @@ def _accuracies(
             f"model {name} gives logits of shape {tuple(logits.shape)}; labels go up to {perturbed.labels.max()}, so "
             "expected (N, classes) with more classes",
         )
-        for metric, among in METRICS.items():
-            correct = correct_in(logits, perturbed.labels, among)
-            share = correct / len(logits)
-            error = round(100 * (share * (1 - share) / len(logits)) ** 0.5, 3)
-            values = {"correct": correct, "value_percent": round(100 * share, 3), "standard_error_percent": error}
-            yield paths, {"metric": metric, **values}
+        check(
+            classes is None or logits.shape[1] == classes,
+            f"model {name} gives {logits.shape[1]} logits for {classes} classes; expected one for each, in the order "
+            "of the classes' names",
+        )
+        yield paths, logits
+
+
+def _accuracies(logits: Tensor, labels: Tensor) -> Iterator[dict[str, str | float]]:
+    """Accuracy by each metric."""
+    for metric, among in METRICS.items():
+        correct = correct_in(logits, labels, among)
+        share = correct / len(logits)
+        error = round(100 * (share * (1 - share) / len(logits)) ** 0.5, 3)
+        values = {"correct": correct, "value_percent": round(100 * share, 3), "standard_error_percent": error}
+        yield {"metric": metric, **values}
 
 
 def distinct(conditions: Iterable[Condition | str]) -> list[Condition]:
@@ -238,34 +276,44 @@ def distinct(conditions: Iterable[Condition | str]) -> list[Condition]:
     return list(kept.values())
 
 
-def different(files: Iterable[Path]) -> list[Path]:
-    """Files of models, each once, with a warning for those that are named several times."""
-    named: dict[Path, list[Path]] = {}
-    for file in files:
-        named.setdefault(model_file(file).resolve(), []).append(file)
+def different(models: Iterable[Given]) -> list[Given]:
+    """Files and networks of a user's own, each once, with a warning for those that are named several times."""
+    named: dict[object, list[Given]] = {}
+    for model in models:
+        key: object = model.key if isinstance(model, OwnReference) else model_file(model).resolve()
+        named.setdefault(key, []).append(model)
     for first, *others in named.values():
         if others:
-            warn(f"model {first} is given {1 + len(others)} times: measured once")
+            text = first.text if isinstance(first, OwnReference) else first
+            warn(f"model {text} is given {1 + len(others)} times: measured once")
     return [first for first, *_ in named.values()]
 
 
-def name_models(models: Sequence[Model]) -> list[str]:
+def name_models(models: Sequence[Model | OwnReference]) -> list[str]:
     """Names by which results call models: of files without suffix, of variant and backbone, or of the class.
 
-    Models that ship with the package have the NAME of ``pretrained:NAME``.
+    Models that ship with the package have the NAME of ``pretrained:NAME``, networks of a user's own that of their
+    function.
 
-    Where two are equal, files have their whole path, and other models a number.
+    Where two are equal, files have their whole path, networks of a user's own are written as they were given, with
+    their weights, and other models have a number.
     """
-    names, unique = [], []
+    names, longer = [], []
     for number, model in enumerate(models, 1):
-        if isinstance(model, str | Path):
+        reference = model.reference if isinstance(model, OwnNetwork) else model
+        if isinstance(reference, OwnReference):
+            names.append(reference.function)
+            longer.append(f"{reference.text} {reference.weights or ''}".strip())
+        elif isinstance(model, str | Path):
             names.append(plain_name(model))
+            longer.append(str(model))
         elif isinstance(model, TrainedModel):
             names.append(f"{model.spec.architecture.variant} {model.spec.architecture.backbone}")
+            longer.append(f"{names[-1]} {number}")
         else:
             names.append(type(model).__name__)
-        unique.append(str(model) if isinstance(model, str | Path) else f"{names[-1]} {number}")
-    return names if len(set(names)) == len(names) else unique
+            longer.append(f"{names[-1]} {number}")
+    return names if len(set(names)) == len(names) else longer
 
 
 class _Subject(NamedTuple):
@@ -276,16 +324,20 @@ class _Subject(NamedTuple):
     provenance: dict[str, int | str]
 
 
-def _subject(name: str, model: Model, data: Images) -> _Subject:
+def _opened(name: str, model: Model) -> TrainedModel | nn.Module:
     model = load_model(model) if isinstance(model, str | Path) else model
     check(
         isinstance(model, TrainedModel | nn.Module),
         f"model {name} is of type {type(model).__name__}; give a module, a trained model, or a file that holds one",
     )
+    return model
+
+
+def _subject(model: TrainedModel | nn.Module) -> _Subject:
     if isinstance(model, nn.Module):
         unknown = {"variant": "", "backbone": "", "train_noise": ""}
-        return _Subject(model, unknown, {"training_seed": "", "model_digest": ""})
-    check_same_data({name: model}, data)
+        digest = model.digest if isinstance(model, OwnNetwork) else ""
+        return _Subject(model, unknown, {"training_seed": "", "model_digest": digest})
     architecture, train_noise = model.spec.architecture, model.recipe.get("train_noise", "clean")
     description = {"variant": architecture.variant, "backbone": architecture.backbone, "train_noise": train_noise}
     return _Subject(model.network, description, {"training_seed": model.seed, "model_digest": model.digest})
@@ -316,14 +368,35 @@ def summarise(rows: list[dict], metric: str = "", paths: str = "") -> list[dict]
 
 
 def load_test_images(
-    models: Mapping[str, TrainedModel], data: str | None, root: Path | None, limit: int | None, seed: int
+    models: Mapping[str, TrainedModel],
+    data: str | None,
+    root: Path | None,
+    limit: int | None,
+    seed: int,
+    image_size: int | None = None,
 ) -> Images:
-    """Test images of :func:`common_source`, at most ``limit`` (None: as many as that records)."""
-    return load_images(common_source(models, data, root).override(limit_test=limit), "test", seed)
+    """Test images of :func:`common_source`, at most ``limit`` (None: as many as that records), in the models' classes.
+
+    ``image_size`` replaces the recorded one (None: keep that).
+    """
+    source = common_source(models, data, root).override(limit_test=limit, image_size=image_size)
+    images = load_images(source, "test", seed)
+    for name, model in models.items():
+        (channels, *size), (expected, *sides) = images.shape, model.spec.input_shape
+        remedy = f"`image_size` {sides[0]}" if sides[0] == sides[1] else "images of that size"
+        check(
+            channels != expected or size == sides,
+            f"the images of {source.data} have {size[1]}x{size[0]} pixels, model {name} is for {sides[1]}x{sides[0]}; "
+            f"give {remedy}",
+        )
+    return match_classes(models, images)
 
 
 def common_source(models: Mapping[str, TrainedModel], data: str | None, root: Path | None) -> DataSource:
     """The first model's data; ``data`` and ``root`` replace what its training recorded, unless they are None."""
+    if not models:
+        check(data is not None, "`data`: no model here records its images; say which to measure on, as folder:PATH")
+        return DataSource().override(data=data, root=root)
     name, model = next(iter(models.items()))
     check_recorded(model.data_source, data, f"model {name}")
     return model.data_source.override(data=data, root=root)
@@ -353,12 +426,25 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Imag
     return data._replace(images=data.images[rows], labels=data.labels[rows])
 
 
-def check_same_data(models: Mapping[str, TrainedModel], data: Images) -> None:
-    """Raise :class:`snn.runtime.errors.UserError` for a model of other images or classes."""
+def match_classes(models: Mapping[str, TrainedModel], data: Images) -> Images:
+    """The same images, with the classes of the models, which are matched by name.
+
+    Classes of the models that the data do not have are said on stderr. Raises
+    :class:`snn.runtime.errors.UserError` for a model of other images, or that does not know a class of the data, and
+    for models of different classes.
+    """
+    classes = next(iter(models.values())).spec.classes if models else data.classes
     for name, model in models.items():
+        known = model.spec.classes
         check(
-            model.spec.input_shape == data.shape and model.spec.classes == data.classes,
-            f"model {name} was trained on {len(model.spec.classes)} classes ({few(model.spec.classes)}) and images of "
-            f"shape {model.spec.input_shape}, {data.data_source.data} has {len(data.classes)} classes "
-            f"({few(data.classes)}) and shape {data.shape}; evaluate together only models of one data set",
+            model.spec.input_shape == data.shape and known == classes and set(data.classes) <= set(known),
+            f"model {name} was trained on {len(known)} classes ({few(known)}) and images of shape "
+            f"{model.spec.input_shape}, {data.data_source.data} has {len(data.classes)} classes ({few(data.classes)}) "
+            f"and shape {data.shape}; evaluate together only models of one data set, on images of their classes",
         )
+    if data.classes == classes:
+        return data
+    places = torch.tensor([classes.index(name) for name in data.classes])
+    if missing := [name for name in classes if name not in data.classes]:
+        warn(f"{data.data_source.data} has no images of class {few(missing)}: results say nothing about that")
+    return data._replace(labels=places[data.labels], classes=classes)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from bridge.frontend import SpikingFrontEnd
 from hybrid.classification import Answer
+from hybrid.confusion import Confusion
 from hybrid.network import Network
 from hybrid.printing import visible
 from hybrid.storage import TrainedModel
@@ -21,6 +23,9 @@ from snn.runtime.outputs import save_figure
 MOST_BARS = 10
 """Classes of one answer, as bars."""
 COLOURS = [*(f"C{number}" for number in range(10)), "black"]
+
+LONGEST_NAME = 24
+"""Longest name of a class in a picture, in characters."""
 
 
 def draw_training(model: TrainedModel, title: str, path: Path) -> None:
@@ -97,6 +102,64 @@ def _draw_bars(axes: Axes, rows: list[dict], models: list[str], conditions: list
     axes.grid(axis="y", alpha=0.3)
     # Above the bars, which may fill the panel.
     axes.legend(frameon=False, ncols=len(models), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def draw_confusion(confusion: Confusion, path: Path) -> None:
+    """Draw a matrix of true and predicted classes for each model, clean (or first) and where the accuracy is lowest.
+
+    A colour is the share of a true class's images, by its square root, so that rare mistakes are seen, too. Numbers, in
+    %, stand in the cells as far as they fit; of many classes only some are named.
+    """
+    classes, models = confusion.classes, confusion.models
+    conditions = list(dict.fromkeys([confusion.first, confusion.strongest()]))
+    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in classes]
+    # In inches; a letter of 7 points is about 0.07 wide.
+    side = float(np.clip(0.33 * len(classes), 2.6, 9.0))
+    cell, margin = side / len(classes), 0.4 + 0.07 * max(map(len, names))
+    figure = Figure(
+        figsize=(1.3 + (side + 0.15) * len(conditions) + margin, 0.4 + (side + 0.5) * len(models) + margin),
+        layout="constrained",
+    )
+    axes = figure.subplots(len(models), len(conditions), squeeze=False, sharex=True, sharey=True)
+    colours = colormaps["Blues"].with_extremes(bad="0.88")
+    # Every class, or every second, fifth and so on.
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 10**6) if step * cell >= 0.09)
+    places = range(0, len(classes), step)
+    size = float(np.clip(60 * cell * step, 4.5, 8))
+    image = None
+    for row, model in enumerate(models):
+        for column, condition in enumerate(conditions):
+            panel, counts = axes[row, column], confusion.matrix(model, condition)
+            images = counts.sum(1, keepdims=True)
+            shares = np.ma.masked_where(
+                np.broadcast_to(images == 0, counts.shape), 100 * counts / np.maximum(images, 1)
+            )
+            image = panel.imshow(shares, cmap=colours, norm=PowerNorm(0.5, 0, 100))
+            accuracy = 100 * np.trace(counts) / counts.sum()
+            panel.set_title(f"{model}\n{condition}: {accuracy:.1f} %", fontsize=9)
+            if cell >= 0.25:
+                for true, predicted in np.argwhere(counts):
+                    share = shares[true, predicted]
+                    # Of a share that rounds to 0 the cell says too little to be worth a number.
+                    if share >= 0.5:
+                        colour = "white" if share > 36 else "black"
+                        panel.text(predicted, true, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+            upright = max(map(len, names)) * 0.09 < cell * step
+            rotation = 0 if upright else 90
+            panel.set_xticks(places, [names[place] for place in places], rotation=rotation, fontsize=size)
+            panel.set_yticks(places, [names[place] for place in places], fontsize=size)
+            panel.tick_params(length=2)
+    for panel in axes[:, 0]:
+        panel.set_ylabel("true class", fontsize=9)
+    for panel in axes[-1]:
+        panel.set_xlabel("predicted class", fontsize=9)
+    assert image is not None
+    # About two inches of the height of all panels.
+    height = min(0.9, 2.2 / (len(models) * (side + 0.5)))
+    bar = figure.colorbar(image, ax=axes, shrink=height, aspect=18, anchor=(0.0, 1.0), ticks=[0, 5, 20, 50, 100])
+    bar.set_label("share of a true class's images (%)", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    save_figure(figure, path)
 
 
 def draw_table(rows: Sequence[dict], panel_and_line: Mapping[str, tuple[str, str]], title: str, path: Path) -> None:

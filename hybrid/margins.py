@@ -127,7 +127,7 @@ def run(config: MarginsConfig) -> None:
     pictures, inputs = [beside(config.out, ".png")], [file, *image_folders(data_source)]
     outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=inputs)
     device = choose_device(config.options.device)
-    data = load_images(data_source, "test", config.options.seed)
+    data = load_images(data_source, "test", config.options.seed, labels=False)
     check(
         data.shape == frontend.spec.input_shape,
         f"images of {data_source.data} have shape {data.shape}, {config.frontend} is for {frontend.spec.input_shape} "

@@ -18,11 +18,12 @@ from snn.data_source import LENGTHS, UNNAMED, DataSource, Split, check_data
 from snn.image_files import (
     IMAGE_SUFFIXES,
     SEVERAL_FRAMES,
+    Layout,
     class_files,
-    folder_classes,
+    find_layout,
+    kept_apart,
     linked_folders,
     read_image,
-    split_files,
     to_array,
 )
 from snn.runtime.errors import UserError, check
@@ -41,13 +42,14 @@ SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 
 
 class Images(NamedTuple):
-    """Labelled images of one split."""
+    """Images of one split, with or without labels."""
 
     images: Tensor
     """uint8 (N, C, H, W)."""
     labels: Tensor
-    """int64 (N,), indices into ``classes``."""
+    """int64 (N,), indices into ``classes``; -1 without labels."""
     classes: tuple[str, ...]
+    """Names of the classes; none: the images have no labels."""
     data_source: DataSource = UNNAMED
     """Where they came from; the files of all stages record it."""
 
@@ -58,7 +60,9 @@ class Images(NamedTuple):
         return channels, height, width
 
 
-def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit: int | None = None) -> Images:
+def load_images(
+    source: DataSource | str, split: Split, seed: int = 0, *, limit: int | None = None, labels: bool = True
+) -> Images:
     """Load one split of a data set.
 
     Args:
@@ -66,10 +70,13 @@ def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit:
         split: of the data set.
         seed: draws the class-balanced part when a limit is set.
         limit: at most so many images, in place of the source's limit on this split.
+        labels: whether they are needed. If not, a folder may hold images that are not sorted by class, which come
+            without labels: all of its images, or those of ``train`` or ``test``. Where there is no ``test``, a tenth of
+            the images are the test split (:func:`snn.image_files.kept_apart`).
 
     Raises:
-        UserError: an unknown or missing data set, a folder without ``train`` or ``test``, a class that occurs only in
-            ``test``, and images that cannot be read, differ in size or have less than 4 pixels a side.
+        UserError: an unknown or missing data set, a folder of another form (:func:`snn.image_files.find_layout`), and
+            images that cannot be read, differ in size or have less than 4 pixels a side.
 
     What a folder holds but is not read, and classes without test images, are said on stderr.
     """
@@ -77,13 +84,13 @@ def load_images(source: DataSource | str, split: Split, seed: int = 0, *, limit:
     source = DataSource(source) if isinstance(source, str) else source
     source = source.override(**{f"limit_{split}": limit})
     if folder := _folder(source):
-        return _load_folder(source, folder, split, seed)
-    arrays, labels, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
-    chosen = balanced_subset(labels, source.limit(split), seed)
+        return _load_folder(source, folder, split, seed, labels)
+    arrays, targets, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
+    chosen = balanced_subset(targets, source.limit(split), seed)
     # Once as a list, and once as an array.
     _check_memory(2 * len(chosen), image_shape(source, split))
     images = np.stack([to_array(Image.fromarray(arrays[i]), source.image_size) for i in chosen])
-    return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), classes, source)
+    return Images(torch.from_numpy(images), torch.from_numpy(targets[chosen]), classes, source)
 
 
 def image_shape(source: DataSource, split: Split) -> tuple[int, int, int]:
@@ -92,10 +99,10 @@ def image_shape(source: DataSource, split: Split) -> tuple[int, int, int]:
     if folder is None:
         channels, height, width = SHAPES[source.data]
         return channels, size or height, size or width
-    files = (file for name in folder_classes(folder)[0] for file in class_files(folder / split / name))
-    first = next(files, None)
+    layout = find_layout(folder, split)
+    first = next((file for name in layout.classes for file in class_files(layout.place / name)), None)
     if first is None:
-        raise UserError(f"{folder / split} holds no images; expected files under {split}/CLASS")
+        raise UserError(_empty(folder, layout, split))
     channels, height, width = read_image(first, size).shape
     return channels, height, width
 
@@ -148,6 +155,8 @@ def as_labelled(data: Images | tuple[Array, Array]) -> Images:
     """
     check(isinstance(data, tuple) and len(data) >= 2, f"data of type {type(data).__name__}: give images and labels")
     images, labels = as_images(data[0]).cpu(), data[1]
+    if isinstance(data, Images):
+        check(bool(data.classes), f"images of {data.data_source.data} have no labels; sort them into folders CLASS")
     check(isinstance(labels, Array), f"labels are of type {type(labels).__name__}; give a tensor or NumPy array")
     _check_plain(labels, "labels")
     kind, shape = _kind(labels), tuple(labels.shape)
@@ -243,19 +252,27 @@ def _cifar10(source: DataSource, split: Split) -> tuple[np.ndarray, np.ndarray, 
     return dataset.data, np.array(dataset.targets, dtype=np.int64), tuple(dataset.classes)
 
 
-def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> Images:
-    part, size = folder / split, source.image_size
-    classes, untested = folder_classes(folder)
-    members, skipped = split_files(part, classes)
-    empty = [name for name, files in zip(classes, members, strict=True) if not files]
+def _load_folder(source: DataSource, folder: Path, split: Split, seed: int, labels: bool) -> Images:
+    layout, size = find_layout(folder, split, labels), source.image_size
+    part, classes, skipped = layout.place, layout.classes, Counter[str]()
+    members = layout.files(skipped)
+    empty = [name for name, files in zip(classes, members, strict=False) if not files]
     check(
         not empty or split == "test",
         f"{part} holds no images of class {few(empty)} ({', '.join(sorted(IMAGE_SUFFIXES))}); add some or remove it",
     )
     files = [file for group in members for file in group]
-    check(bool(files), f"{part} holds no images; expected files under {split}/CLASS")
-    labels = np.repeat(np.arange(len(classes)), [len(group) for group in members])
-    chosen = balanced_subset(labels, source.limit(split), seed)
+    check(bool(files), _empty(folder, layout, split))
+    if layout.shared:
+        total, files = len(files), kept_apart(files, split)
+        if split == "train" and first_process():
+            warn(f"{part}: {total - len(files)} of {total} images without labels are kept apart, as test images")
+    targets = (
+        np.repeat(np.arange(len(classes)), [len(group) for group in members])
+        if classes
+        else -np.ones(len(files), np.int64)
+    )
+    chosen = balanced_subset(targets, source.limit(split), seed)
     first = read_image(files[chosen[0]], size)
     _, height, width = first.shape
     check(
@@ -274,8 +291,15 @@ def _load_folder(source: DataSource, folder: Path, split: Split, seed: int) -> I
         )
         images[row] = image
     if first_process():
-        _tell(folder, part, skipped, empty or untested)
-    return Images(torch.from_numpy(images), torch.from_numpy(labels[chosen]), tuple(classes), source)
+        _tell(part, skipped, folder / "test" if layout.untested else part, empty or layout.untested)
+    return Images(torch.from_numpy(images), torch.from_numpy(targets[chosen]), classes, source)
+
+
+def _empty(folder: Path, layout: Layout, split: Split) -> str:
+    """Message for a folder without images."""
+    if not layout.classes:
+        return f"{layout.place} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); add some"
+    return f"{layout.place} holds no images; expected files under {'' if layout.place == folder else f'{split}/'}CLASS"
 
 
 def _check_memory(count: int, shape: tuple[int, ...]) -> None:
@@ -283,8 +307,8 @@ def _check_memory(count: int, shape: tuple[int, ...]) -> None:
     check_memory(count * math.prod(shape), what, "take fewer, or lower `image_size`")
 
 
-def _tell(folder: Path, part: Path, skipped: Counter[str], untested: list[str]) -> None:
-    """Say what of a folder of images is not read, and which classes have no test images."""
+def _tell(part: Path, skipped: Counter[str], test: Path, untested: Sequence[str]) -> None:
+    """Say what of a folder of images is not read, and which classes have no test images in the folder ``test``."""
     frames = skipped.pop(SEVERAL_FRAMES, 0)
     counts = [f"{reason}: {count}" for reason, count in skipped.items() if count]
     if counts:
@@ -292,4 +316,4 @@ def _tell(folder: Path, part: Path, skipped: Counter[str], untested: list[str]) 
     if frames:
         warn(f"{part}: {SEVERAL_FRAMES}: {frames}")
     if untested:
-        warn(f"{folder / 'test'} holds no images of class {few(untested)}: results on it say nothing about that")
+        warn(f"{test} holds no images of class {few(untested)}: results on it say nothing about that")

@@ -29,7 +29,7 @@ class DataSource:
 
     data: str = "digits"
     """digits (bundled with scikit-learn, 8x8, grey), cifar10 (torchvision's), or folder:PATH with train/CLASS and
-    test/CLASS folders of images."""
+    test/CLASS folders of images; snn.learn also takes a folder of images that are not sorted."""
     root: Path = Path("data")
     """Folder that holds, or with --download receives, CIFAR-10."""
     download: bool = False

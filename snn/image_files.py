@@ -1,18 +1,20 @@
 """Image files of a data set folder:PATH: which are read and in what order, and how each becomes an array.
 
 Files are found as by torchvision's ImageFolder: in PATH/SPLIT/CLASS and all folders in it, through links, too.
+:func:`find_layout` says which other forms a folder may have.
 """
 
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from snn.data_source import Split
 from snn.runtime.errors import UserError, check
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
@@ -23,42 +25,124 @@ RESAMPLING = Image.Resampling.BILINEAR
 Fit = Literal["crop", "pad", "squash"]
 """How a photograph of another shape becomes an image of a given one: the middle is cut out ("crop"), black borders are
 added ("pad"), or it is distorted ("squash")."""
+SHARE = 10
+"""Of so many images without labels one is a test image."""
+UNLABELLED = "; images without labels serve snn.learn and bridge.convert alone"
 SEVERAL_FRAMES = "images of several frames, of which the first is read"
 
 
-def folder_classes(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the classes of ``folder``, sorted, and of those among them that have no folder in its ``test``.
+class Layout(NamedTuple):
+    """Where the images of one split of a folder lie."""
 
-    Raises :class:`UserError` without ``train`` or ``test``, for less than two classes, and for one in ``test`` alone.
+    place: Path
+    """The folder that holds the class folders, or the images themselves."""
+    classes: tuple[str, ...] = ()
+    """Names of the class folders, in the order of the labels; none: the images have no labels."""
+    untested: tuple[str, ...] = ()
+    """Those among them that have no folder in ``test``."""
+    apart: tuple[Path, ...] = ()
+    """Folders in which no image without a label is looked for."""
+    shared: bool = False
+    """Whether the images without labels serve both splits (:func:`kept_apart`)."""
+
+    def files(self, skipped: Counter[str] | None = None) -> list[list[Path]]:
+        """Image files of each class, in the order of ImageFolder; without classes all of them, as one.
+
+        ``skipped`` counts what is not read, by reason.
+        """
+        skipped = Counter() if skipped is None else skipped
+        if not self.classes:
+            return [list(image_files(self.place, skipped, self.apart))]
+        for entry in self.place.iterdir():
+            if entry.name.startswith("."):
+                skipped["names that start with a dot"] += 1
+            elif entry.name not in self.classes:
+                skipped["files outside the class folders"] += 1
+        return [list(class_files(self.place / name, skipped)) for name in self.classes]
+
+
+def find_layout(folder: Path, split: Split, labels: bool = True) -> Layout:
+    """Where the images of one split of ``folder`` lie.
+
+    A folder has one of these forms:
+
+    - ``train/CLASS`` and ``test/CLASS``: both splits, with labels;
+    - ``test/CLASS`` alone: a test split, whose classes are its folders;
+    - ``CLASS`` folders alone: a test split, whose classes are these; without labels both splits;
+    - ``train`` without class folders, or without ``test``, or images and nothing else: no labels, both splits.
+
+    The names ``train`` and ``test`` count as the splits' unless neither has a folder in it and other folders lie beside
+    them: then all are classes.
+
+    Args:
+        folder: that is to be read.
+        split: of its images.
+        labels: whether they are needed. Where they are not, images of every form can be taken.
+
+    Raises:
+        UserError: there is no such folder, or not this split with labels in it; less than two classes in ``train``, or
+            a class that is in ``test`` alone.
     """
-    check(folder.is_dir(), f"`data` folder:{folder}: there is no such folder; give one that holds train/ and test/")
-    names = []
-    for part in (folder / "train", folder / "test"):
+    name = f"`data` folder:{folder}"
+    check(folder.is_dir(), f"{name}: there is no such folder; give one that holds train/ and test/")
+    train, test = folder / "train", folder / "test"
+    inside = {part: _folder_names(part) for part in (train, test) if part.is_dir()}
+    others = [other for other in _folder_names(folder) if other not in ("train", "test")]
+    if not inside or (others and not any(inside.values())):
+        classes = tuple(_folder_names(folder))
+        if not labels:
+            return Layout(folder, shared=True)
+        check(split == "test", f"{name}: it has no folder 'train'; expected train/CLASS and test/CLASS{UNLABELLED}")
+        check(bool(classes), f"{name}: its images have no labels; expected test/CLASS, or folders CLASS directly in it")
+        return Layout(folder, classes)
+    names = inside.get(train, [])
+    if len(names) >= 2 and test in inside and (labels or split == "train" or inside[test]):
+        return _with_both(train, test, inside, split)
+    if not labels:
+        check(train in inside or split == "test", f"{name}: it holds test images only; expected images in train/, too")
+        if test in inside:
+            return Layout(train, apart=(folder, test)) if split == "train" else Layout(test, apart=(folder, train))
+        return Layout(train, apart=(folder,), shared=True)
+    if split == "test" and test in inside and not names:
+        check(bool(inside[test]), f"{test} holds no class folders; expected test/CLASS")
+        return Layout(test, tuple(inside[test]))
+    for part in (train, test):
         check(
-            part.is_dir(),
-            f"`data` folder:{folder}: it has no folder {part.name!r}; expected train/CLASS and test/CLASS",
+            part in inside, f"{name}: it has no folder {part.name!r}; expected train/CLASS and test/CLASS{UNLABELLED}"
         )
-        names.append(sorted(p.name for p in part.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    train, test = names
-    check(len(train) >= 2, f"{folder / 'train'} holds {len(train)} class folders; at least 2 are needed")
-    stray = sorted(set(test) - set(train))
+    check(bool(names), f"{train} holds no class folders; expected train/CLASS{UNLABELLED}")
+    return _with_both(train, test, inside, split)
+
+
+def _with_both(train: Path, test: Path, inside: dict[Path, list[str]], split: Split) -> Layout:
+    """The layout of a folder with ``train/CLASS`` and ``test/CLASS``; ``inside`` has the names of their folders."""
+    names = inside[train]
+    check(len(names) >= 2, f"{train} holds {len(names)} class folders; at least 2 are needed")
+    stray = sorted(set(inside[test]) - set(names))
     check(
         not stray,
-        f"class {', '.join(stray)} is in {folder / 'test'} but not in {folder / 'train'}; "
-        "add training images for it or remove it",
+        f"class {', '.join(stray)} is in {test} but not in {train}; add training images for it or remove it",
     )
-    return train, [name for name in train if name not in test]
+    untested = tuple(name for name in names if name not in inside[test])
+    return Layout(train if split == "train" else test, tuple(names), untested)
 
 
-def split_files(part: Path, classes: list[str]) -> tuple[list[list[Path]], Counter[str]]:
-    """Image files of each class in ``part``, a folder PATH/SPLIT, and how many entries are not read, by reason."""
-    skipped: Counter[str] = Counter()
-    for entry in part.iterdir():
-        if entry.name.startswith("."):
-            skipped["names that start with a dot"] += 1
-        elif entry.name not in classes:
-            skipped["files outside the class folders"] += 1
-    return [list(class_files(part / name, skipped)) for name in classes], skipped
+def _folder_names(folder: Path) -> list[str]:
+    try:
+        return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def kept_apart(files: Sequence[Path], split: Split) -> list[Path]:
+    """One split of images without labels, all of which lie together: a tenth of them, at least one, are test images.
+
+    They are drawn once, whatever the seed, so that all stages agree on them. Raises :class:`UserError` for one image.
+    """
+    check(len(files) >= 2, f"{files[0]} is the only image: give 2 or more, of which one is kept for tests")
+    chosen = np.random.default_rng(0).permutation(len(files))[: max(1, len(files) // SHARE)]
+    tested = set(chosen.tolist())
+    return [file for number, file in enumerate(files) if (number in tested) == (split == "test")]
 
 
 def class_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[Path]:
@@ -66,12 +150,11 @@ def class_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
 
     ``skipped`` counts what is not read, by reason.
     """
-    skipped = Counter() if skipped is None else skipped
     # Through a link to another class, or to what lies above, its images would be taken for this one's.
     if not folder.is_dir():
         return
     others = [folder.parent, *(path for path in folder.parent.iterdir() if path != folder and not path.is_symlink())]
-    yield from image_files(folder, skipped, apart=others)
+    yield from image_files(folder, Counter() if skipped is None else skipped, apart=others)
 
 
 def image_files(folder: Path, skipped: Counter[str], apart: Iterable[Path] = ()) -> Iterator[Path]:
@@ -105,7 +188,7 @@ def _folders(folder: Path, skipped: Counter[str], apart: Iterable[Path] = ()) ->
     """
 
     def unreadable(error: OSError) -> None:
-        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}; make it readable or remove it")
+        raise _unreadable(error) from error
 
     if not folder.is_dir():
         return
@@ -122,6 +205,10 @@ def _folders(folder: Path, skipped: Counter[str], apart: Iterable[Path] = ()) ->
         # In a fixed order: of several links to a folder the first counts.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield place, names
+
+
+def _unreadable(error: OSError) -> UserError:
+    return UserError(f"cannot read the folder {error.filename}: {error.strerror}; make it readable or remove it")
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

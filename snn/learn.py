@@ -90,7 +90,7 @@ def run(config: LearnConfig) -> None:
     processes, device = start_processes(config.options.device, config.devices, config.num_nodes)
     engine = choose_engine(config.engine, device)
     # The first process alone downloads, reads and decides; a message is shown once.
-    data = processes.share(lambda: load_images(config.data_source, "train", seed))
+    data = processes.share(lambda: load_images(config.data_source, "train", seed, labels=False))
     images = data.images
     check_file(config.learning, data.shape[0], len(images))
     fresh = SpikingNetwork(data.shape, config.learning, (), seed, images_digest=images_digest(images))

@@ -22,7 +22,9 @@ def fgsm(network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tens
     with torch.enable_grad():
         # A sum: the gradient of an image does not depend on the others.
         loss = cross_entropy(network(images), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, images)
+        (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)
+    if gradient is None:
+        raise UserError("the logits of `attack_model` do not depend on the images; give another network")
     return (images.detach() + eps / 255 * gradient.sign()).clamp(0, 1)
 
 

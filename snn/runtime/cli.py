@@ -24,7 +24,7 @@ from snn.runtime.loading import INTERRUPTED, LEFT
 from snn.runtime.locks import release_all
 from snn.runtime.progress import SHOWN, warn
 from snn.runtime.ranges import SEED, check_fields
-from snn.runtime.registry import PLUGINS, load_plugin
+from snn.runtime.registry import OUT_OF_MEMORY, PLUGINS, load_plugin
 
 Config = TypeVar("Config")
 
@@ -95,8 +95,7 @@ def run_command(
         print(f"{program}: error: {message}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        # So PyTorch says it, of the processor's memory and of a GPU's.
-        if not isinstance(error, MemoryError) and not re.search("alloc.* memory|out of memory", str(error)):
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         print(f"{program}: error: there is not enough memory: take fewer images or smaller sizes", file=sys.stderr)
         return 2

@@ -4,14 +4,17 @@ The entries of this project lie in one package for each kind, whose modules are 
 up. Further ones come from plugins: ``--plugin my_rules.py``, or any module that registers before it is needed.
 """
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Generic, TypeVar
 
 from snn.runtime.errors import UserError, check
@@ -21,6 +24,8 @@ Entry = TypeVar("Entry")
 Registered = TypeVar("Registered")
 
 
+OUT_OF_MEMORY = re.compile("alloc.* memory|out of memory")
+"""So PyTorch says it, of the processor's memory and of a GPU's."""
 PLUGINS: dict[str, str] = {}
 """Plugins of the command that runs, with a digest of each file (or the name of the module)."""
 
@@ -100,36 +105,58 @@ class Registry(Generic[Entry]):
 
 def load_plugin(name: str) -> None:
     """Import a plugin, a Python file or the name of a module, once."""
-    try:
-        _import_plugin(name, Path(name))
-    except UserError:
-        raise
-    except Exception as error:
-        # Its own fault, not this program's: where it is, in one line.
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(Path(name).name)]
-        line = f", line {frames[-1].lineno}" if frames else ""
-        raise UserError(f"`plugin` {name}{line}: {type(error).__name__}: {error}; mend it") from error
-
-
-def _import_plugin(name: str, path: Path) -> None:
+    path = Path(name)
     if path.suffix != ".py":
         PLUGINS[name] = name
+    elif path.is_file():
+        PLUGINS[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    import_program(name, "plugin")
+
+
+def import_program(name: str, argument: str) -> ModuleType:
+    """The module of a Python file (``NAME.py``), or of that name, imported once.
+
+    Raises :class:`UserError`, which names the ``argument`` and the line, where there is none or it fails.
+    """
+    with blamed(name, f"`{argument}` {name}"):
+        return _import_program(name, Path(name), argument)
+
+
+@contextlib.contextmanager
+def blamed(file: str, what: str) -> Iterator[None]:
+    """Turn what a user's program raises into a :class:`UserError` that says ``what`` failed, and in which line.
+
+    ``file`` is the program's; lines of others are not named. Where memory is short, nobody is to blame.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if OUT_OF_MEMORY.search(str(error)):
+            raise
+        # Its own fault, not this program's: where it is, in one line.
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(Path(file).name)]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        raise UserError(f"{what}{line}: {type(error).__name__}: {error}; mend it") from error
+
+
+def _import_program(name: str, path: Path, argument: str) -> ModuleType:
+    if path.suffix != ".py":
         try:
-            importlib.import_module(name)
+            return importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise UserError(
-                f"`plugin` {name}: {error}; give a Python file, or a module that can be imported"
+                f"`{argument}` {name}: {error}; give a Python file, or a module that can be imported"
             ) from error
-        return
-    check(path.is_file(), f"`plugin` {name}: there is no such file")
-    PLUGINS[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    check(path.is_file(), f"`{argument}` {name}: there is no such file")
     if path.stem in sys.modules:
         loaded = getattr(sys.modules[path.stem], "__file__", None)
         check(
             loaded is not None and Path(loaded).resolve() == path.resolve(),
-            f"`plugin` {name}: a module {path.stem} is loaded already ({loaded}); rename the file",
+            f"`{argument}` {name}: a module {path.stem} is loaded already ({loaded}); rename the file",
         )
-        return
+        return sys.modules[path.stem]
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -140,3 +167,4 @@ def _import_plugin(name: str, path: Path) -> None:
     except BaseException:
         del sys.modules[path.stem]
         raise
+    return module
