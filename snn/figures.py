@@ -1,19 +1,17 @@
 """Pictures of what the retina and the spiking layers learned."""
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from snn.network import LearnedLayer, SpikingNetwork
 from snn.retina import Retina
-from snn.runtime.outputs import save_figure
+from snn.runtime.outputs import Target, save_figure
 
 COLOURS = ("tab:red", "tab:green", "tab:blue")
 
 
-def draw_kernels(network: SpikingNetwork, path: Path) -> None:
+def draw_kernels(network: SpikingNetwork, target: Target) -> None:
     """The retina's filters, kernels of every layer, and a histogram of conductances before and after learning.
 
     Kernels on contrast channels are shown as what they prefer: ON less OFF, grey where both are alike. Kernels on
@@ -36,7 +34,7 @@ def draw_kernels(network: SpikingNetwork, path: Path) -> None:
             what = ("conductance" if kernels.shape[1] == 1 else "mean over inputs") + ", each at full contrast"
         _show(left, tiles, f"layer {number}: {len(kernels)} kernels ({what})")
         _draw_histogram(right, learned, network)
-    save_figure(figure, path)
+    save_figure(figure, target)
 
 
 def signed_contrast(kernels: np.ndarray) -> np.ndarray:
