@@ -16,7 +16,7 @@ from hybrid.reporting.images import embedding, hardest_noise, walk
 from hybrid.reporting.page import Section, render
 from hybrid.reporting.sections import classes, kernels, lineage, mismatches, noise, remake, responses, training
 from hybrid.storage import TrainedModel
-from snn.data import Images, image_folders
+from snn.data import Images, few, image_folders
 from snn.data_source import IMAGES, SIDE, note_root
 from snn.runtime.cli import RunOptions, check_left_out, run_command
 from snn.runtime.device import choose_device
@@ -145,7 +145,7 @@ def run(config: ReportConfig) -> None:
     left_out = [
         *((title, needs) for name, (title, needs) in MISSING.items() if not parts[name] and title not in named),
         *left_out,
-        *runs.left_out,
+        *_by_reason(runs.left_out),
     ]
     sections = [lineage(runs), *filter(None, parts.values()), remake(runs, _command(config))]
     page = render(_title(config.runs), sections, left_out).encode()
@@ -161,6 +161,14 @@ def run(config: ReportConfig) -> None:
             "seed": seed,
         }
     )
+
+
+def _by_reason(files: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Names of files and reasons, those of one reason together."""
+    names: dict[str, list[str]] = {}
+    for name, reason in files:
+        names.setdefault(reason, []).append(name)
+    return [(few(found), reason) for reason, found in names.items()]
 
 
 def _title(runs: Sequence[Path]) -> str:

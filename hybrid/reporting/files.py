@@ -180,7 +180,11 @@ def _add(runs: Runs, path: Path, name: str, seen: set[Path]) -> str:
     readers[".csv"] = _add_table
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        return "a picture; drawn anew here" if path.suffix.lower() == ".png" else "none of the files that are read"
+        return (
+            "pictures; what they show is drawn anew"
+            if path.suffix.lower() == ".png"
+            else "not of a kind that is reported"
+        )
     try:
         reason = reader(runs, path, name)
     except (UserError, OSError) as error:
@@ -225,7 +229,7 @@ def _add_table(runs: Runs, path: Path, name: str) -> str:
     elif columns >= EMBEDDING:
         runs.embeddings.append(EmbeddingTable(name, _scores(rows), _picture(path.with_suffix(".png"))))
     else:
-        return "a table of which nothing is reported"
+        return "tables of which nothing is reported"
     return ""
 
 

@@ -129,9 +129,7 @@ def walk(
 
 
 def _differences(rows: Sequence[Mapping], images: int) -> list[Block]:
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
-    # The auxiliary CNN stands beside the layers, last.
-    stages.sort(key=lambda stage: (stage == AUXILIARY, stage not in (IMAGE, CONTRAST), stage != IMAGE, _number(stage)))
+    stages = _ordered({row["stage"] for row in rows})
     shares = {(row["model"], row["condition"], row["stage"]): row["difference_percent"] for row in rows}
     lines = [
         [*pair, *(f"{shares[(*pair, stage)]:.1f}" if (*pair, stage) in shares else "–" for stage in stages)]
@@ -144,9 +142,11 @@ def _differences(rows: Sequence[Mapping], images: int) -> list[Block]:
     return [Shown(caption, ("network", "noise", *(TITLES.get(stage, stage) for stage in stages)), lines, words=2)]
 
 
-def _number(stage: str) -> int:
-    digits = stage.removeprefix("conv")
-    return int(digits) if digits.isdecimal() else 0
+def _ordered(stages: set[str]) -> list[str]:
+    """Stages of several networks in order; the auxiliary CNN, which stands beside the layers, is the last."""
+    first = [stage for stage in (IMAGE, CONTRAST) if stage in stages]
+    layers = sorted(stages - {IMAGE, CONTRAST, AUXILIARY}, key=lambda stage: (len(stage), stage))
+    return [*first, *layers, *(stage for stage in (AUXILIARY,) if stage in stages)]
 
 
 def _examples(
@@ -168,22 +168,23 @@ def _examples(
             for name, model in models.items()
             for condition, image in conditions.items()
         }
+        stages = _ordered({stage for maps in seen.values() for stage in maps})
+        true = int(data.labels[row])
+        lines: list[list[str | Cell]] = []
         for name, model in models.items():
-            stages = list(seen[name, "clean"])
-            largest = {s: max(seen[name, c][s].max().item() for c in conditions) for s in stages}
-            lines: list[list[str | Cell]] = []
+            largest = {s: max(seen[name, c][s].max().item() for c in conditions) for s in seen[name, "clean"]}
             for condition, image in conditions.items():
-                maps = seen[name, condition]
-                cells = [_cell(stage, maps, seen[name, "clean"], largest[stage], condition) for stage in stages]
-                lines.append([condition, *cells, _answer(model.network, image, names, device)])
-            headings = ("", *(TITLES.get(stage, stage) for stage in stages), "answer")
-            true = names[int(data.labels[row])]
-            caption = f"{true}, test image {row + 1}, seen by {name}. Numbers: difference from the clean image."
-            blocks.append(Shown(caption, headings, lines))
+                maps, before = seen[name, condition], seen[name, "clean"]
+                cells = [_cell(s, maps, before, largest[s], condition) if s in maps else Cell("–") for s in stages]
+                answer = _answer(model.network, image, names, true, device)
+                lines.append([name, condition, *cells, answer])
+        headings = ("network", "noise", *(TITLES.get(stage, stage) for stage in stages), "answer")
+        caption = f"Test image {row + 1}: {names[true]}. Numbers: difference from the clean image."
+        blocks.append(Shown(caption, headings, lines, words=2))
     if blocks:
         explained = (
             "Features of a stage are drawn side by side by their square root, on one scale for the clean and the noisy "
-            "image. Probabilities stand beside the answers."
+            "image. Answers have their probability."
         )
         blocks.insert(0, Text(explained))
     return blocks
@@ -205,7 +206,7 @@ def _cell(stage: str, maps: Mapping[str, Tensor], clean: Mapping[str, Tensor], l
     return Cell(text, picture=pixels(shown), alt=f"{TITLES.get(stage, stage)}, {condition}")
 
 
-def _answer(network: Network, image: Tensor, names: Sequence[str], device: torch.device) -> str:
+def _answer(network: Network, image: Tensor, names: Sequence[str], true: int, device: torch.device) -> str:
     chances = predict(network, image, device).softmax(1)[0]
     best = int(chances.argmax())
-    return f"{names[best]} {100 * chances[best].item():.0f} %"
+    return f"{names[best]} ({100 * chances[best].item():.0f} %)" + ("" if best == true else ", wrong")

@@ -75,6 +75,11 @@ class Table:
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
 
     @property
+    def pictured(self) -> set[int]:
+        """Columns with pictures, from 0."""
+        return {column for row in self.cells for column, cell in enumerate(row) if cell.picture}
+
+    @property
     def marked(self) -> bool:
         """Whether a place of it has a mark."""
         return any(cell.mark for row in self.cells for cell in row)

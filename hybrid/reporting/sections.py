@@ -36,7 +36,7 @@ def lineage(runs: Runs) -> Section:
                 file.stamp.digest[:SHORT],
                 file.stamp.parent_digest[:SHORT] or NONE,
                 str(file.stamp.seed),
-                file.stamp.created.replace("+00:00", " UTC").replace("T", " "),
+                file.stamp.created.replace("T", " ").replace("+00:00", " UTC"),
             ]
             for file in runs.stamped
         ]
@@ -56,8 +56,9 @@ def _versions(runs: Runs) -> Block:
     different = Counter(tuple(versions.get(package, NONE) for package in packages) for versions in used.values())
     if len(different) == 1:
         (found,) = different
-        rows = [[package, version] for package, version in zip(packages, found, strict=True)]
-        return Shown("Versions, the same for all files.", ("package", "version"), rows, words=2)
+        return Text(
+            f"Versions: {', '.join(f'{name} {version}' for name, version in zip(packages, found, strict=True))}."
+        )
     rows = [[package, *(versions.get(package, NONE) for versions in used.values())] for package in packages]
     return Shown("Versions.", ("package", *used), rows, words=1)
 
