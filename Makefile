@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(WORKERS) --dist wor
 .PHONY: help demo test test-long test-python3.11 test-python3.12 test-lowest quick validate docs lint format install clean
 
 help:
-	@echo "make demo     learn, convert, train and evaluate on bundled digits (results in $(RUNS))"
+	@echo "make demo     learn, convert, train, evaluate and report on bundled digits (results in $(RUNS))"
 	@echo "make test     run the test suite (in $(WORKERS) processes; on more cores: make test WORKERS=8)"
 	@echo "make test-long     run the long forms of tests, which take 80 minutes of a core"
 	@echo "make test-python3.11, make test-python3.12     run the test suite with that Python"
@@ -44,20 +44,22 @@ $(VENV)/.installed: pyproject.toml
 
 demo: install
 	@mkdir -p $(RUNS)
-	@echo "[1/5] Learning spiking features, layer by layer"
+	@echo "[1/6] Learning spiking features, layer by layer"
 	@$(PY) -m snn.learn --data digits --preset retina-digits --out $(RUNS)/snn.h5
-	@echo "[2/5] Converting them into a frozen front end"
+	@echo "[2/6] Converting them into a frozen front end"
 	@$(PY) -m bridge.convert $(RUNS)/snn.h5 --out $(RUNS)/frontend.h5
-	@echo "[3/5] Training SAFE-MobileNetV2"
+	@echo "[3/6] Training SAFE-MobileNetV2"
 	@$(PY) -m hybrid.train --data digits --backbone mobilenet_v2 --frontend $(RUNS)/frontend.h5 \
 	  --variations.feature-norm --out $(RUNS)/safe.h5
-	@echo "[4/5] Training the baseline"
+	@echo "[4/6] Training the baseline"
 	@$(PY) -m hybrid.train --data digits --backbone mobilenet_v2 --variant baseline --out $(RUNS)/baseline.h5
-	@echo "[5/5] Measuring both under noise"
+	@echo "[5/6] Measuring both under noise"
 	@$(PY) -m hybrid.evaluate $(RUNS)/safe.h5 $(RUNS)/baseline.h5 \
 	  --noise clean awgn:40 awgn:30 awgn:25 awgn:20 awgn:15 awgn:12 salt-pepper:0.05 salt-pepper:0.20 \
-	  --out $(RUNS)/results.csv
-	@echo "Figures are in $(RUNS): snn_kernels.png, frontend_response.png, safe_training.png, baseline_training.png, results.png"
+	  --confusion --out $(RUNS)/results.csv
+	@echo "[6/6] Writing the report"
+	@$(PY) -m hybrid.report $(RUNS) --out $(RUNS)/report.html
+	@echo "Open $(RUNS)/report.html in a browser. Its figures also lie beside it as PNG files."
 
 test: install
 	@echo "Running the tests"

@@ -110,7 +110,8 @@ def run(config: ConvertConfig) -> None:
     )
     layers = {f"conv{number + 1}": _report(number, conversions, fidelity) for number in range(len(chosen.layers))}
     if outputs.figures:
-        draw_responses(chosen, outputs.figures[0])
+        spiking, responses, _ = zip(*chosen.layers, strict=True)
+        draw_responses(chosen.frontend, spiking, responses, outputs.figures[0])
         draw_fidelity(fidelity[config.quantise_input], chosen.frontend.spec.encoding.presentation, outputs.figures[1])
     outputs.finish({"layers": layers, "quantise_input": config.quantise_input, "digest": digest})
 

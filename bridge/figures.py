@@ -1,7 +1,6 @@
 """Pictures of the bridge: responses with the fitted Special Activation Unit, and simulated against converted counts."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,19 +9,24 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bridge.conversion import Conversion
 from bridge.fidelity import Fidelity
-from bridge.frontend import ConvertedLayer, Response
-from snn.runtime.outputs import save_figure
+from bridge.frontend import ConvertedLayer, Response, SpikingFrontEnd
+from snn.layer import SpikingConv2d
+from snn.runtime.outputs import Target, save_figure
 
 
-def draw_responses(conversion: Conversion, path: Path) -> None:
-    """Draw, for each layer, the density of simulated neurons, the single neuron at constant current, and the SAU."""
-    hertz = 1000 / conversion.frontend.spec.encoding.presentation
-    figure = Figure(figsize=(4.2 * len(conversion.layers), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(conversion.layers), squeeze=False)[0]
-    layers = zip(panels, conversion.layers, conversion.frontend.layers, strict=True)
-    for number, (panel, (spiking, response, _), converted) in enumerate(layers, 1):
+def draw_responses(
+    frontend: SpikingFrontEnd, layers: Sequence[SpikingConv2d], responses: Sequence[Response], target: Target
+) -> None:
+    """Draw, for each layer, the density of simulated neurons, the single neuron at constant current, and the SAU.
+
+    ``layers`` are those that were converted, ``responses`` those to which their SAUs were fitted.
+    """
+    hertz = 1000 / frontend.spec.encoding.presentation
+    figure = Figure(figsize=(4.2 * len(layers), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(layers), squeeze=False)[0]
+    parts = zip(panels, layers, responses, frontend.layers, strict=True)
+    for number, (panel, spiking, response, converted) in enumerate(parts, 1):
         right = float(np.quantile(response.drive, 0.9995) * 1.05)
         # Inhibited neurons are silent, however low their drive is.
         left = max(min(0.0, float(np.quantile(response.drive, 0.0005))), -right / 3)
@@ -39,7 +43,7 @@ def draw_responses(conversion: Conversion, path: Path) -> None:
         panel.set_title(f"layer {number}, threshold {spiking.v_threshold[0].item():.1f} mV", fontsize=10)
         panel.legend(frameon=False, fontsize=8, loc="upper left")
     panels[0].set_ylabel("rate (Hz)")
-    save_figure(figure, path)
+    save_figure(figure, target)
 
 
 def _draw_density(panel: Axes, response: Response, limits: tuple[float, float], hertz: float) -> QuadMesh:
@@ -59,7 +63,7 @@ def _draw_steps(panel: Axes, layer: ConvertedLayer, limits: tuple[float, float],
     panel.plot(drives, steps[steps.amax(1).argmax()] * hertz, color="C3", linewidth=1.8, label=label)
 
 
-def draw_fidelity(fidelity: Sequence[Fidelity], presentation: float, path: Path) -> None:
+def draw_fidelity(fidelity: Sequence[Fidelity], presentation: float, target: Target) -> None:
     """Draw, for each layer, how often each pair of simulated and converted count occurs; ``presentation`` in ms."""
     figure = Figure(figsize=(4.2 * len(fidelity), 3.9), layout="constrained")
     panels = figure.subplots(1, len(fidelity), squeeze=False)[0]
@@ -81,4 +85,4 @@ def draw_fidelity(fidelity: Sequence[Fidelity], presentation: float, path: Path)
         )
     panels[0].set_ylabel(f"simulated (spikes in {presentation:g} ms)")
     figure.colorbar(image, ax=panels, label="neurons (%)", pad=0.02)
-    save_figure(figure, path)
+    save_figure(figure, target)

@@ -117,6 +117,23 @@ def _response_from_tree(tree: Stored, channels: int) -> Response:
     )
 
 
+def load_responses(path: str | Path) -> list[Response]:
+    """Read the simulated responses to which the layers of the front end in ``frontend.h5`` were fitted."""
+
+    def parse(tree: Stored) -> list[Response]:
+        spec, stored = (
+            spec_from_tree(tree.group("spec"), read_input(tree.group("input"))[1]),
+            tree.groups("layers", "conv"),
+        )
+        check(len(stored) == len(spec.layers), f"it has {len(stored)} layers, its spec {len(spec.layers)}")
+        return [
+            _response_from_tree(group.group("response"), channels)
+            for group, channels in zip(stored, spec.channels, strict=True)
+        ]
+
+    return read_file(resolve(path, SHIPPED_FRONTENDS), SCHEMA, parse)
+
+
 def load_spiking_layers(path: str | Path) -> "list[SpikingConv2d]":
     """Read the spiking layers from which the front end in ``frontend.h5`` was converted."""
     # Imported here: the front end itself needs no simulator.

@@ -7,7 +7,8 @@ For example, with the images of ``snn.data.load_images``::
     counts = confusion.matrix("safe", "awgn:20")  # (classes, classes), true classes in rows
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -37,6 +38,20 @@ class Confusion:
         pairs = (count * true + predicted).numpy()
         counted = np.bincount(pairs, minlength=count * count).reshape(count, count)
         self._counts[model, condition, noise_seed] = counted
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]], classes: Sequence[str] = ()) -> "Confusion":
+        """The counts of :meth:`rows`; ``classes`` come first, others as the rows name them."""
+        rows = list(rows)
+        named = (str(row[column]) for column in ("true_class", "predicted_class") for row in rows)
+        found = cls()
+        found._classes = tuple(dict.fromkeys((*classes, *named)))
+        place = {name: number for number, name in enumerate(found._classes)}
+        for row in rows:
+            key = str(row["model"]), str(row["condition"]), int(row["noise_seed"])
+            counts = found._counts.setdefault(key, np.zeros((len(place),) * 2, np.int64))
+            counts[place[row["true_class"]], place[row["predicted_class"]]] += int(row["images"])
+        return found
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ from snn.data_source import IMAGES, SIDE, note_root
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
-from snn.runtime.outputs import Outputs, beside, save_figure, write_csv
+from snn.runtime.outputs import Outputs, Target, beside, save_figure, write_csv
 from snn.runtime.progress import progress
 from snn.runtime.ranges import check_fields
 
@@ -183,7 +183,7 @@ def _check_images(data: Images) -> None:
     )
 
 
-def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) -> None:
+def draw_embedding(panels: list[Panel], classes: tuple[str, ...], target: Target) -> None:
     """Draw panels of :func:`embed_models` as a grid of models x conditions, beside a legend of the classes, as PNG."""
     models = list(dict.fromkeys(panel.model for panel in panels))
     conditions = list(dict.fromkeys(panel.condition for panel in panels))
@@ -217,7 +217,7 @@ def draw_embedding(panels: list[Panel], classes: tuple[str, ...], path: Path) ->
     # A letter of this size is 0.066 inches wide.
     caption = textwrap.fill(CAPTION, max(20, int(figure.get_figwidth() / 0.066)))
     figure.supxlabel(caption, fontsize=8, color="0.35")
-    save_figure(figure, path)
+    save_figure(figure, target)
 
 
 def _draw_panel(axes: Axes, panel: Panel, colours: list) -> None:

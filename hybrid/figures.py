@@ -18,7 +18,7 @@ from hybrid.network import Network
 from hybrid.printing import visible
 from hybrid.storage import WATCHED, TrainedModel
 from hybrid.views import AUXILIARY, CONTRAST, IMAGE, picture, views
-from snn.runtime.outputs import save_figure
+from snn.runtime.outputs import Target, save_figure
 
 MOST_BARS = 10
 """Classes of one answer, as bars."""
@@ -28,7 +28,7 @@ LONGEST_NAME = 24
 """Longest name of a class in a picture, in characters."""
 
 
-def draw_training(model: TrainedModel, title: str, path: Path) -> None:
+def draw_training(model: TrainedModel, title: str, target: Target) -> None:
     """Loss and accuracy per epoch, on training and held-out images (paper, Fig. 5), and under watched noise."""
     watched = [name for name in model.history if name.startswith(WATCHED)]
     figure = Figure(figsize=(10 if watched else 8, 3.4), layout="constrained")
@@ -54,10 +54,10 @@ def draw_training(model: TrainedModel, title: str, path: Path) -> None:
         # Many lines leave no room within.
         figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(title, fontsize=11)
-    save_figure(figure, path)
+    save_figure(figure, target)
 
 
-def draw_noise(rows: list[dict], path: Path) -> None:
+def draw_noise(rows: list[dict], target: Target) -> None:
     """Draw accuracy against SNR with the clean accuracy beside it, and bars for all other conditions.
 
     Rows are those of :func:`hybrid.evaluation.summarise`, one for each model and condition.
@@ -73,7 +73,7 @@ def draw_noise(rows: list[dict], path: Path) -> None:
         _draw_snr(axes.pop(0), rows, models)
     if others:
         _draw_bars(axes.pop(0), rows, models, others)
-    save_figure(figure, path)
+    save_figure(figure, target)
 
 
 def _draw_snr(axes: Axes, rows: list[dict], models: list[str]) -> None:
@@ -115,7 +115,7 @@ def _draw_bars(axes: Axes, rows: list[dict], models: list[str], conditions: list
     axes.legend(frameon=False, ncols=len(models), loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
-def draw_confusion(confusion: Confusion, path: Path) -> None:
+def draw_confusion(confusion: Confusion, target: Target) -> None:
     """Draw a matrix of true and predicted classes for each model, clean (or first) and where the accuracy is lowest.
 
     A colour is the share of a true class's images, by its square root, so that rare mistakes are seen, too. Numbers, in
@@ -170,10 +170,10 @@ def draw_confusion(confusion: Confusion, path: Path) -> None:
     bar = figure.colorbar(image, ax=axes, shrink=height, aspect=18, anchor=(0.0, 1.0), ticks=[0, 5, 20, 50, 100])
     bar.set_label("share of a true class's images (%)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
-    save_figure(figure, path)
+    save_figure(figure, target)
 
 
-def draw_table(rows: Sequence[dict], panel_and_line: Mapping[str, tuple[str, str]], title: str, path: Path) -> None:
+def draw_table(rows: Sequence[dict], panel_and_line: Mapping[str, tuple[str, str]], title: str, target: Target) -> None:
     """Draw our accuracies (full lines) and the paper's (dashed), with a panel for each backbone.
 
     Args:
@@ -208,10 +208,10 @@ def draw_table(rows: Sequence[dict], panel_and_line: Mapping[str, tuple[str, str
     columns = min(2 + len(panels), len(labels))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
-    save_figure(figure, path)
+    save_figure(figure, target)
 
 
-def draw_frontier(rows: Sequence[dict], path: Path) -> None:
+def draw_frontier(rows: Sequence[dict], target: Target) -> None:
     """Draw clean accuracy against accuracy at 15 dB for all networks of the search.
 
     A line joins those that no other network surpasses in both. The rows are those of
@@ -239,10 +239,10 @@ def draw_frontier(rows: Sequence[dict], path: Path) -> None:
     axes.set(xlabel="top-1 accuracy at 15 dB (%)", ylabel="top-1 accuracy on clean images (%)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    save_figure(figure, path)
+    save_figure(figure, target)
 
 
-def draw_answers(answers: Sequence[Answer], network: Network, title: str, path: Path) -> None:
+def draw_answers(answers: Sequence[Answer], network: Network, title: str, target: Target) -> None:
     """Draw a row for each answer: the image, what each stage of the network sees of it, and its first classes as bars.
 
     The answers hold the pixels that the network was given.
@@ -273,7 +273,7 @@ def draw_answers(answers: Sequence[Answer], network: Network, title: str, path: 
         axes.set_title(_stage_title(stage, seen[0][stage][0], network), fontsize=9)
     grid[0, -1].set_title("probability (%)", fontsize=9, loc="left")
     figure.suptitle(title, fontsize=11)
-    save_figure(figure, path)
+    save_figure(figure, target)
 
 
 def _draw_classes(axes: Axes, answer: Answer) -> None:
@@ -304,7 +304,7 @@ def _short(text: str, longest: int = 20) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def draw_margins(rows: list[dict[str, float]], path: Path) -> None:
+def draw_margins(rows: list[dict[str, float]], target: Target) -> None:
     """Draw the rows of :func:`hybrid.margins.measure_margins`: inputs, drives of layer 1, outputs of all layers."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -324,4 +324,4 @@ def draw_margins(rows: list[dict[str, float]], path: Path) -> None:
     axes.set(xlabel="signal-to-noise ratio of white Gaussian noise (dB)", ylabel="share (%)", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    save_figure(figure, path)
+    save_figure(figure, target)

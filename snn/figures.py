@@ -1,20 +1,18 @@
 """Pictures of what the retina and the spiking layers learned."""
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from snn.network import LearnedLayer, SpikingNetwork
 from snn.retina import Retina
-from snn.runtime.outputs import save_figure
+from snn.runtime.outputs import Target, save_figure
 
 SIGNED = "ON less OFF"
 COLOURS = ("tab:red", "tab:green", "tab:blue")
 
 
-def draw_kernels(network: SpikingNetwork, path: Path) -> None:
+def draw_kernels(network: SpikingNetwork, target: Target) -> None:
     """The retina's filters, kernels of every layer, and a histogram of conductances before and after learning.
 
     Kernels on contrast channels are shown as what they prefer: ON less OFF, grey where both are alike. Kernels on
@@ -32,7 +30,7 @@ def draw_kernels(network: SpikingNetwork, path: Path) -> None:
         what += "" if what == SIGNED else ", each at full contrast"
         _show(left, tiles, f"layer {number}: {len(kernels)} kernels ({what})")
         _draw_histogram(right, learned, network)
-    save_figure(figure, path)
+    save_figure(figure, target)
 
 
 def kernel_tiles(network: SpikingNetwork, number: int, kernels: np.ndarray) -> tuple[np.ndarray, str]:

@@ -1,6 +1,7 @@
 """A small run of all four stages on digits, made once, a small folder of images, and tests that need more than that."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,6 +54,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, with its reason, what cannot run here."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("needs_chromium") and not shutil.which("chromium"):
+        pytest.skip("needs the browser Chromium: apt-get install chromium")
     for extra, modules in EXTRAS.items():
         lacking = [module for module in modules if find_spec(module) is None]
         if item.get_closest_marker(f"needs_{extra}") and lacking:

@@ -25,7 +25,7 @@ def test_demo_runs_the_commands_shown():
     (block,) = (block for block in code_blocks("") if "mkdir -p runs/demo" in block)
     shown = commands(block)
     planned = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert len(shown) == 5
+    assert len(shown) == 6
     assert shown == commands(planned)
 
 

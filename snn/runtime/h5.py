@@ -164,6 +164,42 @@ def read_file(path: str | Path, schema: Schema, parse: Callable[[Stored], Conten
     return content
 
 
+class Stamp(NamedTuple):
+    """How a file was made."""
+
+    schema: str
+    command: str
+    seed: int
+    created: str
+    """Time in ISO 8601, UTC."""
+    git_commit: str
+    versions: dict[str, str]
+    """Of the packages that results depend on."""
+    digest: str
+    parent_digest: str
+    """Digest of the file that it was made from ("": the first in the chain)."""
+
+
+def read_stamp(path: str | Path) -> Stamp:
+    """How a file of any schema was made, without its content.
+
+    Raises :class:`UserError` for a file that is missing, damaged, or none of this project.
+    """
+    path, remedy = Path(path), "the command that made it"
+    check(path.is_file(), f"{path} is not a file; give one of this project")
+    _check_block(path, remedy)
+    try:
+        with parsed(path) as tree:
+            texts = {name: tree.text(name) for name in ("schema", "command", "created", "git_commit", "digest")}
+            seed, parent = tree.whole("seed", 0, 2**64), tree.text(PARENT)
+            found = json.loads(tree.text("versions"))
+    except (Damaged, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no whole file of this project: {error or 'it cannot be read'}") from error
+    known = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    check(known, f"{path} is no whole file of this project: its versions are no texts by name")
+    return Stamp(**texts, seed=seed, versions=found, parent_digest=parent)
+
+
 def _check_block(path: Path, remedy: str) -> None:
     """Raise :class:`UserError` for a file that another process writes, or whose bytes are not those once written."""
     with open(path, "rb") as file:

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from snn.runtime.errors import UserError, check
 from snn.runtime.locks import check_not_held, hold
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from snn.runtime.cli import RunOptions
+
+
+Target = Path | BinaryIO
+"""Where a figure goes (:func:`save_figure`)."""
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -239,13 +243,21 @@ def _draw_literally(figure: "Figure") -> None:
             text.set_parse_math(False)
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a matplotlib figure to ``path`` (PNG), whole or not at all; needs no display.
+def save_figure(figure: "Figure", target: "Target") -> None:
+    """Write a matplotlib figure to ``target``; needs no display.
 
+    A path becomes a PNG file, whole or not at all. A binary stream receives SVG, the same bytes for the same figure.
     Texts are drawn as they are: a dollar sign in a name starts no formula.
     """
+    # Imported here: commands that draw nothing need not wait for it.
+    from matplotlib import rc_context
+
     _draw_literally(figure)
     with warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))
+        if isinstance(target, Path):
+            write_atomically(target, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))
+        else:
+            with rc_context({"svg.hashsalt": "safe-dnn"}):
+                figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})

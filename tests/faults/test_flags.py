@@ -38,6 +38,8 @@ from hybrid.margins import MarginsConfig
 from hybrid.margins import main as margins
 from hybrid.paper.workflow import Engine
 from hybrid.recipe import RECIPES, Recipe
+from hybrid.report import ReportConfig
+from hybrid.report import main as report
 from hybrid.reproduce import ReproduceConfig
 from hybrid.reproduce import main as reproduce
 from hybrid.ship import ShipConfig
@@ -84,13 +86,20 @@ COMMANDS = {
     "margins": (MarginsConfig, margins, [FRONTEND, "--data", "digits"]),
     "export_network": (ExportNetworkConfig, export_network, [MODEL]),
     "ship": (ShipConfig, ship, [MODEL, "--data", "digits"]),
+    "report": (ReportConfig, report, [MODEL, "--data", "digits"]),
     "reproduce": (ReproduceConfig, reproduce, ["table2", "--data", "digits", "--partial"]),
     "freq_response": (FreqResponseConfig, freq_response, []),
     "stdp_window": (WindowConfig, stdp_window, []),
     "network": (NetworkConfig, network, []),
 }
 """Configuration, command, and arguments without which nothing works."""
-SUFFIX = {"export": ".onnx", "export_network": ".onnx", "embedding": ".png", "classify": ".png"}
+SUFFIX = {
+    "export": ".onnx",
+    "export_network": ".onnx",
+    "embedding": ".png",
+    "classify": ".png",
+    "report": ".html",
+}
 """Of ``--out``, where it must have one."""
 
 NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e300", "", "x")
@@ -308,7 +317,7 @@ def test_contradictions_and_impossible_sizes_are_refused_before_any_work(command
 def test_empty_and_unusable_outputs_are_refused(command, refused):
     if command not in ("export", "export_network", "reproduce"):
         # The folder of the process.
-        refused(command, "--out=", words=".png" if SUFFIX.get(command) == ".png" else "it is a folder")
+        refused(command, "--out=", words=SUFFIX.get(command, "it is a folder"))
     for name in ("out", "json"):
         file = f"/proc/x{SUFFIX.get(command, '') if name == 'out' else ''}"
         refused(command, f"--{name}", file, words="cannot write /proc/")
