@@ -6,27 +6,22 @@ module is to run it. A file of weights runs nothing.
 """
 
 import hashlib
-import io
 import re
 import sys
-import warnings
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hybrid.state_dict import PARALLEL, read_state, shape_text
 from snn.data import few
-from snn.runtime.errors import UserError, check
+from snn.runtime.errors import check
 from snn.runtime.pretrained import PREFIX
 from snn.runtime.ranges import SEED, check_value
 from snn.runtime.registry import blamed, import_program
 
 FORM = re.compile(r"(?P<program>.+):(?P<function>[^\W\d]\w*)")
-NESTED = "state_dict"
-"""Name under which a checkpoint of training holds the weights."""
-STATE = "expected a state dict, as torch.save(network.state_dict(), FILE) writes it"
 
 
 class OwnReference(NamedTuple):
@@ -123,8 +118,11 @@ def own_network(reference: str | OwnReference, weights: str | Path | None = None
         reference = OwnReference(str(reference), Path(weights) if weights is not None else None)
     check_value("seed", seed, int, SEED)
     text, program = reference.text, reference.program
-    if reference.weights is not None:
-        check(reference.weights.is_file(), f"`weights` {reference.weights}: there is no such file")
+    # Said before a program runs.
+    check(
+        reference.weights is None or reference.weights.is_file(),
+        f"`weights` {reference.weights}: there is no such file; give a state dict",
+    )
     if program.endswith(".py") and (folder := str(Path(program).resolve().parent)) not in sys.path:
         # Last: its neighbours take the place of no other module.
         sys.path.append(folder)
@@ -145,38 +143,11 @@ def own_network(reference: str | OwnReference, weights: str | Path | None = None
     )
     digest = ""
     if reference.weights is not None:
-        content = reference.weights.read_bytes()
+        state, content = read_state(reference.weights)
         digest = hashlib.sha256(content).hexdigest()
-        _load_state(network, _read_state(reference.weights, content), reference)
+        _load_state(network, state, reference)
     with blamed(program, f"`{reference.argument}` {text}"):
         return OwnNetwork(network.cpu().eval(), reference, digest)
-
-
-def _read_state(path: Path, content: bytes) -> dict[str, Any]:
-    """The state dict in the bytes of a file of PyTorch; of a checkpoint its "state_dict". No code of it runs."""
-    try:
-        file = io.BytesIO(content)
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                unpacked = sum(member.file_size for member in archive.infolist())
-            # PyTorch never compresses: nothing can grow as it is read.
-            check(unpacked <= len(content), "its parts are packed")
-        file.seek(0)
-        with warnings.catch_warnings():
-            # PyTorch warns of oddities before it refuses a file.
-            warnings.simplefilter("ignore")
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # What is no such file fails anywhere in PyTorch's reader.
-        raise UserError(f"`weights` {path}: PyTorch does not read it as tensors alone; {STATE}") from error
-    if isinstance(state, dict) and isinstance(state.get(NESTED), dict):
-        state = state[NESTED]
-    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
-    check(
-        named and any(isinstance(value, Tensor) for value in state.values()),
-        f"`weights` {path}: it holds no tensors by name; {STATE}",
-    )
-    return state
 
 
 def _load_state(network: nn.Module, state: dict[str, Any], reference: OwnReference) -> None:
@@ -184,14 +155,12 @@ def _load_state(network: nn.Module, state: dict[str, Any], reference: OwnReferen
     path = reference.weights
     with blamed(reference.program, f"`weights` {path}: {reference.text} does not take it"):
         own = network.state_dict()
-        # A network that several GPUs shared has another name before each of its names.
-        prefix = "module."
-        if all(name.startswith(prefix) for name in state) and not any(name.startswith(prefix) for name in own):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+        if all(name.startswith(PARALLEL) for name in state) and not any(name.startswith(PARALLEL) for name in own):
+            state = {name.removeprefix(PARALLEL): value for name, value in state.items()}
         shapes = [
-            f"{name} ({_shape(state[name])}, the network has {_shape(value)})"
+            f"{name} ({shape_text(state[name])}, the network has {shape_text(value)})"
             for name, value in own.items()
-            if name in state and _shape(state[name]) != _shape(value)
+            if name in state and shape_text(state[name]) != shape_text(value)
         ]
         problems = {
             "missing": [name for name in own if name not in state],
@@ -205,7 +174,3 @@ def _load_state(network: nn.Module, state: dict[str, Any], reference: OwnReferen
             "network",
         )
         network.load_state_dict(state)
-
-
-def _shape(value: object) -> str:
-    return "x".join(map(str, value.shape)) or "a number" if isinstance(value, Tensor) else type(value).__name__

@@ -6,10 +6,7 @@ are mapped to those of one without its first blocks (:meth:`hybrid.backbones.Ada
 """
 
 import hashlib
-import io
 import socket
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +20,7 @@ from bridge.frontend import SpikingFrontEnd
 from hybrid.architecture import ModelSpec
 from hybrid.backbones import BACKBONES, Adapter
 from hybrid.network import Network
+from hybrid.state_dict import PARALLEL, read_state, shape_text
 from hybrid.storage import load_model
 from snn.data import few
 from snn.runtime.errors import UserError, check
@@ -36,8 +34,6 @@ HASH = 8
 """Digits of a file's SHA-256 that PyTorch puts at the end of the file's name."""
 PATIENCE = 30.0
 """Seconds for which a server may be silent."""
-NESTED = "state_dict"
-"""Name under which a checkpoint holds the weights."""
 MAIN = "main."
 """Start of the names of the main CNN in a network."""
 NOWHERE = "nowhere."
@@ -113,14 +109,14 @@ def open_weights(source: str | Path, backbone: str) -> Weights:
     adapter, text = BACKBONES[backbone], str(source)
     if text == IMAGENET:
         path = imagenet_file(backbone, adapter)
-        return Weights(IMAGENET, backbone, _current(adapter, read_state(path)))
+        return Weights(IMAGENET, backbone, _current(adapter, plain_state(path)))
     if text.startswith("pretrained:") or _is_hdf5(Path(source)):
         model = load_model(source)
         theirs = model.spec.architecture.backbone
         check(theirs == backbone, f"`weights` {source}: a network on {theirs}, this one is on {backbone}; give another")
         name = plain_name(source) if text.startswith("pretrained:") else Path(source).name
         return Weights(name, backbone, model.network.state_dict(), model.spec)
-    return Weights(Path(source).name, backbone, _current(adapter, read_state(Path(source))))
+    return Weights(Path(source).name, backbone, _current(adapter, plain_state(Path(source))))
 
 
 def _current(adapter: Adapter, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -173,36 +169,21 @@ def imagenet_file(backbone: str, adapter: Adapter) -> Path:
     return path
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict that ``torch.save`` wrote, on the CPU; of a checkpoint that of its "state_dict".
+def plain_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file's state dict, without what several GPUs put before their names.
 
-    No code of the file runs. Raises :class:`UserError` for a missing or damaged file, or one that holds something else.
+    Raises :class:`UserError` for a missing or damaged file, or one that holds something else.
     """
-    check(path.is_file(), f"`weights` {path}: there is no such file; give one, imagenet, or a hybrid.h5")
-    what = "expected a state dict, as torch.save(network.state_dict(), FILE) writes it, or a hybrid.h5"
-    try:
-        content = io.BytesIO(path.read_bytes())
-        if zipfile.is_zipfile(content):
-            with zipfile.ZipFile(content) as archive:
-                unpacked = sum(member.file_size for member in archive.infolist())
-            # PyTorch never compresses: nothing can grow as it is read.
-            check(unpacked <= len(content.getbuffer()), "its parts are packed")
-        content.seek(0)
-        with warnings.catch_warnings(action="ignore"):
-            state = torch.load(content, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # What is no such file fails anywhere in PyTorch's reader.
-        raise UserError(f"`weights` {path}: PyTorch does not read it as tensors alone; {what}") from error
-    if isinstance(state, dict) and isinstance(state.get(NESTED), dict):
-        state = state[NESTED]
-    valid = isinstance(state, dict) and all(isinstance(name, str) for name in state)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)} if valid else {}
-    check(bool(tensors), f"`weights` {path}: it holds no tensors by name; {what}")
+    expected = ", or a hybrid.h5"
+    state, _ = read_state(path, expected)
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     for name, value in tensors.items():
         dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-        check(dense, f"`weights` {path}: {name[:100]} is not a plain tensor; {what}")
-    # A network that several GPUs shared has another name before each of its names.
-    return {name.removeprefix("module."): value.detach().resolve_conj() for name, value in tensors.items()}
+        check(
+            dense,
+            f"`weights` {path}: {name[:100]} is not a plain tensor; expected plain ones{expected}",
+        )
+    return {name.removeprefix(PARALLEL): value.detach().resolve_conj() for name, value in tensors.items()}
 
 
 @torch.no_grad()
@@ -236,7 +217,7 @@ def start_from(network: Network, weights: Weights) -> Taken:
     return Taken(
         names=tuple(fitting),
         other_shape=tuple(
-            f"{name} ({_shape(own[name])}, there {_shape(offered[name])})"
+            f"{name} ({shape_text(own[name])}, there {shape_text(offered[name])})"
             for name in wanted
             if name in offered and name not in set(fitting)
         ),
@@ -281,7 +262,3 @@ def _offered(spec: ModelSpec, weights: Weights, own: Iterable[str]) -> dict[str,
         else name: value
         for name, value in state.items()
     }  # fmt: skip
-
-
-def _shape(value: Tensor) -> str:
-    return "x".join(map(str, value.shape)) or "a number"
