@@ -46,7 +46,7 @@ STEMS = {
 }
 
 
-@pytest.fixture(scope="module", params=KEPT)
+@pytest.fixture(scope="module", params=[*list(KEPT)[:3], pytest.param("resnet101", marks=pytest.mark.slow)])
 def published(request, tmp_path_factory):
     """Name of a backbone, torchvision's network of this name, and a file with its state dict."""
     torch.manual_seed(3)
