@@ -51,7 +51,7 @@ def images():
     return torch.cat((clean, (clean + 0.1 * noise).clamp(0, 1)))
 
 
-def network_of(file, images, backbone="mobilenet_v2_shallow", **options):
+def network_of(file, images, backbone="fast_cnn", **options):
     """An untrained network of small width, with statistics of real images and a changed affine part."""
     variations = Variations(**options.pop("variations", {}))
     architecture = Architecture(backbone=backbone, width=0.25, variations=variations, **options)
@@ -67,6 +67,10 @@ def network_of(file, images, backbone="mobilenet_v2_shallow", **options):
         for name, values in network.named_parameters():
             if "frontend" in name and "norm" in name:
                 values *= 1 + 0.1 * torch.randn(values.shape)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                # So that one pass sets the statistics.
+                module.momentum = 1.0
         network.train()(images)
     return TrainedModel(spec, network.eval(), DataSource(), 0, {}, {})
 

@@ -22,7 +22,11 @@ NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "nir": ("nir", "nirtorch
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a front end for other programs: as ONNX (the converted layers) or NIR (the spiking layers)."""
+    """Write a front end for other programs: as ONNX (the converted layers) or NIR (the spiking layers).
+
+    Training changes the affine part of these layers' batch normalisation, so this is not the front end of a trained
+    network, which hybrid.export writes whole.
+    """
 
     frontend: tyro.conf.Positional[Path]
     """File written by bridge.convert, or pretrained:cifar10-fd."""
