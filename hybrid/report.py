@@ -107,7 +107,7 @@ def load_groups(runs: Runs, config: ReportConfig) -> tuple[list[Group], list[tup
 
 def run(config: ReportConfig) -> None:
     """The command: find, load, draw, write."""
-    runs = read_runs(config.runs, apart=config.out)
+    runs = read_runs(config.runs)
     if not runs.models:
         check_left_out(config, ("noise", "data", "root", "image_size", "limit_test", "examples"), "no trained network")
     inputs = list(runs.paths)

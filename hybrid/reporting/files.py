@@ -27,6 +27,8 @@ from snn.storage import SHIPPED_NETWORKS, NetworkFile, load_network
 
 Content = TypeVar("Content")
 
+REPORTS = (".html", ".htm")
+"""Ends of names that are passed over: of earlier reports."""
 MOST_FILES = 5000
 """Files in all folders of a report."""
 MOST_BYTES = 32 * 2**20
@@ -109,17 +111,16 @@ class Runs:
         return len(self.results) + len(self.confusions) + len(self.embeddings)
 
 
-def read_runs(given: Sequence[Path], apart: Path | None = None) -> Runs:
+def read_runs(given: Sequence[Path]) -> Runs:
     """Read folders with all that lies in them, single files, and results that ship (``pretrained:NAME``).
 
-    ``apart`` is passed over: the report itself, which may lie in a folder. Files and folders whose names start with a
-    dot are passed over, too.
+    Pages (.html) are passed over, as earlier reports are, and names that start with a dot.
 
     Raises :class:`UserError` for what does not exist, for a file named itself that is of no use, and if there is
     nothing to report on.
     """
     runs = Runs()
-    seen: set[Path] = set() if apart is None else {apart.resolve()}
+    seen: set[Path] = set()
     several = sum(not str(place).startswith(PREFIX) for place in given) > 1
     found: list[tuple[Path, str, bool]] = []
     for place in given:
@@ -151,7 +152,7 @@ def _files(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith("."):
+            if not name.startswith(".") and not name.lower().endswith(REPORTS):
                 yield Path(place) / name
 
 

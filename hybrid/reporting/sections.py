@@ -16,6 +16,7 @@ from hybrid.reporting.files import Runs, StampedFile, Table
 from hybrid.reporting.page import Block, Cell, Commands, Node, Section, Text, Tree, figure
 from hybrid.reporting.page import Table as Shown
 from snn.figures import draw_kernels
+from snn.runtime.pretrained import PREFIX
 
 SHORT = 10
 """Digits of a digest that are shown."""
@@ -122,10 +123,11 @@ def mismatches(runs: Runs) -> list[str]:
     for (before, sources), (_, files) in zip(stages, stages[1:], strict=False):
         for file in files:
             parent = file.stamp.parent_digest
-            if not parent or parent in digests:
+            # What ships was made from files that do not; a network without a front end, from no file of these.
+            spec = getattr(file.content, "spec", None)
+            if not parent or parent in digests or file.name.startswith(PREFIX) or (spec and spec.frontend is None):
                 continue
             here = ", ".join(f"{source.name} has {source.stamp.digest[:SHORT]}" for source in sources[:5])
-            # A network that ships is used without the files that it was made from.
             if here:
                 found.append(
                     f"{file.name} was made from a file with digest {parent[:SHORT]}, which is not here ({before}: "
