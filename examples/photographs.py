@@ -26,12 +26,11 @@ import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
 from torch import Tensor
 
 import hybrid
 from hybrid.conditions import Noise
-from snn.image_files import read_image
+from snn.image_files import read_fitted
 from snn.runtime.cli import run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import check_outputs, save_figure
@@ -69,10 +68,8 @@ def chelsea() -> Path:
 
 
 def prepare(file: Path) -> Tensor:
-    """The middle of a photograph in the size that the networks take: uint8 (1, 3, 32, 32)."""
-    pixels = Image.fromarray(read_image(file, None).transpose(1, 2, 0))
-    small = ImageOps.fit(pixels, (SIDE, SIDE), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())[None]
+    """The middle of a photograph in the size that the networks take, as in hybrid.classify: uint8 (1, 3, 32, 32)."""
+    return torch.tensor(read_fitted(file, SIDE, SIDE, "crop", grey=False))[None]
 
 
 def noisy(image: Tensor, condition: str, draws: int, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ from hybrid.conditions import Condition, condition_flag
 from hybrid.conditions.drawn import Clean
 from hybrid.evaluation import distinct
 from hybrid.figures import draw_answers
-from hybrid.printing import print_table, visible
+from hybrid.printing import print_table
 from hybrid.storage import load_model, model_file
 from snn.image_files import Fit, linked_folders
 from snn.runtime.cli import RunOptions, check_left_out, run_command
@@ -76,7 +76,7 @@ def print_answers(answers: list[Answer], model: str) -> None:
         repeated = number > 0 and answer.image == answers[number - 1].image
         found = zip(answer.classes, answer.probabilities, strict=True)
         shown = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in found)
-        lines.append(("" if repeated else visible(answer.image), answer.condition, shown))
+        lines.append(("" if repeated else answer.image, answer.condition, shown))
     print_table(f"Answers of {model}", ("image", "condition", "likeliest classes"), lines, words=3)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from snn.data import few
 from snn.runtime.errors import check
 
 
@@ -31,10 +32,17 @@ class Confusion:
     ) -> None:
         """Count images of classes ``true`` (N,) that were taken for ``predicted`` (N,), indices into ``classes``.
 
-        A predicted class beyond these is named by its number.
+        A predicted class beyond these is named by its number. Raises :class:`UserError` for other classes than those
+        that were counted before.
         """
+        check(
+            all(name == known for name, known in zip(classes, self._classes, strict=False)),
+            f"images of classes {few(classes)} cannot be counted with those of {few(self._classes)}: give a "
+            "Confusion of their own",
+        )
         count = max(len(classes), len(self._classes), int(predicted.max()) + 1)
-        self._classes = (*classes, *map(str, range(len(classes), count)))
+        known = (*classes, *self._classes[len(classes) :])
+        self._classes = (*known, *map(str, range(len(known), count)))
         pairs = (count * true + predicted).numpy()
         counted = np.bincount(pairs, minlength=count * count).reshape(count, count)
         self._counts[model, condition, noise_seed] = counted

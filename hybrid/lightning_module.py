@@ -30,6 +30,8 @@ from snn.runtime.progress import progress
 from snn.runtime.random import stream
 
 PARTS = ("train", "val")
+HISTORY = (*(f"{part}_{what}" for part in PARTS for what in ("loss", "accuracy")), "learning_rate")
+"""Columns of every training's history."""
 VALIDATION_BATCH = 256
 EXPLODED, LARGEST_WEIGHT = 1e3, 1e3
 """Held-out loss over that of a guess, log(classes), and size of a weight, from which on both together a training has
@@ -106,8 +108,7 @@ class Classifier(lightning.LightningModule):
         """Which images are mirrored in the first pass, where flips alternate."""
         self.weights = class_weights(training[1]) if recipe.class_weights == "balanced" else None
         """Of each class in the loss; None: all alike."""
-        names = [f"{part}_{what}" for part in PARTS for what in ("loss", "accuracy")]
-        columns = [*names, "learning_rate", *map(watched_column, watch)]
+        columns = [*HISTORY, *map(watched_column, watch)]
         self.history: dict[str, list[float]] = {
             name: list(map(float, before[name])) if before else [] for name in columns
         }

@@ -8,15 +8,18 @@ from rich.text import Text
 
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
-    """Print a table of texts, the first ``words`` columns aligned to the left, the others, numbers, to the right."""
+    """Print a table of texts, the first ``words`` columns aligned to the left, the others, numbers, to the right.
+
+    Names may be those of a stranger's file: what would steer the terminal is not printed (:func:`visible`).
+    """
     # As Text, brackets and colons of a name are no markup.
     columns = [
-        Column(Text(heading), justify="left" if number < words else "right", overflow="fold")
+        Column(Text(visible(heading)), justify="left" if number < words else "right", overflow="fold")
         for number, heading in enumerate(headings)
     ]
-    table = Table(*columns, title=Text(title, style="table.title"))
+    table = Table(*columns, title=Text(visible(title), style="table.title"))
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     Console().print(table)
 
 

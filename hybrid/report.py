@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from hybrid.conditions import Noise, condition_flag
-from hybrid.evaluation import common_source, load_test_images
+from hybrid.evaluation import common_source, distinct, load_test_images
 from hybrid.reporting.files import Runs, read_runs
 from hybrid.reporting.images import embedding, hardest_noise, walk
 from hybrid.reporting.page import Section, render
@@ -124,7 +124,9 @@ def run(config: ReportConfig) -> None:
         warn(problem)
     device, seed = choose_device(config.options.device), config.options.seed
     groups, left_out = load_groups(runs, config)
-    noises = config.noise or (hardest_noise(runs.results),)
+    # Without noise they are shown in any case.
+    chosen = [each for each in distinct(config.noise) if isinstance(each, Noise) and each.kind != "clean"]
+    noises = chosen or [hardest_noise(runs.results)]
     walked, differences = walk(groups, noises, config.examples, seed, device)
     try:
         embedded = embedding(runs, groups, noises, seed, device)

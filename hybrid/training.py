@@ -25,7 +25,7 @@ from hybrid.augment import resolve_augmentation
 from hybrid.backbones import BACKBONES
 from hybrid.checkpoint import PREVIOUS, PROGRESS, CheckpointFiles, check_values, read_checkpoint, remove_checkpoints
 from hybrid.conditions import Noise
-from hybrid.lightning_module import SMALL, Checkpoints, Classifier, Diverged, TrainingProgress
+from hybrid.lightning_module import HISTORY, SMALL, Checkpoints, Classifier, Diverged, TrainingProgress
 from hybrid.network import Network
 from hybrid.pretrained import Weights, open_weights, start_from
 from hybrid.recipe import Recipe, warn_of_classes
@@ -198,14 +198,15 @@ def train(
     if recipe.first_layer == "whitening":
         whiten_first_layer(model, data.images[kept], seed)
     if after is not None:
+        finished = copy.deepcopy(after.network).cpu()
         check(
             all(
                 torch.equal(values, model.normalise.get_buffer(name))
-                for name, values in after.network.normalise.named_buffers()
+                for name, values in finished.normalise.named_buffers()
             ),
             "the finished training was on other images: go on with those, or start anew",
         )
-        model = copy.deepcopy(after.network).train()
+        model = finished.train()
     elif start:
         taken = start_from(model, start)
         if first_process():
@@ -268,7 +269,11 @@ def check_continuable(
     watch: Sequence[Noise],
 ) -> None:
     """Raise :class:`UserError` unless a finished training can go on with these settings, whose epochs are more."""
-    done = len(after.history.get("train_loss", ()))
+    done = Recipe.from_tree(after.recipe).epochs
+    check(
+        all(len(after.history.get(name, ())) == done for name in HISTORY),
+        "the finished training has no curve of its epochs, as networks that ship: start anew from its `weights`",
+    )
     check(
         (after.spec, after.seed, after.parent_digest, after.weights_digest)
         == (spec, seed, parent_digest, weights_digest)
@@ -281,8 +286,9 @@ def check_continuable(
         f"`epochs` {recipe.epochs}: the finished training had {done} already; give more to go on with it",
     )
     watched = [name.removeprefix(WATCHED) for name in after.history if name.startswith(WATCHED)]
+    # A file does not keep the order of its columns.
     check(
-        watched == list(map(str, watch)),
+        set(watched) == set(map(str, watch)),
         f"`watch` {' '.join(map(str, watch)) or 'nothing'}: the finished training watched "
         f"{' '.join(watched) or 'nothing'}; give the same, so that there is one curve",
     )

@@ -321,6 +321,16 @@ def test_any_file_name_is_printed_and_drawn(name, tmp_path, capsys):
     assert json.loads((tmp_path / "x.json").read_text())["images"][0]["image"] == str(folder / name)
 
 
+def test_names_of_classes_do_not_steer_the_terminal(tmp_path, photo, capsys):
+    network = hybrid.baseline((3, 32, 32), "fast_cnn", classes=("a\x1b[2Jb\nc", "\x9b31m"), width=0.25)
+    model = hybrid.load("pretrained:baseline-cifar10")
+    hybrid.save(replace(model, network=network, spec=network.spec), tmp_path / "x.h5")
+    assert main([str(tmp_path / "x.h5"), str(photo), "--out", str(tmp_path / "x.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "a?[2Jb?c" in printed
+    assert not re.search("[\x1b\x9b]", printed)
+
+
 def test_a_picture_has_as_many_bars_as_can_be_read(tmp_path, photo):
     model = hybrid.load("pretrained:baseline-cifar10")
     names = tuple(f"class {number} of a long name" for number in range(40))

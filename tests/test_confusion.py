@@ -44,6 +44,16 @@ def test_counts_are_those_of_scikit_learn():
         counted.matrix("other", "awgn:20")
 
 
+def test_images_of_other_classes_are_counted_apart():
+    counted, labels = Confusion(), torch.tensor([0, 1])
+    counted.add("net", "clean", 0, labels, torch.tensor([0, 2]), ("cat", "dog"))
+    counted.add("net", "clean", 1, labels, labels, ("cat", "dog"))
+    assert counted.classes == ("cat", "dog", "2")
+    assert counted.matrix("net", "clean").tolist() == [[2, 0, 0], [0, 1, 1], [0, 0, 0]]
+    with pytest.raises(UserError, match="classes bus, car cannot be counted with those of cat, dog"):
+        counted.add("net", "clean", 2, labels, labels, ("bus", "car"))
+
+
 def test_evaluation_counts_what_the_networks_answer(models, digits):
     counted = Confusion()
     given = {name: model.network for name, model in models.items()}

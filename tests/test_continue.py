@@ -32,7 +32,8 @@ from snn.runtime.random import stream
 
 SMALL = ["--data", "digits", "--limit-train", "140", "--width", "0.1", "--batch-size", "16", "--variant", "baseline",
          "--no-figures", "--threads", "1", "--holdout", "0.2"]  # fmt: skip
-WATCHED = ["--watch", "awgn:12", "salt-pepper:0.2", "--class-weights", "balanced"]
+# Not in the order of the alphabet, in which a file keeps them.
+WATCHED = ["--watch", "salt-pepper:0.2", "awgn:12", "--class-weights", "balanced"]
 AWGN = "val_accuracy_awgn:12"
 STEPS = 112 // 16
 
@@ -132,6 +133,18 @@ def test_the_library_goes_on_from_a_model(data, continued, tmp_path):
     for images, settings, options, words in wrong:
         with pytest.raises(UserError, match=words):
             hybrid.train(images, architecture, settings, after=first, **options)
+
+
+def test_a_network_without_its_curve_does_not_go_on(continued, tmp_path, capsys):
+    _, models = continued
+    out, model = tmp_path / "x.h5", models[0][0]
+    for history in ({name: values[:0] for name, values in model.history.items()}, {}):
+        hybrid.save(replace(model, history=history), out)
+        before = out.read_bytes()
+        assert main([*SMALL, *WATCHED, "--epochs", "4", "--resume", "--out", str(out)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "the finished training has no curve of its epochs" in line
+        assert out.read_bytes() == before
 
 
 def classifier(data, recipe, before=None, **options):

@@ -18,11 +18,13 @@ import torch
 from PIL import Image
 
 from hybrid.evaluate import main as evaluate
+from hybrid.report import groups_of
 from hybrid.report import main as report
 from hybrid.reporting.files import read_runs
 from hybrid.reporting.images import hardest_noise, stage_differences
 from hybrid.reporting.page import Section, Table, render
-from hybrid.reporting.sections import marks, mismatches, standard_error
+from hybrid.reporting.sections import lineage, marks, mismatches, standard_error
+from hybrid.storage import load_model, save_model
 from hybrid.views import views
 from snn.runtime.errors import UserError
 
@@ -356,7 +358,35 @@ def test_networks_whose_images_are_not_here(tmp_path):
     assert {"Embedding", TITLES[7], "Test images of pretrained:baseline-cifar10"} <= left_out.keys()
 
 
-def test_a_table_with_a_network_beside_it_keeps_the_report_of_others():
+def test_networks_of_one_name_from_two_folders(runs, tmp_path):
+    places = [tmp_path / name / "run" for name in ("first", "second")]
+    for place, model in zip(places, ("safe.h5", "baseline.h5"), strict=True):
+        place.mkdir(parents=True)
+        shutil.copy(runs / model, place / "model.h5")
+    found = read_runs(places)
+    assert [file.name for file in found.models] == [str(place / "model.h5") for place in places]
+    assert [file.name for file in read_runs([places[0]]).models] == ["model.h5"]
+    assert [len(models) for models in groups_of(found)] == [2]
+
+
+def test_a_network_made_from_another_one_stands_below_it_alone(runs, tmp_path):
+    shutil.copy(runs / "baseline.h5", tmp_path / "b.h5")
+    model = load_model(tmp_path / "b.h5")
+    save_model(tmp_path / "a.h5", model, "python -m hybrid.swap", model.digest)
+    (node,) = lineage(read_runs([tmp_path])).blocks[0].nodes
+    assert (node.name, [below.name for below in node.children]) == ("b.h5", ["a.h5"])
+
+
+@pytest.mark.slow
+def test_a_noise_that_is_named_twice_and_none_are_shown_once(runs, tmp_path):
+    out = tmp_path / "r.html"
+    noise = ["--noise", "clean", "awgn:15", "awgn:15.0"]
+    assert report([str(runs / "baseline.h5"), *noise, *FEW, "--out", str(out)]) == 0
+    rows = Page(out.read_text()).rows["embedding"]
+    assert [row[1][0] for row in rows] == ["condition", "clean", "awgn:15.0"]
+
+
+def test_texts_are_escaped():
     text = render("a & b", [Section("x", "y <z>", [Table("", ("k",), [["<v>"]])])], [])
     page = Page(text)
     assert page.rows["x"] == [[("k", "word")], [("<v>", "word")]]

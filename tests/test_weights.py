@@ -180,6 +180,17 @@ def test_training_starts_from_the_weights_and_records_them(tmp_path):
     assert (hybrid.train(data, architecture, still).weights_digest) == ""
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_weights_of_other_types_are_taken(kind, tmp_path):
+    torch.manual_seed(6)
+    head = torch.randn(1280, 10).to(kind).t()
+    torch.save({"classifier.1.weight": head}, tmp_path / "x.pth")
+    weights, network = open_weights(tmp_path / "x.pth", "mobilenet_v2"), hybrid.baseline((3, 224, 224), classes=10)
+    start_from(network, weights)
+    assert torch.equal(network.main.classifier[1].weight, head.float())
+    assert len(weights.digest) == 64
+
+
 PLUGIN = """
 import torch
 from torch import nn
@@ -269,6 +280,7 @@ def hostile(folder: Path) -> dict[str, Path]:
     (folder / "empty.pth").write_bytes(b"")
     (folder / "signature.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     names = {"list": [torch.zeros(3)], "numbers": {1: torch.zeros(3)}, "none": {}, "texts": {"conv1.weight": "x"}}
+    names["stretched"] = {"conv1.weight": torch.ones(1).expand(10**13)}
     names["sparse"] = {"conv1.weight": torch.eye(3).to_sparse()}
     state = torchvision.models.resnet18(weights=None).state_dict()
     names["nan"] = OrderedDict(state, **{"layer1.0.bn1.weight": torch.full((64,), torch.nan)})
@@ -283,7 +295,7 @@ def test_strangers_are_refused_in_one_line_and_run_nothing(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "given").mkdir()
     files = hostile(tmp_path / "given")
-    assert len(files) == 16
+    assert len(files) == 17
     for path in (*files.values(), tmp_path / "given", tmp_path / "nowhere.pth"):
         assert main([*BASELINE, "--backbone", "resnet18", "--weights", str(path), "--out", "x.h5"]) == 2
         lines = capsys.readouterr().err.splitlines()

@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,6 +135,9 @@ def read_runs(given: Sequence[Path]) -> Runs:
         for path in _files(place):
             check(len(found) < MOST_FILES, f"{place} holds more than {MOST_FILES} files; give folders of single runs")
             found.append((path, str(path.relative_to(place.parent if several and place.name else place)), False))
+    # What has the name of another is called by its whole path.
+    times = Counter(name for _, name, _ in found)
+    found = [(path, name if times[name] == 1 else str(path), named) for path, name, named in found]
     # Networks first: they name the classes of tables.
     for path, name, named in sorted(found, key=lambda file: file[0].suffix.lower() == ".csv"):
         reason = _add(runs, path, name, seen)
@@ -261,11 +265,11 @@ def _confusion(runs: Runs, rows: list[dict[str, str]]) -> Confusion:
     named = {row[column] for row in read for column in ("true_class", "predicted_class")}
     check(len(named) <= MOST_CLASSES, f"it has more than {MOST_CLASSES} classes")
     counted = len({(row["model"], row["condition"], row["noise_seed"]) for row in read})
-    check(counted * len(named) ** 2 <= 10**8, "it has too many matrices")
     # In the order of a network with these classes.
     classes = next(
         (model.content.spec.classes for model in runs.models if named <= set(model.content.spec.classes)), ()
     )
+    check(counted * max(len(named), len(classes)) ** 2 <= 10**8, "it has too many matrices")
     confusion = Confusion.from_rows(read, tuple(map(visible, classes)))
     pairs = {(row["model"], row["condition"]) for row in read}
     check(

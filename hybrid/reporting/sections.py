@@ -80,15 +80,9 @@ def _tree(runs: Runs) -> list[Node]:
         return Node(file.name, _about(runs, file), made_from(file.stamp.digest))
 
     digests = {file.stamp.digest for file in runs.stamped}
-    # What was made from a file that is not here is a start, too; no file is made from itself or from a later one.
-    ranks = {id(file): rank for rank, files in enumerate(_stages(runs).values()) for file in files}
-    parents = {file.stamp.digest: file for file in runs.stamped}
-
-    def is_root(file: StampedFile) -> bool:
-        parent = parents.get(file.stamp.parent_digest)
-        return parent is None or ranks[id(parent)] >= ranks[id(file)]
-
-    nodes = [of(file) for file in runs.stamped if is_root(file)]
+    # What was made from a file that is not here is a start, too. A digest counts that of the file before, so that no
+    # file was made from itself.
+    nodes = [of(file) for file in runs.stamped if file.stamp.parent_digest not in digests]
     alone = [table for table in runs.results if not digests & {row["model_digest"] for row in table.rows}]
     return nodes + [Node(table.name, f"accuracy on {table.rows[0]['images']} images", []) for table in alone]
 
