@@ -255,6 +255,8 @@ class SpikingFrontEnd(Drawing):
     Features of several channels come in channels_last memory order, whatever the order of the images.
     """
 
+    takes_images = True
+    """Not normalised ones."""
     layers: Sequence[ConvertedLayer]
 
     def __init__(self, spec: FrontEndSpec, layers: Sequence[ConvertedLayer], retina: Retina | None = None) -> None:

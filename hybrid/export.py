@@ -1,6 +1,5 @@
 """Export a trained network whole, as ONNX or for torch.export. The file is run and compared before it is written."""
 
-import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +8,15 @@ from typing import Annotated
 import tyro
 from torch import Tensor
 
+from bridge.export.packages import check_packages
 from hybrid.exporting import SUFFIX, Format, checked_content
 from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import image_folders, load_images
 from snn.data_source import IMAGES, DataSource, check_recorded, note_root
 from snn.runtime.cli import RunOptions, check_left_out, command_line, run_command
-from snn.runtime.errors import UserError, check
+from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, write_bytes
 from snn.runtime.ranges import SEED, check_fields
-
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-"""Packages that each format needs."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +69,7 @@ def calibration_source(model: TrainedModel, config: ExportNetworkConfig) -> Data
 
 def run(config: ExportNetworkConfig) -> None:
     """The command: load, convert, run beside PyTorch, write, report."""
-    for package in NEEDS[config.format]:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UserError(
-                f"`format` {config.format} needs the package {package}, which is not installed; install them all with: "
-                "pip install 'safe-dnn[export]', or choose `format` torch"
-            ) from error
+    check_packages(config.format)
     file = model_file(config.model)
     out = config.out or Path(f"{file.stem}{'_int8' * config.int8}{SUFFIX[config.format]}")
     model = load_model(file)

@@ -8,6 +8,7 @@ evaluation with one draw. Each file is run beside PyTorch before it is written.
 import copy
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from bridge.export.folded import FoldedFrontEnd, PlainSteps
 from bridge.export.images import check_images
 from bridge.export.onnx import onnx_model, run_in_onnxruntime
+from bridge.export.packages import check_packages
 from bridge.frontend import SpikingFrontEnd
 from bridge.sau import SpecialActivationUnit
 from hybrid.architecture import ModelSpec
@@ -38,7 +40,7 @@ NOISE = "awgn:15"
 """Noise on the second half."""
 TOLERANCE = 1e-4
 """Largest difference of a logit that is accepted, where no logit is above 10; otherwise 1e-5 of the largest."""
-MOVED_SHARE = 0.25
+MOVED_SHARE = 0.1
 """Share of the images whose logits may differ by more, where steps follow sums that are not exact."""
 MOST_BYTES = 2**31 - 2**24
 """Of weights in an ONNX file: its format, protobuf, ends at 2 GiB."""
@@ -198,12 +200,13 @@ def compare(expected: Tensor, logits: Tensor) -> Agreement:
 def check_agreement(agreement: Agreement, inexact: bool) -> None:
     """Raise :class:`UserError` for logits that differ on more images than they may.
 
-    ``inexact``: :func:`has_inexact_steps` of the network. Otherwise logits agree on all images, and the class can only
-    differ between logits that are equal but for their last digits.
+    ``inexact``: :func:`has_inexact_steps` of the network; then a tenth of the images may have other logits. Otherwise
+    logits agree on all images, and the class can only differ between logits that are equal but for their last digits.
     """
     most = int(MOVED_SHARE * agreement.images) if inexact else 0
     check(
-        agreement.moved_images <= most,
+        max(agreement.moved_images, agreement.different_classes if inexact else 0) <= most
+        and math.isfinite(agreement.largest_difference),
         f"logits of the file differ by up to {agreement.largest_difference:g} from PyTorch's on "
         f"{agreement.moved_images} of {agreement.images} images ({TOLERANCE:g} is expected); nothing was written: use "
         "another version of onnxruntime or torch, and report it",
@@ -232,6 +235,7 @@ def export(
             (:func:`check_agreement`). Nothing is written then.
     """
     check_choice("format", format, SUFFIX)
+    check_packages(format)
     model = load_model(model) if isinstance(model, str | Path) else model
     content, agreement = checked_content(model, format, seed, command)
     write_bytes(Path(path), content)

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bridge.export.folded import FoldedFrontEnd
 from bridge.frontend import FrontEndSpec, SpikingFrontEnd, empty_activation
 from hybrid.backbones import initialise_convolutions, last_linear
 from snn.retina import INTENSITY_STEPS, Retina
@@ -140,8 +139,9 @@ class HybridNetwork(Network):
     """Front end beside an auxiliary CNN, joined, in front of the main CNN (paper, Fig. 2).
 
     Args:
-        frontend: a :class:`bridge.frontend.SpikingFrontEnd` or another module with a ``retina``, which is given images
-            in [0, 1], or a module without, which is given normalised images; to features (B, C1, H', W').
+        frontend: a :class:`bridge.frontend.SpikingFrontEnd` or another module that ``takes_images`` or has a
+            ``retina``, which is given images in [0, 1], or a module without, which is given normalised images; to
+            features (B, C1, H', W').
         auxiliary: normalised images to features (B, C2, H', W'); None: there is no auxiliary CNN.
         join: both features and :data:`Paths` to the input of ``main``.
         main: joined features to logits (B, classes).
@@ -170,10 +170,7 @@ class HybridNetwork(Network):
 
     def frontend_input(self, images: Tensor) -> Tensor:
         """What the front end is given of preprocessed images."""
-        if (
-            isinstance(self.frontend, SpikingFrontEnd | FoldedFrontEnd)
-            or getattr(self.frontend, "retina", None) is not None
-        ):
+        if getattr(self.frontend, "takes_images", False) or getattr(self.frontend, "retina", None) is not None:
             return images
         return self.normalise(images)
 

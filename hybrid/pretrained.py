@@ -254,6 +254,11 @@ def _offered(spec: ModelSpec, weights: Weights, own: Iterable[str]) -> dict[str,
     taken_apart, theirs = spec.frontend is not None, bool(weights.spec and weights.spec.frontend)
     if taken_apart == theirs:
         return dict(state)
+    check(
+        type(BACKBONES[weights.backbone]).kept is not Adapter.kept,
+        f"`weights` {weights.name}: backbone {weights.backbone} does not say which of its weights are left without its "
+        "first blocks: give its adapter the method `kept`",
+    )
     # Names of a whole backbone tell those of one that is taken apart.
     whole = [name.removeprefix(MAIN) for name in (state if taken_apart else own) if name.startswith(MAIN)]
     pairs = {name: place for name in whole if (place := kept(name)) is not None}

@@ -435,8 +435,10 @@ def _fit(
     if folder:
         folder.mkdir(exist_ok=True)
         callbacks.append(Checkpoints(folder / PROGRESS, identity, checkpointing.checkpoint_interval))
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
     # What it tells of its hardware and of its own features says nothing of this training.
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    log.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         for words in (
             "does not have many workers",
@@ -477,5 +479,6 @@ def _fit(
             words = " ".join(str(error).split())[:200]
             raise UserError(f"{start} does not fit this training ({words}); remove it to go on without it") from error
         finally:
+            log.setLevel(level)
             # Lightning's objects live on for a while; the images need not.
             module.data = {}

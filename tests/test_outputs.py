@@ -15,7 +15,9 @@ from bridge.convert import main as convert
 from hybrid.classify import main as classify
 from hybrid.embedding import main as embedding
 from hybrid.evaluate import main as evaluate
+from hybrid.export import main as export
 from hybrid.margins import main as margins
+from hybrid.report import main as report
 from hybrid.reproduce import main as reproduce
 from hybrid.ship import main as ship
 from hybrid.storage import save_model
@@ -89,6 +91,8 @@ def arguments(pipeline, place):
         "embedding": (embedding, [pipeline.safe, *data]),
         "margins": (margins, [pipeline.frontend, *data]),
         "ship": (ship, [pipeline.safe, *data]),
+        "export": (export, [on_folder(models), "--int8"]),
+        "report": (report, [on_folder(models)]),
         "features": (features, data),
         "frontend": (frontend, ["--snn", pipeline.snn, *data]),
         "recipe": (recipe, data),
@@ -99,13 +103,17 @@ def arguments(pipeline, place):
 COMMANDS = (
     *("learn", "convert", "train", "evaluate", "evaluate what was trained on it", "evaluate held-out"),
     *("swap", "classify", "embedding", "margins", "ship", "features", "frontend", "recipe", "stdp"),
+    *("export", "report"),
 )
+SUFFIX = {"export": ".onnx", "report": ".html"}
+"""Of ``--out``, where it must have one that no image has."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_refuse_to_write_among_the_images_they_read(refused, arguments, models, place, command):
     main, given = arguments(models)[command]
-    out = place / PLACES["image"]
+    out = place / PLACES["new" if command in SUFFIX else "image"]
+    out = out.with_suffix(SUFFIX.get(command, ".png"))
     # The table beside a picture is the first of two outputs.
     named = out.with_suffix(".csv") if command == "embedding" else out
     refused(main, *given, "--out", out, out=named, folder=place / "images")

@@ -1,6 +1,5 @@
 """Export for other programs: the front end as ONNX or its spiking layers as NIR. Each file is run once and compared."""
 
-import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +7,14 @@ from typing import Annotated, Literal
 
 import tyro
 
+from bridge.export.packages import check_packages
 from bridge.storage import SHIPPED_FRONTENDS, load_frontend, load_spiking_layers
 from snn.runtime.cli import RunOptions, run_command
-from snn.runtime.errors import UserError, check
+from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs
 from snn.runtime.pretrained import resolve
 from snn.runtime.random import stream
 from snn.runtime.ranges import SEED, check_fields
-
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "nir": ("nir", "nirtorch")}
-"""Packages that each format needs."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,7 @@ class ExportConfig:
 
 def run(config: ExportConfig) -> None:
     """The command: load, write, run what was written, report."""
-    for package in NEEDS[config.format]:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UserError(
-                f"`format` {config.format} needs the package {package}, which is not installed; install them all with: "
-                "pip install 'safe-dnn[export]'"
-            ) from error
+    check_packages(config.format)
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
     out = config.out or Path(f"{file.stem}.{config.format}")
     outputs = Outputs(out, options=RunOptions(config.seed, json=config.json), inputs=[file])

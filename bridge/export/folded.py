@@ -66,6 +66,9 @@ class FoldedLayer(nn.Module):
 class FoldedFrontEnd(nn.Module):
     """:class:`bridge.frontend.SpikingFrontEnd` of folded layers, without variability."""
 
+    takes_images = True
+    """Not normalised ones."""
+
     def __init__(self, frontend: SpikingFrontEnd) -> None:
         super().__init__()
         self.spec, self.retina = frontend.spec, frontend.retina

@@ -63,7 +63,8 @@ class Adapter(ABC, Generic[Network]):
     def kept(self, name: str) -> str | None:
         """Name that a tensor of the stock network's state has once :meth:`drop_stem` was called; None: it is dropped.
 
-        Pretrained weights find their place by it. Of a rebuilt block only what keeps its shape is taken.
+        Pretrained weights find their place by it; without it, a network that was taken apart starts from none of a
+        whole one. Of a rebuilt block only what keeps its shape is taken.
         """
         return name
 

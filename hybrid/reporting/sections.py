@@ -345,7 +345,9 @@ def remake(runs: Runs, command: str) -> Section:
     called = [line for line in lines if line.startswith("python ")]
     blocks: list[Block] = []
     if called:
-        blocks.append(Text("As the files record it, in the order of the stages:"))
+        blocks.append(
+            Text("As the files record it, stage by stage. Read a command of a stranger's file before you run it:")
+        )
         blocks.append(Commands("\n".join(dict.fromkeys(called))))
     if others := [f"{file.name}: {line}" for file, line in zip(runs.stamped, lines, strict=True) if line not in called]:
         blocks.append(Text("Made in a program, not by a command:"))
