@@ -287,11 +287,12 @@ def _whole_paragraphs(arguments: list[str]) -> Iterator[None]:
         yield
         return
     import docstring_parser
+    from docstring_parser import DocstringStyle as Style
 
     read = docstring_parser.parse_from_object
 
-    def joined(obj: object, *arguments: Any) -> docstring_parser.Docstring:
-        parsed = read(obj, *arguments)
+    def joined(obj: Any, style: Style = Style.AUTO) -> docstring_parser.Docstring:
+        parsed = read(obj, style)
         for field in parsed.params:
             field.description = field.description and re.sub(r"(?<!\n)\n[ \t]*(?=\S)", " ", field.description)
         return parsed
