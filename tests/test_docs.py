@@ -131,6 +131,7 @@ def first_block(page: str) -> str:
     [
         ("rule.md", "snn.registries.RULES", "linear"),
         ("encoder.md", "snn.registries.ENCODERS", "burst"),
+        ("engine.md", "snn.registries.ENGINES", "timed"),
         ("noise.md", "hybrid.conditions.CONDITIONS", "uniform"),
         ("backbone.md", "hybrid.backbones.BACKBONES", "resnet34"),
     ],
