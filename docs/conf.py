@@ -120,8 +120,9 @@ def plain_text(app: Sphinx, what: str, name: str, obj: object, options: object, 
     if lines and lines[0].startswith("Alias for field number"):
         lines.clear()
     elif what in ("attribute", "property", "data"):
-        # Napoleon would take what stands before a colon in the first line for a type.
-        lines.insert(0, "")
+        # Napoleon would take what stands before a colon in the first line of text for a type. It skips empty lines; an
+        # empty comment is a line to it, and nothing on the page.
+        lines[:0] = ["..", ""]
 
 
 def inline_math(self, node: nodes.math) -> None:  # type: ignore[no-untyped-def]

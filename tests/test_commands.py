@@ -25,6 +25,7 @@ from hybrid.classify import main as classify
 from hybrid.complexity import main as complexity
 from hybrid.embedding import main as embedding
 from hybrid.evaluate import main as evaluate
+from hybrid.export import main as export_network
 from hybrid.margins import main as margins
 from hybrid.reproduce import main as reproduce
 from hybrid.swap import main as swap
@@ -181,6 +182,14 @@ def test_help_of_commands_that_have_a_default_for_every_flag(main, capsys):
     assert "(default: 0)" in words
 
 
+def test_help_breaks_no_line_where_the_source_does(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        export_network(["--help"])
+    # The source has a line break behind the bracket.
+    assert any("NAME_int8.onnx), in the working folder." in line for line in capsys.readouterr().out.splitlines())
+
+
 def help_of(main, capsys) -> str:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
@@ -251,8 +260,9 @@ def test_outputs_never_replace_inputs_or_each_other(refused, pipeline, tmp_path)
 
 def test_wrong_flags_end_in_one_line(refused, pipeline, tmp_path):
     out = ["--out", tmp_path / "x"]
-    refused(learn, words=["--out", "--help"])
-    refused(learn, *out, "--no-such-flag", words=["--no-such-flag", "see python -m snn.learn --help"])
+    refused(learn, words=["error: missing: --out", "(required); see python -m snn.learn --help"])
+    refused(learn, *out, "--no-such-flag", words=["error: Unrecognized options: --no-such-flag; see python -m"])
+    refused(learn, *out, "--stdp.rle", "fd", words=["--stdp.rle, fd; perhaps you meant: --stdp.rule"])
     refused(learn, *out, "--device", "tpu", words=["tpu", "cuda"])
     refused(learn, *out, "--seed", "many", words=["many"])
     refused(learn, *out, "--seed", "-1", words=["--seed -1"])

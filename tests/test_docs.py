@@ -75,6 +75,16 @@ def test_commands_show_their_flags(site):
         assert flag in text
 
 
+@pytest.mark.slow
+@pytest.mark.needs_docs
+def test_texts_of_fields_stay_whole(site):
+    text = (site / "api.html").read_text(encoding="utf-8")
+    plain = re.sub(r"<[^>]*>", "", text)
+    assert "Names of the classes, in the order of the labels; none: the images have no labels." in plain
+    # A part of the text taken for a type would stand in a list of its own.
+    assert re.findall(r"<dt[^>]*>Type<.*?</dd>", text, flags=re.S) == []
+
+
 def links(page: Path) -> list[str]:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text))
@@ -121,6 +131,7 @@ def first_block(page: str) -> str:
     [
         ("rule.md", "snn.registries.RULES", "linear"),
         ("encoder.md", "snn.registries.ENCODERS", "burst"),
+        ("engine.md", "snn.registries.ENGINES", "timed"),
         ("noise.md", "hybrid.conditions.CONDITIONS", "uniform"),
         ("backbone.md", "hybrid.backbones.BACKBONES", "resnet34"),
     ],

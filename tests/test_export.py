@@ -263,6 +263,13 @@ def test_export_command_of_contrast(contrast, tmp_path, capsys):
     assert torch.equal(retina.filters, load_frontend(contrast.frontend).frontend.retina.filters)
 
 
+def test_export_command_imports_plugins(pipeline, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("print('imported')\n")
+    words = ["--format", "nir", "--out", str(tmp_path / "x.nir"), "--plugin", str(tmp_path / "mine.py")]
+    assert main([str(pipeline.frontend), *words]) == 0
+    assert "imported" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def nir_file(pipeline, tmp_path_factory):
     network, _, _ = load_network(pipeline.snn)

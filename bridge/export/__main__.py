@@ -35,6 +35,8 @@ class ExportConfig:
     """Seed of the images, half noise and half smooth, on which the written file is run."""
     json: Path | None = None
     """Also write the printed figures to this file."""
+    plugin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Python file or module to import first, which registers encoders."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -49,7 +51,7 @@ def run(config: ExportConfig) -> None:
     check_packages(config.format)
     file = resolve(config.frontend, SHIPPED_FRONTENDS)
     out = config.out or Path(f"{file.stem}.{config.format}")
-    outputs = Outputs(out, options=RunOptions(config.seed, json=config.json), inputs=[file])
+    outputs = Outputs(out, options=RunOptions(config.seed, json=config.json, plugin=config.plugin), inputs=[file])
     frontend, _, digest = load_frontend(file)
     generator = stream("export", config.seed)
     figures: dict[str, float | str] = {"source_digest": digest}

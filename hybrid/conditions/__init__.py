@@ -2,7 +2,7 @@
 
 A perturbation is written ``name`` or ``name:level``, for example ``awgn:20``, and applies to images in [0, 1] before a
 model normalises them. ``Condition.parse("awgn:20")`` reads it. A further one takes one class in a file of your own,
-which ``--plugin FILE`` imports (docs/contributing.md has an example).
+which ``--plugin FILE`` imports (docs/guides/noise.md has an example).
 """
 
 from abc import ABC, abstractmethod

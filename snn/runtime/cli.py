@@ -32,9 +32,8 @@ PATIENCE = 10
 """Seconds that compiled code may go on after Ctrl-C before the process ends all the same."""
 FORMS = {"INT": "a whole number", "FLOAT": "a number"}
 """How the parser writes what it expects, and how messages do."""
-UNREADABLE = re.compile(
-    r"Value error Error parsing (?P<flag>\S+): (?P<problem>.*) Argument helptext: (?P=flag) (?P<forms>\S+) "
-)
+TITLE = re.compile(r"^(Required options|Unrecognized options(?= Unrecognized)|Value error|Parsing error) ")
+UNREADABLE = re.compile(r"Error parsing (?P<flag>\S+): (?P<problem>.*) Argument helptext: (?P=flag) (?P<forms>\S+) ")
 
 
 @dataclass(frozen=True)
@@ -261,7 +260,7 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
     """The configuration; a :class:`UserError` in place of the parser's own many lines."""
     captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(captured):
+        with contextlib.redirect_stderr(captured), _whole_paragraphs(arguments):
             if default is None:
                 return tyro.cli(config_type, args=arguments, prog=program)
             return tyro.cli(config_type, args=arguments, prog=program, default=default)
@@ -272,10 +271,37 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
             if isinstance(error, UserError):
                 # Raised by a record that checks itself: its own words are the message.
                 raise error from None
-        # The parser frames its message in a box with a rule above a hint.
+        # The parser frames its message in a box with a title, and with a rule above a hint.
         lines = [line.strip("│╭╮╰╯─ ") for line in captured.getvalue().splitlines()]
-        message = " ".join(line for line in lines if line.strip("-") and not line.startswith("For full helptext"))
+        hints = ("For full helptext", f"{program} --help")
+        message = " ".join(line for line in lines if line.strip("-") and not line.startswith(hints))
+        message = TITLE.sub("", message).replace(f"Missing from {program}:", "missing:")
+        message = message.replace(" Perhaps you meant:", "; perhaps you meant:")
         raise UserError(f"{_in_words(message)}; see {program} --help") from stop
+
+
+@contextlib.contextmanager
+def _whole_paragraphs(arguments: list[str]) -> Iterator[None]:
+    """While help is asked for: texts of fields as whole paragraphs. The parser would keep the source's line breaks."""
+    if not {"-h", "--help"} & set(arguments):
+        yield
+        return
+    import docstring_parser
+    from docstring_parser import DocstringStyle as Style
+
+    read = docstring_parser.parse_from_object
+
+    def joined(obj: Any, style: Style = Style.AUTO) -> docstring_parser.Docstring:
+        parsed = read(obj, style)
+        for field in parsed.params:
+            field.description = field.description and re.sub(r"(?<!\n)\n[ \t]*(?=\S)", " ", field.description)
+        return parsed
+
+    docstring_parser.parse_from_object = joined
+    try:
+        yield
+    finally:
+        docstring_parser.parse_from_object = read
 
 
 def _in_words(message: str) -> str:
