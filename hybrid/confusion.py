@@ -112,8 +112,9 @@ class Confusion:
         return "clean" if "clean" in self.conditions else self.conditions[0]
 
     def strongest(self) -> str:
-        """The condition with the lowest accuracy, on average over models."""
-        return min(self.conditions, key=lambda condition: sum(self._accuracy(name, condition) for name in self.models))
+        """The condition beside :attr:`first` with the lowest accuracy, on average over models; else the first."""
+        others = [condition for condition in self.conditions if condition != self.first] or [self.first]
+        return min(others, key=lambda condition: sum(self._accuracy(name, condition) for name in self.models))
 
     def _accuracy(self, model: str, condition: str) -> float:
         counts = self.matrix(model, condition)

@@ -103,15 +103,18 @@ class EvaluateConfig:
         )
 
 
-def print_tables(rows: list[dict], repeats: int) -> None:
-    """Print accuracy in percent by condition and model, a table per metric, then the accuracy of each path alone."""
+def print_tables(rows: list[dict], repeats: int, classes: int) -> None:
+    """Print accuracy in percent by condition and model, a table per metric, then the accuracy of each path alone.
+
+    A metric that no answer can miss, such as top5 of 5 ``classes``, has no table.
+    """
     models = list(dict.fromkeys(row["model"] for row in rows))
     deviation = f"deviation over {repeats} noise seeds; standard error where nothing is drawn"
     spread = deviation if repeats > 1 else "standard error"
     draws = max(row["draws"] for row in rows)
     averaged = f", {draws} draws of the encoder" if draws > 1 else ""
     averaged += ", each averaged with its mirror image" if rows[0]["mirror"] else ""
-    for metric in METRICS:
+    for metric in (metric for metric, among in METRICS.items() if among == 1 or among < classes):
         cells = {(row["condition"], row["model"]): row for row in summarise(rows, metric, "both")}
         lines = []
         for condition in dict.fromkeys(condition for condition, _ in cells):
@@ -251,7 +254,7 @@ def run(config: EvaluateConfig) -> None:
         confusion=confusion,
     )
     write_csv(config.out, rows)
-    print_tables(rows, config.repeats)
+    print_tables(rows, config.repeats, len(data.classes))
     printed: dict = {"results": rows, "seed": seed}
     if confusion is not None:
         write_csv(table, confusion.rows())

@@ -24,6 +24,9 @@ MOST_BARS = 10
 """Classes of one answer, as bars."""
 COLOURS = [*(f"C{number}" for number in range(10)), "black"]
 
+FAR_LOSS = 20.0
+"""Cross-entropy in nat beyond what chance gives: a figure with one has a logarithmic axis."""
+
 LONGEST_NAME = 24
 """Longest name of a class in a picture, in characters."""
 
@@ -41,6 +44,9 @@ def draw_training(model: TrainedModel, title: str, target: Target) -> None:
         label = f"held out, {name.removeprefix(WATCHED)}"
         accuracy.plot(epochs, 100 * model.history[name], color=COLOURS[number % len(COLOURS)], label=label)
     loss.set(xlabel="epoch", ylabel="cross-entropy (nat)")
+    if max(model.history["train_loss"].max(), model.history["val_loss"].max()) > FAR_LOSS:
+        # As before normalisation has settled: one such epoch would flatten all others.
+        loss.set_yscale("log")
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     for panel in (loss, accuracy):
         for end in np.cumsum(model.cycles)[:-1]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -17,10 +18,13 @@ def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str
         Column(Text(visible(heading)), justify="left" if number < words else "right", overflow="fold")
         for number, heading in enumerate(headings)
     ]
-    table = Table(*columns, title=Text(visible(title), style="table.title"))
+    console = Console()
+    # A narrow table is widened, so that its title stays in one line.
+    width = min(cell_len(visible(title)), console.width)
+    table = Table(*columns, title=Text(visible(title), style="table.title"), min_width=width)
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
-    Console().print(table)
+    console.print(table)
 
 
 def visible(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
@@ -86,24 +86,19 @@ def finished(config: TrainConfig, parent_digest: str, weights: Weights | None) -
 
     model = load_model(config.out)
     recipe = Recipe.from_tree(model.recipe)
-    same = (
-        model.spec.architecture,
-        replace(recipe, epochs=config.recipe.epochs),
-        model.seed,
-        model.parent_digest,
-        model.weights_digest,
-        images(model.data_source),
-    ) == (
-        config.architecture,
-        config.recipe,
-        config.options.seed,
-        parent_digest,
-        weights.digest if weights else "",
-        images(config.data_source),
+    pairs = (
+        (model.spec.architecture, config.architecture),
+        (replace(recipe, epochs=config.recipe.epochs), config.recipe),
+        (images(model.data_source), images(config.data_source)),
     )
+    other = [f.name for a, b in pairs for f in fields(a) if getattr(a, f.name) != getattr(b, f.name)]
+    other += ["frontend"] * (model.parent_digest != parent_digest)
+    other += ["weights"] * (model.weights_digest != (weights.digest if weights else ""))
+    other += ["seed"] * (model.seed != config.options.seed)
+    named = ", ".join(f"`{name}`" for name in dict.fromkeys(other))
     check(
-        same,
-        f"{config.out} was trained with other settings, front end, `weights` or seed: leave out `resume`, or give "
+        not other,
+        f"{config.out} was trained with another {named}: give the same, leave out `resume` to start anew, or give "
         "another `out`",
     )
     check(

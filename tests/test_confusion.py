@@ -90,6 +90,8 @@ def test_the_strongest_condition_is_the_one_with_most_errors():
         predicted = torch.where(torch.arange(10) < wrong, 1 - true, true)
         counted.add("net", condition, 0, true, predicted, ("no", "yes"))
     assert counted.strongest() == "a"
+    counted.add("net", "clean", 0, true, 1 - true, ("no", "yes"))
+    assert (counted.first, counted.strongest()) == ("clean", "a")
 
 
 def test_the_command_writes_and_prints_it(pipeline, tmp_path, capsys):

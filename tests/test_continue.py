@@ -79,9 +79,9 @@ def test_a_finished_training_goes_on_twice_and_says_so(continued, capsys):
     assert "complete: nothing to do" in capsys.readouterr().out
     refused = {
         "--epochs 4": "--epochs 4: ",
-        "--epochs 7 --learning-rate 0.1": "was trained with other settings",
-        "--epochs 7 --seed 1": "was trained with other settings",
-        "--epochs 7 --class-weights none": "was trained with other settings",
+        "--epochs 7 --learning-rate 0.1": "was trained with another --learning-rate: give the same",
+        "--epochs 7 --seed 1": "was trained with another --seed: give the same",
+        "--epochs 7 --class-weights none --limit-train 50": "with another --class-weights, --limit-train: give",
         "--epochs 7 --watch awgn:12": "--watch awgn:12: the finished training watched awgn:12 salt-pepper:0.2",
     }
     for flags, words in refused.items():
@@ -317,3 +317,15 @@ def test_the_curve_has_a_line_for_each_noise_and_a_mark_between_cycles(continued
     assert labels == ["training (augmented)", "held out", "held out, awgn:12", "held out, salt-pepper:0.2"]
     marks = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]
     assert marks == [2.5, 4.5]
+
+
+@pytest.mark.parametrize(("loss", "scale"), [(500.0, "log"), (3.0, "linear")])
+def test_a_loss_beyond_chance_makes_the_axis_logarithmic(continued, loss, scale, monkeypatch):
+    from hybrid.figures import draw_training
+
+    drawn = []
+    monkeypatch.setattr("hybrid.figures.save_figure", lambda figure, path: drawn.append(figure))
+    model = continued[1][0][0]
+    history = {**model.history, "val_loss": np.array([loss, 1.0])}
+    draw_training(replace(model, history=history), "title", Path("x.png"))
+    assert drawn[0].axes[0].get_yscale() == scale

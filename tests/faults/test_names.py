@@ -29,6 +29,11 @@ def test_pictures_show_names_as_they_are(name, tmp_path):
     assert (tmp_path / "noise.png").stat().st_size > 1000
 
 
+def test_the_title_of_a_narrow_table_stays_in_one_line(capsys):
+    print_table("top1 accuracy of each class (%, clean)", ("class", "safe"), [("cat", "1.0")])
+    assert "top1 accuracy of each class (%, clean)" in capsys.readouterr().out
+
+
 def test_formulas_are_drawn_for_powers_of_ten_alone(tmp_path):
     figure = Figure()
     axes, bars = figure.subplots(1, 2)
