@@ -37,7 +37,7 @@ class ExportConfig:
     seed: Annotated[int, SEED] = 0
     """Seed of the images, half noise and half smooth, on which the written file is run."""
     json: Path | None = None
-    """Also write the printed figures to this file."""
+    """Also write the printed numbers to this file, as JSON."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
@@ -48,7 +48,7 @@ class RunOptions:
     figures: bool = True
     """Draw figures beside --out."""
     json: Path | None = None
-    """Also write the printed figures to this file."""
+    """Also write the printed numbers to this file, as JSON."""
     plugin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Python file or module to import first, which registers rules, encoders, engines, perturbations or
     backbones."""
@@ -260,6 +260,8 @@ def _loading(frame: FrameType | None) -> bool:
 def _parse(config_type: type[Config], arguments: list[str], program: str, default: Config | None = None) -> Config:
     """The configuration; a :class:`UserError` in place of the parser's own many lines."""
     captured = io.StringIO()
+    if {"-h", "--help"} & set(arguments):
+        _join_help(config_type)
     try:
         with contextlib.redirect_stderr(captured):
             if default is None:
@@ -276,6 +278,22 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
         lines = [line.strip("│╭╮╰╯─ ") for line in captured.getvalue().splitlines()]
         message = " ".join(line for line in lines if line.strip("-") and not line.startswith("For full helptext"))
         raise UserError(f"{_in_words(message)}; see {program} --help") from stop
+
+
+def _join_help(config_type: type) -> None:
+    """Let the parser read each field's docstring as one paragraph: it keeps the breaks before indented lines."""
+    import docstring_parser  # comes with tyro
+
+    for hint in get_type_hints(config_type).values():
+        for kind in (hint, *get_args(hint)):
+            if is_dataclass(kind) and isinstance(kind, type):
+                _join_help(kind)
+    for base in config_type.__mro__:
+        known = {field.name: field for field in fields(base)} if is_dataclass(base) else {}
+        for text in docstring_parser.parse_from_object(base).params if known else ():
+            if text.arg_name in known and text.description:
+                field = known[text.arg_name]
+                field.metadata = MappingProxyType({**field.metadata, "help": " ".join(text.description.split())})
 
 
 def _in_words(message: str) -> str:
