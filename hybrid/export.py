@@ -45,7 +45,7 @@ class ExportNetworkConfig:
     seed: Annotated[int, SEED] = 0
     """Seed of the images on which the file is run, and of the choice of those that set the ranges."""
     json: Path | None = None
-    """Also write the printed figures to this file."""
+    """Also write the printed numbers to this file, as JSON."""
     plugin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Python file or module to import first, which registers backbones."""
 

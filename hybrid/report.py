@@ -153,7 +153,8 @@ def run(config: ReportConfig) -> None:
     page = render(_title(config.runs), sections, left_out).encode()
     write_bytes(config.out, page)
     figures = sum(block.kind == "figure" for section in sections for block in section.blocks)
-    print(f"{len(sections)} parts, {figures} figures, {len(page) / 2**20:.1f} MiB; left out: {len(left_out)}")
+    size = f"{len(sections)} parts, {figures} figures, {len(page) / 2**20:.1f} MiB"
+    print(f"{size}; left out, as the page says at its end: {len(left_out)}")
     outputs.finish(
         {
             "files": [{"name": file.name, "digest": file.stamp.digest} for file in runs.stamped],

@@ -281,6 +281,11 @@ def read_as(
                     skipped[SEVERAL_FRAMES] += 1
                 ImageOps.exif_transpose(image, in_place=True)
                 return convert(_to_rgb(image))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        largest = f"{(Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels"
+        raise UserError(
+            f"{path} is not a readable image (more than {largest}, as of a decompression bomb); make it smaller"
+        ) from error
     except Exception as error:  # damaged files end in one of many, struct.error and IndexError among them
         raise UserError(f"{path} is not a readable image ({error}); repair or remove it") from error
 

@@ -190,6 +190,15 @@ def test_help_breaks_no_line_where_the_source_does(monkeypatch, capsys):
     assert any("NAME_int8.onnx), in the working folder." in line for line in capsys.readouterr().out.splitlines())
 
 
+def test_help_breaks_lines_only_where_they_are_full(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        classify(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert any("which registers rules, encoders, engines, perturbations or backbones." in line for line in lines)
+    assert any("crop: its shorter side is resized, and the middle is cut out. pad: all of it" in line for line in lines)
+
+
 def help_of(main, capsys) -> str:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])

@@ -292,6 +292,7 @@ def truncated(path: Path) -> None:
         ("0.png", truncated, "truncated"),
         ("0.jpg", truncated, "truncated"),
         ("0.png", lambda path: png(path, 60_000, 60_000, 1, 0, b""), "decompression bomb"),
+        ("0.png", lambda path: png(path, 10_000, 9_000, 1, 0, b""), "more than 89 million pixels"),
         ("0.png", lambda path: path.write_bytes(b""), "cannot identify"),
         ("0.tif", lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path), "mode F"),
         ("0.tif", lambda path: Image.fromarray(RAMP.astype(np.int32)).save(path), "mode I"),

@@ -229,6 +229,13 @@ def test_accuracies_of_classes(written, runs):
         assert shown[name][1:3] == [str(images), f"{100 * right / images:.1f}"]
 
 
+def test_columns_of_pictures_are_centred_and_name_the_class(written):
+    assert re.search(r"Test image \d+, of class \d\.", written)
+    # The baseline has no contrast: its dash stands below the pictures of the network that has.
+    assert re.search(r'<td class="shown">–</td>', written)
+    assert not re.search(r'<td class="number plain">–</td>\s*<td class="shown">', written)
+
+
 def test_same_bytes_again_also_from_another_folder(written, runs, tmp_path):
     assert report([str(runs), "--out", str(tmp_path / "other.html"), *FEW]) == 0
     assert (tmp_path / "other.html").read_text() == written

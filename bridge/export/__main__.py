@@ -34,7 +34,7 @@ class ExportConfig:
     seed: Annotated[int, SEED] = 0
     """Seed of the images, half noise and half smooth, on which the written file is run."""
     json: Path | None = None
-    """Also write the printed figures to this file."""
+    """Also write the printed numbers to this file, as JSON."""
     plugin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Python file or module to import first, which registers encoders."""
 

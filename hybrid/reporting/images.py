@@ -179,7 +179,7 @@ def _examples(
                 answer = _answer(model.network, image, names, true, device)
                 lines.append([name, condition, *cells, answer])
         headings = ("network", "noise", *(TITLES.get(stage, stage) for stage in stages), "answer")
-        caption = f"Test image {row + 1}: {names[true]}. Numbers: difference from the clean image."
+        caption = f"Test image {row + 1}, of class {names[true]}. Numbers: difference from the clean image."
         blocks.append(Shown(caption, headings, lines, words=2))
     if blocks:
         explained = (

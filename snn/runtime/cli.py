@@ -47,7 +47,7 @@ class RunOptions:
     figures: bool = True
     """Draw figures beside --out."""
     json: Path | None = None
-    """Also write the printed figures to this file."""
+    """Also write the printed numbers to this file, as JSON."""
     plugin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Python file or module to import first, which registers rules, encoders, engines, perturbations or
     backbones."""
