@@ -15,9 +15,9 @@ from bridge.frontend import SpikingFrontEnd
 from hybrid.classification import Answer
 from hybrid.confusion import Confusion
 from hybrid.network import Network
-from hybrid.printing import visible
 from hybrid.storage import WATCHED, TrainedModel
 from hybrid.views import AUXILIARY, CONTRAST, IMAGE, picture, views
+from snn.runtime.errors import visible
 from snn.runtime.outputs import Target, save_figure
 
 MOST_BARS = 10
@@ -129,7 +129,7 @@ def draw_confusion(confusion: Confusion, target: Target) -> None:
     """
     classes, models = confusion.classes, confusion.models
     conditions = list(dict.fromkeys([confusion.first, confusion.strongest()]))
-    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in classes]
+    names = [_short(visible(name), LONGEST_NAME) for name in classes]
     # In inches; a letter of 7 points is about 0.07 wide.
     side = float(np.clip(0.33 * len(classes), 2.6, 9.0))
     cell, margin = side / len(classes), 0.4 + 0.07 * max(map(len, names))

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from snn.runtime.errors import visible
+
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
     """Print a table of texts, the first ``words`` columns aligned to the left, the others, numbers, to the right.
@@ -25,8 +27,3 @@ def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
     console.print(table)
-
-
-def visible(text: str) -> str:
-    """Text in one line for terminals and pictures: "?" for line breaks, control characters and bytes of no UTF-8."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

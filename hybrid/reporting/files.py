@@ -17,10 +17,9 @@ from PIL import Image
 
 from bridge.storage import SHIPPED_FRONTENDS, FrontEndFile, load_frontend
 from hybrid.confusion import Confusion
-from hybrid.printing import visible
 from hybrid.storage import SHIPPED_NETWORKS as SHIPPED_MODELS
 from hybrid.storage import TrainedModel, load_model
-from snn.runtime.errors import UserError, check
+from snn.runtime.errors import UserError, check, visible
 from snn.runtime.h5 import Stamp, read_stamp
 from snn.runtime.pretrained import PREFIX
 from snn.runtime.text_flag import read_number

@@ -10,7 +10,6 @@ from hybrid.conditions import Condition, Noise
 from hybrid.embedding import draw_embedding, embed_models, panel_rows
 from hybrid.evaluation import predict, summarise
 from hybrid.network import Network
-from hybrid.printing import visible
 from hybrid.reporting.files import Runs, Table
 from hybrid.reporting.page import Block, Cell, Section, Text, figure, picture, pixels
 from hybrid.reporting.page import Table as Shown
@@ -18,7 +17,7 @@ from hybrid.storage import TrainedModel
 from hybrid.views import AUXILIARY, CONTRAST, IMAGE, views
 from hybrid.views import picture as picture_of
 from snn.data import Images
-from snn.runtime.errors import UserError
+from snn.runtime.errors import UserError, visible
 
 DEFAULT_NOISE = "awgn:15"
 """Noise of these parts where no results say which is hard."""

@@ -11,11 +11,11 @@ from bridge.storage import load_responses, load_spiking_layers
 from hybrid.confusion import Confusion
 from hybrid.evaluation import summarise
 from hybrid.figures import draw_confusion, draw_noise, draw_training
-from hybrid.printing import visible
 from hybrid.reporting.files import Runs, StampedFile, Table
 from hybrid.reporting.page import Block, Cell, Commands, Node, Section, Text, Tree, figure
 from hybrid.reporting.page import Table as Shown
 from snn.figures import draw_kernels
+from snn.runtime.errors import visible
 from snn.runtime.pretrained import PREFIX
 
 SHORT = 10

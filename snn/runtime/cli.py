@@ -19,7 +19,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from snn.runtime.device import DeviceName
-from snn.runtime.errors import UserError, check
+from snn.runtime.errors import UserError, check, visible
 from snn.runtime.loading import INTERRUPTED, LEFT
 from snn.runtime.locks import release_all
 from snn.runtime.progress import SHOWN, warn
@@ -90,7 +90,7 @@ def run_command(
             return function(config) or 0
     except (UserError, OSError) as error:
         # What the operating system refuses (a name too long, a folder that may not be read) is for the user to mend.
-        message = with_flags(" ".join(str(error).split()), config_type)
+        message = visible(with_flags(" ".join(str(error).split()), config_type))
         print(f"{program}: error: {message}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:

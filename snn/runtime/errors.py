@@ -1,4 +1,4 @@
-"""The one exception for what a caller or user can put right."""
+"""The one exception for what a caller or user can put right, and how names are shown."""
 
 from collections.abc import Iterable
 
@@ -21,3 +21,11 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raise :class:`UserError` unless ``value``, which the argument ``name`` has, is one of ``choices``."""
     choices = tuple(choices)
     check(value in choices, f"`{name}` {value}: unknown; choose from {', '.join(choices)}")
+
+
+def visible(text: str) -> str:
+    """Text in one line for terminals and pictures: "?" for line breaks, control characters and bytes of no UTF-8.
+
+    Names may be those of a stranger's file, and could steer a terminal.
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from snn.runtime.errors import visible
+
 Item = TypeVar("Item")
 
 SHOWN: ContextVar[Callable[[str], str]] = ContextVar("SHOWN", default=str)
@@ -22,4 +24,4 @@ def progress(items: Iterable[Item] | None, what: str, unit: str, total: int | No
 
 def warn(message: str) -> None:
     """Show a warning on stderr, beside any progress bar; names of arguments stand in backticks."""
-    tqdm.write(f"warning: {SHOWN.get()(message)}", file=sys.stderr)
+    tqdm.write(f"warning: {visible(SHOWN.get()(message))}", file=sys.stderr)
