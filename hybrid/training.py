@@ -428,6 +428,10 @@ def _fit(
         callbacks.append(EMAWeightAveraging(device, use_buffers=False, decay=module.recipe.average))
     if folder:
         folder.mkdir(exist_ok=True)
+        if start is None and not module.passes_before and first_process():
+            # Of a training before this one, whose curves TensorBoard would mix with these.
+            for events in folder.glob("events.out.tfevents.*"):
+                events.unlink()
         callbacks.append(Checkpoints(folder / PROGRESS, identity, checkpointing.checkpoint_interval))
     # What it tells of its hardware and of its own features says nothing of this training.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
