@@ -434,6 +434,10 @@ def _fit(
         callbacks.append(EMAWeightAveraging(device, use_buffers=False, decay=module.recipe.average))
     if folder:
         folder.mkdir(exist_ok=True)
+        if start is None and not module.passes_before and first_process():
+            # Of a training before this one, whose curves TensorBoard would mix with these.
+            for events in folder.glob("events.out.tfevents.*"):
+                events.unlink()
         callbacks.append(Checkpoints(folder / PROGRESS, identity, checkpointing.checkpoint_interval))
     log = logging.getLogger("lightning.pytorch")
     level = log.level

@@ -329,3 +329,12 @@ def test_a_loss_beyond_chance_makes_the_axis_logarithmic(continued, loss, scale,
     history = {**model.history, "val_loss": np.array([loss, 1.0])}
     draw_training(replace(model, history=history), "title", Path("x.png"))
     assert drawn[0].axes[0].get_yscale() == scale
+
+
+def test_a_training_anew_leaves_no_curves_of_the_one_before(tmp_path):
+    arguments = [*SMALL, "--out", str(tmp_path / "model.h5")]
+    for epochs in ("2", "1"):
+        assert main([*arguments, "--epochs", epochs]) == 0
+    events = EventAccumulator(str(tmp_path / "model_training"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val_accuracy")] == [0]
