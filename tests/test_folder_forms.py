@@ -192,7 +192,7 @@ def test_stages_go_on_with_images_without_labels(flat, tmp_path, capsys):
     snn, frontend, out = tmp_path / "snn.h5", tmp_path / "frontend.h5", tmp_path / "margins.csv"
     flags = ["--maps", "4", "--min-updates", "3", "--no-figures", "--out", str(snn)]
     assert learn(["--data", f"folder:{flat}", *flags]) == 0
-    assert "learned 1 layers on 45 images" in capsys.readouterr().out
+    assert "learned 1 layer on 45 images" in capsys.readouterr().out
     network, source, _ = load_network(snn)
     assert source == DataSource(f"folder:{flat}")
     assert network.input_shape == (3, 8, 8)

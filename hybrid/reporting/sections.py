@@ -353,7 +353,11 @@ def remake(runs: Runs, command: str) -> Section:
         blocks.append(Text("Made in a program, not by a command:"))
         blocks.append(Commands("\n".join(others)))
     if runs.results:
-        blocks.append(Text("Tables record no command. These measure the same, if the networks and images lie there:"))
+        blocks.append(
+            Text(
+                "Tables record no command. These measure the same on the test images of the trainings; add --data if it was on others:"
+            )
+        )
         blocks.append(Commands("\n".join(_evaluation(runs, table) for table in runs.results)))
     blocks += [Text("This page:"), Commands(visible(command))]
     return Section("again", "How to make it again", blocks)
