@@ -137,7 +137,8 @@ def run(config: LearnConfig) -> None:
         return
     seconds, digest = perf_counter() - began, write(network)
     print(
-        f"learned {len(network.layers)} layer{'s' * (len(network.layers) > 1)} on {len(images)} images in {seconds:.0f} s on {device.type}, "
+        f"learned {len(network.layers)} layer{'s' * (len(network.layers) > 1)} on {len(images)} images in "
+        f"{seconds:.0f} s on {device.type}, "
         f"peak memory {peak_memory():.1f} GiB"
     )
     figures = {f"conv{number}": layer_figures(learned) for number, learned in enumerate(network.layers, 1)}

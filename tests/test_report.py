@@ -89,13 +89,19 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words[part]).split())
 
 
+PARTS = ("snn", "frontend", "safe", "baseline")
+"""Files of the small run."""
+
+
 @pytest.fixture(scope="module")
 def runs(pipeline, tmp_path_factory) -> Path:
     """The small run, with a confusion matrix."""
     folder = tmp_path_factory.mktemp("report") / "run"
     shutil.copytree(pipeline.folder, folder)
-    for file in folder.glob("results*"):
-        file.unlink()
+    # Other tests may have left networks of their own.
+    for file in folder.iterdir():
+        if file.name.startswith("results") or (file.suffix == ".h5" and file.stem not in PARTS):
+            file.unlink()
     models = [str(folder / "safe.h5"), str(folder / "baseline.h5")]
     noise = ["clean", "awgn:12", "salt-pepper:0.2"]
     given = [*models, "--noise", *noise, "--repeats", "2", "--limit-test", "200", "--confusion"]

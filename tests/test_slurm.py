@@ -67,9 +67,12 @@ def test_of_two_tasks_the_first_alone_prints_and_writes(main, tmp_path):
     assert f"wrote {out}" in printed
     assert silent == ""
     left = {str(path.relative_to(out.parent)) for path in out.parent.rglob("*") if "tfevents" not in path.name}
-    assert left == {"x.h5"} | (
-        {"x_training", "x_training/metrics.csv", "x_training/hparams.yaml"} if main is train else set()
+    logs = (
+        {"x_training", "x_training/metrics.csv", "x_training/hparams.yaml"}
+        if main is train
+        else {"x_learning", "x_learning/conv1"}
     )
+    assert left == {"x.h5"} | logs
     # It is what a group of Lightning's own processes makes.
     process = start(main, [*arguments, str(alone)], {})
     _, error = process.communicate(timeout=300)

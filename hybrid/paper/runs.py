@@ -55,12 +55,16 @@ NOT_DECIDING: dict[type, tuple[str, ...]] = {
     # The number of threads moves the last bits; each file records it.
     Hardware: ("device", "threads"),
     SwapConfig: ("model", "frontend", "out", "root"),
-    EvaluateConfig: ("models", "out", "attack_model", "cifar10_c", "root", "batch_size"),
+    EvaluateConfig: ("models", "out", "attack_model", "cifar10_c", "root", "batch_size", "confusion"),
     DataSource: ("root", "download"),
     RunOptions: ("device", "figures", "json", "plugin"),
 }
 """Fields that say where files lie or how a result is computed, but do not decide which result it is."""
-LATER: dict[type, Mapping[str, object]] = {TrainConfig: {"weights": None}, Recipe: RECIPE_LATER}
+LATER: dict[type, Mapping[str, object]] = {
+    TrainConfig: {"weights": None},
+    Recipe: RECIPE_LATER,
+    EvaluateConfig: {"weights": (), "image_size": None},
+}
 """Fields that configurations did not always have, with the value that stands for what was done before: with it a run
 keeps the identity that it had."""
 

@@ -355,7 +355,8 @@ def remake(runs: Runs, command: str) -> Section:
     if runs.results:
         blocks.append(
             Text(
-                "Tables record no command. These measure the same on the test images of the trainings; add --data if it was on others:"
+                "Tables record no command. These measure the same on the test images of the trainings; if it was on "
+                "others, add --data:"
             )
         )
         blocks.append(Commands("\n".join(_evaluation(runs, table) for table in runs.results)))

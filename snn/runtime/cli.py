@@ -79,7 +79,7 @@ def run_command(
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
-        with _interrupts(program):
+        with _interrupts(program), _quiet_threads():
             arguments = sys.argv[1:] if argv is None else argv
             _check_text(arguments)
             others = _load_plugins(arguments)
@@ -106,6 +106,22 @@ def run_command(
         return INTERRUPTED
     finally:
         release_all()
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """No traceback of a thread that could not write: TensorBoard's raises its error again where the command works."""
+    before = threading.excepthook
+
+    def say(failed: threading.ExceptHookArgs) -> None:
+        if not issubclass(failed.exc_type, OSError):
+            before(failed)
+
+    threading.excepthook = say
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _check_text(arguments: list[str]) -> None:
