@@ -5,6 +5,7 @@ the learning itself, at the same updates however often it was interrupted. Nothi
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from snn.figures import kernel_tiles, mosaic
 from snn.geometry import ConvGeometry
 from snn.network import SpikingNetwork, UnfinishedLayer
+from snn.runtime.progress import warn
 
 INTERVAL = 20
 """Updates between two points of a curve, which are means over these updates."""
@@ -33,10 +35,24 @@ class Board:
     def __init__(self, folder: Path, image_interval: int = 50) -> None:
         self.folder, self.image_interval = folder, image_interval
         self._writer: SummaryWriter | None = None
+        self._given_up = False
         self._neurons = 0
 
     def __call__(self, network: SpikingNetwork) -> None:
         """After an update, or after the last one of a layer."""
+        self._attempt(lambda: self._show(network))
+
+    def _attempt(self, write: Callable[[], None]) -> None:
+        """Call ``write``; where the disk refuses it, say so, and write no more: no learning is lost for its logs."""
+        if self._given_up:
+            return
+        try:
+            write()
+        except OSError as error:
+            warn(f"cannot write {self.folder}: {error.strerror or error}; learning goes on without it")
+            self._writer, self._given_up = None, True
+
+    def _show(self, network: SpikingNetwork) -> None:
         state = network.unfinished
         if state is None:
             self._finish(network)
@@ -55,7 +71,7 @@ class Board:
     def flush(self) -> None:
         """Write all to disk: before a checkpoint, so that it is there if learning goes on from that."""
         if self._writer:
-            self._writer.flush()
+            self._attempt(self._writer.flush)
 
     def _begin(self, network: SpikingNetwork, state: UnfinishedLayer, number: int) -> SummaryWriter:
         fresh = state.updates == 1

@@ -134,4 +134,4 @@ write_atomically(Path({str(out)!r}), write)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["snn.h5", "snn_learning"]
     assert load_network(out).network.complete
     write_atomically(tmp_path / "x.txt", lambda temporary: temporary.write_text("whole"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["snn.h5", "x.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["snn.h5", "snn_learning", "x.txt"]

@@ -110,7 +110,7 @@ def run_command(
 
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """No traceback of a thread that could not write: TensorBoard's raises its error again where the command works."""
+    """No traceback of a thread that could not write: TensorBoard keeps its error, and raises it where it is called."""
     before = threading.excepthook
 
     def say(failed: threading.ExceptHookArgs) -> None:
