@@ -276,7 +276,7 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
     """The configuration; a :class:`UserError` in place of the parser's own many lines."""
     captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(captured), _whole_paragraphs(arguments):
+        with contextlib.redirect_stderr(captured), _whole_paragraphs():
             if default is None:
                 return tyro.cli(config_type, args=arguments, prog=program)
             return tyro.cli(config_type, args=arguments, prog=program, default=default)
@@ -297,12 +297,9 @@ def _parse(config_type: type[Config], arguments: list[str], program: str, defaul
 
 
 @contextlib.contextmanager
-def _whole_paragraphs(arguments: list[str]) -> Iterator[None]:
-    """While help is asked for: texts of fields as whole paragraphs. The parser would keep the source's line breaks."""
-    if not {"-h", "--help"} & set(arguments):
-        yield
-        return
-    import docstring_parser
+def _whole_paragraphs() -> Iterator[None]:
+    """Texts of fields as whole paragraphs. The parser would keep the source's line breaks, and it remembers texts."""
+    import docstring_parser  # comes with tyro
     from docstring_parser import DocstringStyle as Style
 
     read = docstring_parser.parse_from_object
