@@ -3,7 +3,7 @@
 Convolutions and matrices of the trainable part are static int8 (QDQ format): weights are int8 with a scale for each
 output channel, activations uint8 in ranges that calibration images show. Half of these images are noisy, as ranges of
 clean images alone would clip under noise. The front end, whose steps turn the smallest change of a drive into a whole
-spike, stays float32 with every bit (benchmarks/README.md has the figures of this choice and of others).
+spike, stays float32 with every bit (benchmarks/README.md has the figures).
 """
 
 import logging
