@@ -125,6 +125,11 @@ def plain_text(app: Sphinx, what: str, name: str, obj: object, options: object, 
         lines[:0] = ["..", ""]
 
 
+def made_from_elsewhere(app: Sphinx, *_: object) -> list[str]:
+    """Pages to read again each time: what they show lies outside this folder."""
+    return ["api", "benchmarks", "commands", "equations", "security"]
+
+
 def inline_math(self, node: nodes.math) -> None:  # type: ignore[no-untyped-def]
     self.body.append(convert(node.astext(), display="inline"))
     raise nodes.SkipNode
@@ -140,6 +145,7 @@ def setup(app: Sphinx) -> None:
     """Registers what is above."""
     app.add_directive("help", Help)
     app.connect("source-read", link_inside)
+    app.connect("env-get-outdated", made_from_elsewhere)
     app.connect("autodoc-process-docstring", plain_text, priority=400)
     # Every current browser draws MathML by itself, offline and in print.
     app.add_html_math_renderer("mathml", inline_renderers=(inline_math, None), block_renderers=(block_math, None))
