@@ -60,6 +60,13 @@ class Agreement(NamedTuple):
     """Images whose logits differ by more than is accepted."""
 
 
+class GlobalMaximum(nn.Module):
+    """The maximum of each channel over all places: (B, C, H, W) to (B, C, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax((2, 3), keepdim=True)
+
+
 def plain_network(network: Network) -> Network:
     """A copy on the CPU, in evaluation mode, in operators that every runtime has; it gives the same logits."""
     plain = copy.deepcopy(network).cpu().eval()
@@ -69,6 +76,9 @@ def plain_network(network: Network) -> Network:
     for name, module in list(plain.named_modules()):
         if isinstance(module, SpecialActivationUnit):
             plain.set_submodule(name, PlainSteps.of(module))
+        elif isinstance(module, nn.AdaptiveMaxPool2d) and module.output_size in (1, (1, 1)):
+            # PyTorch 2.11 has no ONNX operator for it.
+            plain.set_submodule(name, GlobalMaximum())
     return plain.eval()
 
 
