@@ -28,7 +28,7 @@ from torch import Tensor
 
 from hybrid.conditions import CHUNK, Condition, Noise, condition_flag
 from hybrid.evaluation import common_source, different, distinct, load_test_images, match_classes, name_models
-from hybrid.figures import LONGEST_NAME
+from hybrid.figures import LONGEST_NAME, shortened
 from hybrid.network import Network, embed
 from hybrid.printing import print_table
 from hybrid.storage import TrainedModel, load_model, model_file
@@ -188,7 +188,7 @@ def draw_embedding(panels: list[Panel], classes: tuple[str, ...], target: Target
     models = list(dict.fromkeys(panel.model for panel in panels))
     conditions = list(dict.fromkeys(panel.condition for panel in panels))
     colours = _colours(len(classes))
-    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in classes]
+    names = [shortened(name, LONGEST_NAME) for name in classes]
     # In inches. An entry of the legend is 0.19 high; the figure is wider than its panels by the columns of the legend.
     height = 0.5 + 3.1 * len(models)
     legend_columns = -(-len(names) // int((height - 0.6) / 0.19))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bridge.export.packages import check_packages
 from hybrid.exporting import SUFFIX, Format, checked_content
-from hybrid.storage import TrainedModel, load_model, model_file
+from hybrid.storage import TrainedModel, check_like_training, load_model, model_file
 from snn.data import image_folders, load_images
 from snn.data_source import IMAGES, DataSource, check_recorded, note_root
 from snn.runtime.cli import RunOptions, check_left_out, command_line, run_command
@@ -117,11 +117,7 @@ def _calibration(model: TrainedModel, config: ExportNetworkConfig) -> Tensor:
     source = calibration_source(model, config)
     note_root(source, config.root)
     images = load_images(source, "train", config.seed).images
-    check(
-        images.shape[1:] == model.spec.input_shape,
-        f"`data` {source.data}: its images have shape {tuple(images.shape[1:])}, the network is for "
-        f"{model.spec.input_shape}; give images like those of its training",
-    )
+    check_like_training(images, model, source)
     check(len(images) >= 2, f"`data` {source.data}: a single image; give 2 or more")
     return calibration_images(images, config.seed)
 

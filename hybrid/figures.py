@@ -129,7 +129,7 @@ def draw_confusion(confusion: Confusion, target: Target) -> None:
     """
     classes, models = confusion.classes, confusion.models
     conditions = list(dict.fromkeys([confusion.first, confusion.strongest()]))
-    names = [_short(visible(name), LONGEST_NAME) for name in classes]
+    names = [shortened(visible(name), LONGEST_NAME) for name in classes]
     # In inches; a letter of 7 points is about 0.07 wide.
     side = float(np.clip(0.33 * len(classes), 2.6, 9.0))
     cell, margin = side / len(classes), 0.4 + 0.07 * max(map(len, names))
@@ -270,7 +270,7 @@ def draw_answers(answers: Sequence[Answer], network: Network, title: str, target
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_color("0.8")
         # The end of a file's name tells it from others of its folder.
-        name = _short(visible(Path(answer.image).name)[::-1])[::-1]
+        name = shortened(visible(Path(answer.image).name)[::-1])[::-1]
         row[0].set_ylabel(
             f"{name}\n{answer.condition}", rotation=0, ha="right", va="center", fontsize=9, linespacing=1.5
         )
@@ -288,7 +288,7 @@ def _draw_classes(axes: Axes, answer: Answer) -> None:
     axes.barh(places, percent, 0.7, color=["C0", *["0.75"] * (len(percent) - 1)])
     for place, value in zip(places, percent, strict=True):
         axes.text(value + 2, place, f"{value:.1f}", va="center", fontsize=8)
-    axes.set_yticks(places, [_short(visible(name)) for name in answer.classes[:MOST_BARS]], fontsize=8)
+    axes.set_yticks(places, [shortened(visible(name)) for name in answer.classes[:MOST_BARS]], fontsize=8)
     # A single bar is no wider than those of five.
     axes.set(xlim=(0, 125), ylim=(max(len(percent), 5) - 0.5, -0.5), xticks=[])
     axes.tick_params(left=False)
@@ -306,7 +306,8 @@ def _stage_title(stage: str, maps: Tensor, network: Network) -> str:
     return f"{name}\n{count} maps of {width} x {height}"
 
 
-def _short(text: str, longest: int = 20) -> str:
+def shortened(text: str, longest: int = 20) -> str:
+    """``text``, or its first letters and an ellipsis if it has more than ``longest`` letters."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 

@@ -15,12 +15,12 @@ import tyro
 from torch import Tensor
 
 from hybrid.evaluation import predict
-from hybrid.storage import Bits, TrainedModel, load_model, model_file, save_model
+from hybrid.storage import Bits, TrainedModel, check_like_training, load_model, model_file, save_model
 from snn.data import image_folders, load_images
 from snn.data_source import FOLDER, IMAGES, DataSource, note_root
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.device import choose_device
-from snn.runtime.errors import UserError, check
+from snn.runtime.errors import UserError
 from snn.runtime.outputs import Outputs
 from snn.runtime.ranges import check_fields
 
@@ -69,11 +69,7 @@ def comparison_images(model: TrainedModel, config: ShipConfig) -> Tensor | None:
             raise
         print(f"answers were not compared: {error}")
         return None
-    check(
-        images.shape[1:] == model.spec.input_shape,
-        f"`data` {source.data}: its images have shape {tuple(images.shape[1:])}, the network is for "
-        f"{model.spec.input_shape}; give images like those of its training",
-    )
+    check_like_training(images, model, source)
     return images
 
 

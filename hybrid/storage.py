@@ -86,6 +86,15 @@ def history_rows(history: Mapping[str, Iterable[float]]) -> list[dict]:
     return [{"epoch": number, **dict(zip(history, row, strict=True))} for number, row in enumerate(rows, 1)]
 
 
+def check_like_training(images: Tensor, model: TrainedModel, source: DataSource) -> None:
+    """Raise :class:`UserError` for images (N, C, H, W) of ``source`` that have another shape than the network takes."""
+    check(
+        images.shape[1:] == model.spec.input_shape,
+        f"`data` {source.data}: its images have shape {tuple(images.shape[1:])}, the network is for "
+        f"{model.spec.input_shape}; give images like those of its training",
+    )
+
+
 def check_file(spec: ModelSpec) -> None:
     """Raise :class:`UserError` if the file of such a network would be too large."""
     with torch.device("meta"):
