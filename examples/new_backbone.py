@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import lightning.pytorch  # noqa: F401 (sets the level of its log when it is imported)
 import torch
 from torch import Tensor, nn
 
