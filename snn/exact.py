@@ -4,8 +4,13 @@ import torch
 from torch import Tensor
 
 
+def exact_grid(largest: Tensor, dtype: torch.dtype) -> Tensor:
+    """The finest power of two on whose multiples sums of up to ``largest`` (a number) are exact in ``dtype``."""
+    digits = {torch.float32: 24, torch.float64: 53}[dtype]
+    return torch.exp2(torch.ceil(torch.log2(largest.double().clamp(min=1e-30))) - digits).to(dtype)
+
+
 def round_for_exact_sums(values: Tensor, largest: Tensor) -> Tensor:
     """``values`` rounded to the finest power-of-two grid on which sums of up to ``largest`` (a number) are exact."""
-    digits = {torch.float32: 24, torch.float64: 53}[values.dtype]
-    grid = torch.exp2(torch.ceil(torch.log2(largest.double().clamp(min=1e-30))) - digits).to(values.dtype)
+    grid = exact_grid(largest, values.dtype)
     return torch.round(values / grid) * grid

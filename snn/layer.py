@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn.exact import round_for_exact_sums
+from snn.exact import exact_grid, round_for_exact_sums
 from snn.geometry import ConvGeometry
 from snn.neuron import LIFBoxParameters, norse_parameters
 from snn.parameters import LayerParameters, LIFParameters
@@ -62,6 +62,12 @@ class SpikingConv2d:
         """
         return _on_exact_grid(self.weight)
 
+    def whole_weight(self) -> tuple[Tensor, Tensor]:
+        """:meth:`exact_weight` as whole numbers, int32, and their unit, a number: no sum of them reaches 2^24."""
+        weight = self.weight
+        grid = exact_grid(_largest_sum(weight), weight.dtype)
+        return torch.round(weight / grid).int(), grid
+
     def convolution(self, shape: tuple[int, int, int]) -> ConvGeometry:
         """Its convolution over presynaptic neurons of ``shape`` (C_in, H, W)."""
         return ConvGeometry.of(self.geometry, shape)
@@ -78,4 +84,9 @@ class SpikingConv2d:
 
 def _on_exact_grid(kernels: Tensor) -> Tensor:
     """Kernels (C_out, C_in, kH, kW) rounded so that every sum over a kernel is exact."""
-    return round_for_exact_sums(kernels, kernels[0].numel() * kernels.abs().amax())
+    return round_for_exact_sums(kernels, _largest_sum(kernels))
+
+
+def _largest_sum(kernels: Tensor) -> Tensor:
+    """At least as large as any sum over a part of a kernel, a number."""
+    return kernels[0].numel() * kernels.abs().amax()

@@ -1,8 +1,8 @@
-"""Spikes of a batch of images, as events or as a dense tensor."""
+"""Spikes of a batch of images, as a dense tensor or in the form of an engine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,9 +22,29 @@ class Raster(NamedTuple):
     """Index of the first spike of each step, and n: int64 (T + 1,)."""
 
 
+class CompactSpikes(Protocol):
+    """Another form of a bool tensor (T, B, C, H, W); its length is the number of steps T."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the neurons that spike."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images B whose spikes these are."""
+
+    def __len__(self) -> int: ...
+
+    def to_dense(self) -> Tensor:
+        """As bool (T, B, C, H, W)."""
+
+    def counts(self) -> Tensor:
+        """Spikes of each neuron over the presentation, int16 (B, C, H, W)."""
+
+
 @dataclass(frozen=True)
 class SpikeEvents:
-    """Spikes of a batch of images: the sparse form of a bool tensor (T, B, C, H, W)."""
+    """Spikes as lists, on the CPU; a :class:`CompactSpikes`."""
 
     rasters: tuple[Raster, ...]
     """One of each image."""
@@ -34,6 +54,11 @@ class SpikeEvents:
     def __len__(self) -> int:
         """Steps T."""
         return len(self.rasters[0].start) - 1
+
+    @property
+    def batch_size(self) -> int:
+        """Images B."""
+        return len(self.rasters)
 
     @classmethod
     def from_dense(cls, spikes: Tensor) -> "SpikeEvents":
@@ -64,26 +89,31 @@ class SpikeEvents:
         return torch.from_numpy(np.stack(counts)).unflatten(1, (height, width, c)).permute(0, 3, 1, 2)
 
 
-Spikes = Tensor | SpikeEvents
-"""Spikes of a batch over a presentation: bool (T, B, C, H, W), or events (CPU)."""
+Spikes = Tensor | CompactSpikes
+"""Spikes of a batch over a presentation: bool (T, B, C, H, W), or the form of an engine."""
 
 
 def spike_counts(spikes: Spikes) -> Tensor:
     """Spikes of each neuron over the presentation, int16 (B, C, H, W)."""
-    return spikes.counts() if isinstance(spikes, SpikeEvents) else spikes.sum(0, dtype=torch.int16)
+    return spikes.sum(0, dtype=torch.int16) if isinstance(spikes, Tensor) else spikes.counts()
 
 
 def batch_size(spikes: Spikes) -> int:
     """Images B whose spikes these are."""
-    return len(spikes.rasters) if isinstance(spikes, SpikeEvents) else spikes.shape[1]
+    return spikes.shape[1] if isinstance(spikes, Tensor) else spikes.batch_size
 
 
 def spike_shape(spikes: Spikes) -> tuple[int, int, int]:
     """(C, H, W) of the neurons that spike."""
-    if isinstance(spikes, SpikeEvents):
+    if not isinstance(spikes, Tensor):
         return spikes.shape
     channels, height, width = spikes.shape[2:]
     return channels, height, width
+
+
+def as_dense(spikes: Spikes) -> Tensor:
+    """Spikes in any form, as bool (T, B, C, H, W)."""
+    return spikes if isinstance(spikes, Tensor) else spikes.to_dense()
 
 
 def encode_rasters(

@@ -11,7 +11,7 @@ from validation.environment import main
 
 WRONG = """
 from snn.engines.events import EventEngine
-from snn.engines.norse import as_dense
+from snn.spikes import as_dense
 from snn.registries import register_engine
 
 

@@ -18,7 +18,7 @@ import tyro
 
 from bridge.storage import load as load_frontend
 from snn.engines.base import choose_engine
-from snn.engines.norse import as_dense
+from snn.spikes import as_dense
 from snn.layer import SpikingConv2d
 from snn.parameters import LayerParameters, LIFParameters
 from snn.registries import ENGINES

@@ -1,4 +1,4 @@
-"""What an encoder is: uint8 images to spike trains, as a dense tensor and as events.
+"""What an encoder is: uint8 images to spike trains, as a dense tensor and in the forms of engines.
 
 An encoder of your own derives from :class:`Encoder`, gives :meth:`Encoder.dense`, and is registered by
 ``@register_encoder("name")``.
@@ -11,6 +11,7 @@ from snn.parameters import Encoding
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from snn.engines.gpu.packed import PackedSpikes
     from snn.spikes import SpikeEvents
 
 
@@ -29,3 +30,9 @@ class Encoder:
         from snn.spikes import SpikeEvents
 
         return SpikeEvents.from_dense(self.dense(images, p, seeds))
+
+    def packed(self, images: "Tensor", p: Encoding, seeds: "Tensor") -> "PackedSpikes":
+        """The spikes of :meth:`dense` as bits, on the images' device."""
+        from snn.engines.gpu.packed import PackedSpikes
+
+        return PackedSpikes.from_dense(self.dense(images, p, seeds))

@@ -9,6 +9,7 @@ from snn.registries import register_encoder
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from snn.engines.gpu.packed import PackedSpikes
     from snn.spikes import SpikeEvents
 
 
@@ -35,6 +36,11 @@ class Poisson(Encoder):
 
         chance = self.chances(p).numpy()
         return encode_rasters(images, kernels.encode_poisson, seeds, chance, p.n_steps, p.active_steps)
+
+    def packed(self, images: "Tensor", p: Encoding, seeds: "Tensor") -> "PackedSpikes":
+        from snn.engines.gpu import kernels, launch
+
+        return launch.encode(images, kernels.encode_poisson, self.chances(p).to(images.device), p, seeds)
 
     def chances(self, p: Encoding) -> "Tensor":
         """Chance of a spike in a step by 8-bit intensity, int32 (256,) (:func:`snn.runtime.random.as_chance`)."""

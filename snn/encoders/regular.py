@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from snn.engines.gpu.packed import PackedSpikes
     from snn.spikes import SpikeEvents
 
 
@@ -42,6 +43,11 @@ class Regular(Encoder):
         from snn.spikes import encode_rasters
 
         return encode_rasters(images, kernels.encode_regular, seeds, *_spike_times(p), p.n_steps, p.active_steps)
+
+    def packed(self, images: "Tensor", p: Encoding, seeds: "Tensor") -> "PackedSpikes":
+        from snn.engines.gpu import kernels, launch
+
+        return launch.encode(images, kernels.encode_regular, launch.regular_words(p, images.device), p, seeds)
 
 
 @cache

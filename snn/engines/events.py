@@ -19,7 +19,7 @@ from snn.parameters import Encoding
 from snn.registries import ENCODERS, register_engine
 from snn.runtime.random import AFTER, BEFORE, TIES, numpy_keys
 from snn.runtime.threads import for_each
-from snn.spikes import Raster, SpikeEvents, Spikes
+from snn.spikes import Raster, SpikeEvents, Spikes, as_dense
 
 
 @register_engine("events")
@@ -35,7 +35,7 @@ class EventEngine:
 
     def simulate(self, layer: SpikingConv2d, pre: Spikes, *, inhibition: bool, seeds: Tensor | None = None) -> Spikes:
         spikes = simulate_events(layer, as_events(pre), inhibition=inhibition, seeds=seeds)
-        return spikes if isinstance(pre, SpikeEvents) else spikes.to_dense()
+        return spikes.to_dense() if isinstance(pre, Tensor) else spikes
 
     def count_events(
         self, pre: Spikes, post: Spikes, level: Tensor, tables: list[Tensor], geometry: ConvGeometry, seeds: Tensor
@@ -66,7 +66,7 @@ class EventEngine:
 
 def as_events(spikes: Spikes) -> SpikeEvents:
     """Spikes in any form, as events."""
-    return spikes if isinstance(spikes, SpikeEvents) else SpikeEvents.from_dense(spikes)
+    return spikes if isinstance(spikes, SpikeEvents) else SpikeEvents.from_dense(as_dense(spikes))
 
 
 def simulate_events(

@@ -18,7 +18,7 @@ from snn.neuron import LIFBoxParameters, integrate
 from snn.parameters import Encoding
 from snn.registries import register_engine
 from snn.runtime.random import AFTER, BEFORE, TIES, draw_bits, event_key, happens, image_key
-from snn.spikes import SpikeEvents, Spikes, spike_shape
+from snn.spikes import Spikes, as_dense, spike_shape
 
 DRIVE_CHUNK = 2**19
 """Elements of drive computed at once: few enough to stay in a CPU's cache, which is six times faster than all."""
@@ -53,11 +53,6 @@ class NorseEngine:
 
     def count_driven(self, layer: SpikingConv2d, drive: Tensor) -> int:
         return int(simulate_drive(layer, drive[..., None, None], inhibition=False).sum())
-
-
-def as_dense(spikes: Spikes) -> Tensor:
-    """Spikes in any form, as bool (T, B, C, H, W)."""
-    return spikes.to_dense() if isinstance(spikes, SpikeEvents) else spikes
 
 
 def convolve(layer: SpikingConv2d, pre: Tensor) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from snn.engines.base import choose_engine, feed_forward
-from snn.engines.norse import as_dense
+from snn.spikes import as_dense
 from snn.learner import learn_batch
 from snn.parameters import STDPParameters
 from snn.runtime.progress import progress

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from snn.engines.base import choose_engine
-from snn.engines.norse import as_dense, simulate_drive
+from snn.engines.norse import simulate_drive
+from snn.spikes import as_dense
 from snn.layer import SpikingConv2d
 from snn.parameters import Encoding, LayerParameters, LIFParameters
 from snn.runtime.progress import progress

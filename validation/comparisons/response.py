@@ -14,7 +14,7 @@ import tyro
 
 from snn.encoding import regular_trains
 from snn.engines.base import choose_engine
-from snn.engines.norse import as_dense
+from snn.spikes import as_dense
 from snn.parameters import DURATION, POSITIVE, POTENTIAL, Encoding, LayerParameters, LIFParameters
 from snn.runtime.cli import RunOptions
 from snn.runtime.errors import check

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from snn.engines.base import Engine, choose_engine
-from snn.engines.norse import as_dense
+from snn.spikes import as_dense
 from snn.registries import ENGINES
 from snn.runtime.progress import progress
 from snn.runtime.random import draw_seeds

@@ -1,0 +1,90 @@
+"""The GPU engine: what layers and rule do on CUDA, to the same bits as on a CPU.
+
+Given the spikes of the layer below, places are independent of each other. One program (:mod:`snn.engines.gpu.kernels`)
+takes a few places of an image with all their channels through the whole presentation: potentials, drives and
+inhibition stay in registers. Drives are exact whole numbers, summed by the matrix units. Spikes are bits, so nothing of
+size (T, B, C, H, W) exists.
+
+Without a GPU, ``TRITON_INTERPRET=1`` runs the same kernels slowly on a CPU, which is how they are tested.
+"""
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from snn.encoding import check_images
+from snn.engines.base import EventCounts
+from snn.engines.gpu.packed import PackedSpikes
+from snn.geometry import ConvGeometry
+from snn.layer import SpikingConv2d
+from snn.parameters import Encoding
+from snn.registries import ENCODERS, register_engine
+from snn.runtime.errors import check
+from snn.spikes import Spikes, as_dense
+
+
+@register_engine("gpu")
+class GpuEngine:
+    """Simulates bits on CUDA, for layers in float32; an :class:`snn.engines.base.Engine`."""
+
+    def __init__(self) -> None:
+        self._synapses = WeakIdKeyDictionary()
+        """Weights of layers that live, as the kernels take them: those of layers below are used at every update."""
+
+    def preference(self, device_type: str) -> int:
+        if find_spec("triton") is None:
+            return 0
+        # Imported here: Triton takes a while, and is not there without CUDA.
+        import triton
+
+        return {"cuda": 3, "cpu": 1}.get(device_type, 0) if triton.knobs.runtime.interpret else 3 * (device_type == "cuda")
+
+    def encode(self, images: Tensor, p: Encoding, seeds: Tensor) -> PackedSpikes:
+        check_images(images)
+        return ENCODERS[p.kind]().packed(images, p, seeds)
+
+    def simulate(self, layer: SpikingConv2d, pre: Spikes, *, inhibition: bool, seeds: Tensor | None = None) -> Spikes:
+        from snn.engines.gpu import launch
+
+        packed = as_packed(pre)
+        assert seeds is not None or not inhibition, "inhibition draws between channels of equal potential"
+        if seeds is None:
+            seeds = torch.zeros(packed.batch_size, dtype=torch.int64, device=packed.words.device)
+        spikes = launch.simulate(layer, self._prepared(layer, packed), packed, inhibition=inhibition, seeds=seeds)
+        return spikes.to_dense() if isinstance(pre, Tensor) else spikes
+
+    def count_events(
+        self, pre: Spikes, post: Spikes, level: Tensor, tables: list[Tensor], geometry: ConvGeometry, seeds: Tensor
+    ) -> EventCounts:
+        from snn.engines.gpu import launch
+
+        return EventCounts(*launch.count_pairs(as_packed(pre), as_packed(post), level, tables, geometry, seeds))
+
+    def sample_drive(self, layer: SpikingConv2d, pre: Spikes, places: Tensor) -> Tensor:
+        from snn.engines.gpu import launch
+
+        packed = as_packed(pre)
+        return launch.sample_drive(layer, self._prepared(layer, packed), packed, places.to(packed.words.device))
+
+    def count_driven(self, layer: SpikingConv2d, drive: Tensor) -> int:
+        from snn.engines.gpu import launch
+
+        return launch.count_driven(layer, drive)
+
+    def _prepared(self, layer: SpikingConv2d, pre: PackedSpikes) -> "launch.Synapses":
+        from snn.engines.gpu import launch
+
+        check(
+            layer.conductance.dtype == torch.float32,
+            f"`engine` gpu: the layer's values are {layer.conductance.dtype}; give float32, or take engine norse",
+        )
+        if layer not in self._synapses:
+            self._synapses[layer] = launch.Synapses.of(layer, launch.Tile.of(layer.convolution(pre.shape)))
+        return self._synapses[layer]
+
+
+def as_packed(spikes: Spikes) -> PackedSpikes:
+    """Spikes in any form, as bits."""
+    return spikes if isinstance(spikes, PackedSpikes) else PackedSpikes.from_dense(as_dense(spikes))

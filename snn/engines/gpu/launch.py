@@ -1,0 +1,230 @@
+"""Launches of the kernels: what is allocated, how work is cut into programs, and what each is given."""
+
+import contextlib
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from snn.engines.gpu import kernels
+from snn.engines.gpu.packed import WORD, PackedSpikes, pack, words_of
+from snn.geometry import ConvGeometry
+from snn.layer import SpikingConv2d
+from snn.neuron import norse_parameters
+from snn.parameters import Encoding, LIFParameters
+from snn.runtime.random import AFTER, BEFORE, ENCODE, TIES
+
+NEURONS = 256
+"""Neurons of a program that looks at each by itself."""
+SUMS = 2**13
+"""Sums that a program has in registers for each digit of the weights: steps, places and channels of a tile."""
+LEAST = 16
+"""Least rows and columns of a product in a GPU's matrix units."""
+MOST_STEPS, MOST_PLACES = 4, 64
+"""Of a tile: drives of more steps at once need fewer loads, and more places to be simulated at once more programs."""
+DIGIT = 127 * (256**torch.arange(1, 5) - 1) // 255
+"""Largest number that 1 to 4 balanced digits of 8 bits hold."""
+SPIKES, TILES, SYNAPSES = 128, 8, 512
+"""Of a program that draws the rule's events: words of one load, loads, and most synapses."""
+
+
+class Tile(NamedTuple):
+    """The part of a layer that a program simulates."""
+
+    places: int
+    steps: int
+    """Steps whose drives are summed at once."""
+    channels: int
+    """A power of two."""
+    inputs: int
+    """Synapses of a neuron, in whole chunks."""
+    chunk: int
+    """Synapses that are summed at once."""
+
+    @classmethod
+    def of(cls, geometry: ConvGeometry) -> "Tile":
+        """For a layer of this convolution."""
+        channels = max(LEAST, triton.next_power_of_2(geometry.channels_out))
+        places = min(MOST_PLACES, max(LEAST, SUMS // channels // MOST_STEPS))
+        steps = min(MOST_STEPS, max(1, SUMS // channels // places))
+        fan_in = geometry.channels_in * geometry.kernel_size**2
+        # Of a larger chunk, more of the last one is empty.
+        chunk = 64 if -fan_in % 64 < 32 else 32
+        return cls(places, steps, channels, -(-fan_in // chunk) * chunk, chunk)
+
+    @property
+    def warps(self) -> int:
+        """Warps of 32 threads that a program has."""
+        return 8 if self.places * self.channels <= 2**13 else 16
+
+
+class Synapses(NamedTuple):
+    """Weights of a layer, as the kernels take them."""
+
+    digits: Tensor
+    """int8 (planes, channels, inputs) of the tile: balanced digits of base 256, the highest first."""
+    unit: Tensor
+    """A number, float32."""
+
+    @classmethod
+    def of(cls, layer: SpikingConv2d, tile: Tile) -> "Synapses":
+        whole, unit = layer.whole_weight()
+        whole = whole.permute(0, 2, 3, 1).flatten(1)
+        digits = whole.new_zeros((planes(whole.shape[1]), tile.channels, tile.inputs), dtype=torch.int8)
+        for plane in reversed(range(len(digits))):
+            low = ((whole + 128) & 255) - 128
+            digits[plane, : len(whole), : whole.shape[1]] = low
+            whole = (whole - low) >> 8
+        return cls(digits, unit)
+
+
+def planes(fan_in: int) -> int:
+    """Digits of a weight of a neuron with so many synapses, no sum of which exceeds 2^24."""
+    # Half a unit more by rounding.
+    return 1 + int((2**24 // fan_in + 1 > DIGIT).sum())
+
+
+@cache
+def cell(lif: LIFParameters, dt: float) -> tuple[float, float, float, float]:
+    """v_init, v_leak, v_reset in mV and dt / tau, rounded to float32 as on a CPU."""
+    neuron = norse_parameters(lif, torch.zeros(()))
+    values = (torch.full_like(neuron.v_leak, lif.v_init), neuron.v_leak, neuron.v_reset, dt * neuron.tau_mem_inv)
+    v_init, v_leak, v_reset, rate = (value.item() for value in values)
+    return v_init, v_leak, v_reset, rate
+
+
+@cache
+def regular_words(p: Encoding, device: torch.device) -> Tensor:
+    """Regular trains of all 8-bit intensities at phase 0, int32 (256, words)."""
+    from snn.encoding import intensity_rates, regular_trains
+
+    return pack(regular_trains(intensity_rates(p), p)).T.contiguous().to(device)
+
+
+def encode(images: Tensor, kernel: Any, table: Tensor, p: Encoding, seeds: Tensor) -> PackedSpikes:
+    """Spikes of uint8 images (B, C, H, W) by an encoder's ``kernel``, which reads its ``table`` by intensity."""
+    values = images.permute(0, 2, 3, 1).contiguous()
+    words = values.new_empty((len(values), words_of(p.n_steps), *values.shape[1:]), dtype=torch.int32)
+    neurons = values[0].numel()
+    _run(kernel, [len(values) * triton.cdiv(neurons, NEURONS)],
+         values, table, seeds, words, neurons, words.shape[1], p.active_steps, ENCODE, BLOCK=NEURONS)  # fmt: skip
+    return PackedSpikes(words, p.n_steps)
+
+
+def count_spikes(words: Tensor) -> Tensor:
+    """Spikes of each neuron of int32 (B, words, ...): int16 (B, ...)."""
+    counts = words.new_empty((len(words), *words.shape[2:]), dtype=torch.int16)
+    neurons = counts[0].numel()
+    _run(kernels.count_spikes, [len(words) * triton.cdiv(neurons, NEURONS)],
+         words, counts, neurons, words.shape[1], BLOCK=NEURONS)  # fmt: skip
+    return counts
+
+
+def hold(spikes: PackedSpikes, pulse: int) -> Tensor:
+    """Words in which each spike lasts ``pulse`` steps, int32 (B, words, H, W, C)."""
+    held, neurons = torch.empty_like(spikes.words), spikes.words[0, 0].numel()
+    _run(kernels.hold, [len(held) * triton.cdiv(neurons, NEURONS)],
+         spikes.words, held, neurons, held.shape[1], PULSE=min(pulse, WORD * held.shape[1]), BLOCK=NEURONS)  # fmt: skip
+    return held
+
+
+def simulate(
+    layer: SpikingConv2d, synapses: Synapses, pre: PackedSpikes, *, inhibition: bool, seeds: Tensor
+) -> PackedSpikes:
+    """Spikes of a layer (:meth:`snn.engines.base.Engine.simulate`)."""
+    geometry = layer.convolution(pre.shape)
+    tile, (pulse, blocked_steps) = Tile.of(geometry), layer.geometry.steps(layer.dt)
+    batch, words = pre.words.shape[:2]
+    out = pre.words.new_empty((batch, words, geometry.height_out, geometry.width_out, geometry.channels_out))
+    scale, threshold = neurons(layer)
+    _run(kernels.simulate, [batch * triton.cdiv(geometry.places_out, tile.places)],
+         hold(pre, pulse), synapses.digits, synapses.unit, scale, threshold, seeds, out, len(pre), words,
+         *_sizes(geometry), *cell(layer.lif, layer.dt), blocked_steps, TIES,
+         INHIBITION=inhibition, **_constants(geometry, tile, synapses), num_warps=tile.warps)  # fmt: skip
+    return PackedSpikes(out, len(pre))
+
+
+def sample_drive(layer: SpikingConv2d, synapses: Synapses, pre: PackedSpikes, places: Tensor) -> Tensor:
+    """Drives of all channels at some places (:meth:`snn.engines.base.Engine.sample_drive`)."""
+    geometry = layer.convolution(pre.shape)
+    tile, (pulse, _) = Tile.of(geometry), layer.geometry.steps(layer.dt)
+    drive = pre.words.new_empty((len(pre), len(places), geometry.channels_out), dtype=torch.float32)
+    _run(kernels.sample_drive, [triton.cdiv(len(places), tile.places), triton.cdiv(len(pre), tile.steps)],
+         hold(pre, pulse), synapses.digits, synapses.unit, places, drive, len(places), len(pre), pre.words.shape[1],
+         *_sizes(geometry), **_constants(geometry, tile, synapses), num_warps=tile.warps)  # fmt: skip
+    return drive
+
+
+def count_driven(layer: SpikingConv2d, drive: Tensor) -> int:
+    """Spikes of neurons with these drives (:meth:`snn.engines.base.Engine.count_driven`)."""
+    scale, threshold = neurons(layer)
+    count = drive[0].numel()
+    programs = triton.cdiv(count, NEURONS)
+    sums = drive.new_empty(programs, dtype=torch.int32)
+    _run(kernels.count_driven, [programs], drive.contiguous(), scale, threshold, sums, count, drive.shape[2],
+         len(drive), *cell(layer.lif, layer.dt), BLOCK=NEURONS)  # fmt: skip
+    return int(sums.sum())
+
+
+def count_pairs(
+    pre: PackedSpikes, post: PackedSpikes, level: Tensor, tables: Sequence[Tensor], geometry: ConvGeometry,
+    seeds: Tensor,
+) -> Tensor:  # fmt: skip
+    """What the rule draws (:meth:`snn.engines.base.Engine.count_events`): float64 (3, C_out, C_in, k, k)."""
+    device, kernel, words = pre.words.device, geometry.kernel_size, pre.words.shape[1]
+    fan_in = geometry.channels_in * kernel**2
+    levels = level.permute(0, 2, 3, 1).to(torch.int16).contiguous()
+    first, *_, last = (table.to(device).contiguous() for table in (*tables, tables[-1]))
+    total = torch.zeros((3, geometry.channels_out, fan_in), dtype=torch.float64, device=device)
+    synapses = min(SYNAPSES, max(32, triton.next_power_of_2(fan_in)))
+    # So many images that no count, of one for each spike at most, leaves 32 bits.
+    for images in torch.arange(len(seeds)).split(max(1, 2**31 // (words * WORD * geometry.places_out + 1))):
+        part, batch = slice(int(images[0]), int(images[-1]) + 1), len(images)
+        counts = torch.zeros((3, geometry.channels_out, fan_in), dtype=torch.int32, device=device)
+        rows = batch * words * geometry.places_out
+        _run(kernels.count_pairs,
+             [triton.cdiv(rows, SPIKES * TILES), geometry.channels_out, triton.cdiv(fan_in, synapses)],
+             pre.words[part], post.words[part], levels[part], first, last, seeds[part], counts,
+             batch, len(pre), words, first.shape[1], *_sizes(geometry), BEFORE, AFTER,
+             KERNEL=kernel, STRIDE=geometry.stride, PADDING=geometry.padding, TWO_SIDED=len(tables) > 1,
+             SPIKES=SPIKES, TILES=TILES, SYNAPSES=synapses, num_warps=max(1, synapses // 128))  # fmt: skip
+        total += counts
+    return total.unflatten(2, (kernel, kernel, -1)).permute(0, 1, 4, 2, 3)
+
+
+def neurons(layer: SpikingConv2d) -> tuple[Tensor, Tensor]:
+    """mV per unit of drive, and thresholds in mV: (C_out,) each."""
+    neuron, scale = layer.neurons()
+    return scale.flatten(), neuron.v_th.flatten()
+
+
+def _sizes(geometry: ConvGeometry) -> tuple[int, ...]:
+    """Sizes that every kernel takes as they are."""
+    g = geometry
+    return g.height, g.width, g.channels_in, g.height_out, g.width_out, g.channels_out
+
+
+def _constants(geometry: ConvGeometry, tile: Tile, synapses: Synapses) -> dict[str, int]:
+    """What a kernel of a layer is compiled for."""
+    return {
+        "KERNEL": geometry.kernel_size,
+        "STRIDE": geometry.stride,
+        "PADDING": geometry.padding,
+        "PLANES": len(synapses.digits),
+        "PLACES": tile.places,
+        "STEPS": tile.steps,
+        "CHANNELS": tile.channels,
+        "INPUTS": tile.inputs,
+        "CHUNK": tile.chunk,
+    }
+
+
+def _run(kernel: Any, grid: Sequence[int], first: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Launch a kernel on the device of its first argument."""
+    on_device = torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext()
+    with on_device:
+        # A fused multiply-add rounds once where a CPU rounds twice.
+        kernel[tuple(grid)](first, *arguments, **constants, enable_fp_fusion=False)
