@@ -52,7 +52,7 @@ class GpuEngine:
         assert seeds is not None or not inhibition, "inhibition draws between channels of equal potential"
         if seeds is None:
             seeds = torch.zeros(packed.batch_size, dtype=torch.int64, device=packed.words.device)
-        spikes = launch.simulate(layer, self._prepared(layer, packed), packed, inhibition=inhibition, seeds=seeds)
+        spikes = launch.simulate(layer, self._prepared(layer), packed, inhibition=inhibition, seeds=seeds)
         return spikes.to_dense() if isinstance(pre, Tensor) else spikes
 
     def count_events(
@@ -66,14 +66,14 @@ class GpuEngine:
         from snn.engines.gpu import launch
 
         packed = as_packed(pre)
-        return launch.sample_drive(layer, self._prepared(layer, packed), packed, places.to(packed.words.device))
+        return launch.sample_drive(layer, self._prepared(layer), packed, places.to(packed.words.device))
 
     def count_driven(self, layer: SpikingConv2d, drive: Tensor) -> int:
         from snn.engines.gpu import launch
 
         return launch.count_driven(layer, drive)
 
-    def _prepared(self, layer: SpikingConv2d, pre: PackedSpikes) -> "launch.Synapses":
+    def _prepared(self, layer: SpikingConv2d) -> "launch.Synapses":
         from snn.engines.gpu import launch
 
         check(
@@ -81,7 +81,7 @@ class GpuEngine:
             f"`engine` gpu: the layer's values are {layer.conductance.dtype}; give float32, or take engine norse",
         )
         if layer not in self._synapses:
-            self._synapses[layer] = launch.Synapses.of(layer, launch.Tile.of(layer.convolution(pre.shape)))
+            self._synapses[layer] = launch.Synapses.of(layer)
         return self._synapses[layer]
 
 

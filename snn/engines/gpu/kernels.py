@@ -135,16 +135,22 @@ def count_spikes(spikes, out, neurons, words, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def hold(spikes, out, neurons, words, PULSE: tl.constexpr, BLOCK: tl.constexpr):
-    """Box pulses: a bit is set if there is a spike in its step or one of the ``PULSE - 1`` before; both (B, words, n)."""
+def hold(
+    spikes, out, neurons, words, row, row_out, begin_out, neurons_out, PULSE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Box pulses: a bit is set if there is a spike in its step or one of the ``PULSE - 1`` before.
+
+    ``spikes`` (B, words, neurons) have ``row`` neurons in each row of the image; those of ``out`` (B, words,
+    neurons_out) are ``row_out`` apart and start at ``begin_out``, so that there is room for padding.
+    """
     image, tile = image_and_tile(tl.cdiv(neurons, BLOCK))
     neuron = tile * BLOCK + tl.arange(0, BLOCK)
     exists = neuron < neurons
+    target = begin_out + neuron // row * row_out + neuron % row
     # Steps, from the start of the word, that a pulse of an earlier word still lasts.
     left = tl.zeros([BLOCK], tl.int32)
     for word in range(words):
-        offset = (image * words + word) * neurons + neuron
-        x = unsigned(tl.load(spikes + offset, mask=exists, other=0))
+        x = unsigned(tl.load(spikes + (image * words + word) * neurons + neuron, mask=exists, other=0))
         last = highest_bit(x)
         held = x
         for doubling in tl.static_range(5):
@@ -153,48 +159,35 @@ def hold(spikes, out, neurons, words, PULSE: tl.constexpr, BLOCK: tl.constexpr):
         held |= tl.where(left >= WORD, 0xFFFFFFFF, bit(left % WORD) - 1)
         left = tl.maximum(left - WORD, tl.where(last >= 0, last + PULSE - WORD, 0))
         left = tl.maximum(left, 0)
-        tl.store(out + offset, held.to(tl.int32, bitcast=True), mask=exists)
+        tl.store(out + (image * words + word) * neurons_out + target, held.to(tl.int32, bitcast=True), mask=exists)
 
 
 @triton.jit
 def summed_weights(
-    held, weights, origin, top, left, exists, first_bit,
-    height, width, channels_in, channels,
-    KERNEL: tl.constexpr, PLANES: tl.constexpr,
-    PLACES: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr,
+    held, offsets, weights, corner, step,
+    PLANES: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Exact drives of ``STEPS`` steps one after another, in units of the weights' grid: int32 (STEPS, PLACES, CHANNELS).
+    """Exact drives at a step, in units of the weights' grid: int32 (PLACES, CHANNELS).
 
-    Open synapses are a matrix of ones and zeros, (steps and places, synapses). Weights are whole numbers in ``PLANES``
-    digits of 8 bits, int8 (PLANES, CHANNELS, INPUTS), the highest digits first.
+    Open synapses are a matrix of ones and zeros, (places, synapses). Weights are whole numbers in ``PLANES`` digits of
+    8 bits, int8 (PLANES, CHANNELS, INPUTS), the highest digits first.
 
     Args:
         held: words of pulses.
-        origin: where the word of a place's image begins, (PLACES,).
-        top, left: first row and column of a place's receptive field, (PLACES,).
-        exists: whether there is such a place, (PLACES,).
-        first_bit: number of the first of these steps within the word.
+        offsets: from the first word of a receptive field to that of each synapse, int32 (INPUTS,).
+        corner: where the receptive field of each place begins, (PLACES,).
+        step: number of the step within the word.
     """
     channel, number = tl.arange(0, CHANNELS), tl.arange(0, CHUNK)
-    step = first_bit + tl.arange(0, STEPS)
-    rows: tl.constexpr = STEPS * PLACES
     plane: tl.constexpr = CHANNELS * INPUTS
-    corner = origin + (top * width + left) * channels_in
-    digit0 = tl.zeros([rows, CHANNELS], tl.int32)
-    digit1 = tl.zeros([rows, CHANNELS], tl.int32)
-    digit2 = tl.zeros([rows, CHANNELS], tl.int32)
-    digit3 = tl.zeros([rows, CHANNELS], tl.int32)
+    digit0 = tl.zeros([PLACES, CHANNELS], tl.int32)
+    digit1 = tl.zeros([PLACES, CHANNELS], tl.int32)
+    digit2 = tl.zeros([PLACES, CHANNELS], tl.int32)
+    digit3 = tl.zeros([PLACES, CHANNELS], tl.int32)
     for begin in range(0, INPUTS, CHUNK):
         synapse = begin + number
-        # Synapses are numbered (ky, kx, c): those of a row of the kernel lie side by side in the image, too.
-        ky, along = synapse // (KERNEL * channels_in), synapse % (KERNEL * channels_in)
-        y, x = top[:, None] + ky[None, :], left[:, None] + (along // channels_in)[None, :]
-        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        inside = inside & exists[:, None] & (ky < KERNEL)[None, :]
-        offset = corner[:, None] + (ky * width * channels_in + along)[None, :]
-        words = unsigned(tl.load(held + offset, mask=inside, other=0))
-        open_ = ((words[None, :, :] >> step[:, None, None].to(tl.uint32)) & 1).to(tl.int8)
-        open_ = tl.reshape(open_, (rows, CHUNK))
+        words = tl.load(held + corner[:, None] + tl.load(offsets + synapse)[None, :])
+        open_ = ((words >> step) & 1).to(tl.int8)
         digits = weights + channel[None, :] * INPUTS + synapse[:, None]
         digit0 = tl.dot(open_, tl.load(digits), acc=digit0, out_dtype=tl.int32)
         if PLANES > 1:
@@ -210,33 +203,34 @@ def summed_weights(
         total = total * 256 + digit2
     if PLANES > 3:
         total = total * 256 + digit3
-    return tl.reshape(total, (STEPS, PLACES, CHANNELS))
+    return total
 
 
 @triton.jit
 def simulate(
-    held, weights, grid, scale, threshold, seeds, out,
-    steps, words, height, width, channels_in, height_out, width_out, channels,
+    held, offsets, weights, grid, scale, threshold, seeds, out,
+    steps, words, neurons_in, stride_y, stride_x, places, width_out, channels,
     v_init, v_leak, v_reset, rate, blocked_steps, purpose,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, PLANES: tl.constexpr, INHIBITION: tl.constexpr,
-    PLACES: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr,
+    INHIBITION: tl.constexpr,
+    PLANES: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """A presentation of a layer: one program for each image and each ``PLACES`` places, with all their channels.
 
     Args:
-        held: words of presynaptic pulses (B, words, height * width, channels_in).
-        weights: digits (:func:`summed_weights`).
+        held: words of presynaptic pulses with padding, (B, words, neurons_in).
+        offsets, weights: of the synapses (:func:`summed_weights`).
         grid: a number, the weights' unit.
         scale, threshold: mV per unit of drive, and mV: (channels,).
         seeds: of the images; read with ``INHIBITION``, which lets one channel fire at a place (:mod:`snn.layer`).
-        out: words of spikes (B, words, height_out * width_out, channels).
+        out: words of spikes (B, words, places, channels).
+        stride_y, stride_x: words from a receptive field to the next one below, and to the right.
         rate: dt / tau.
     """
-    places = height_out * width_out
     image, tile = image_and_tile(tl.cdiv(places, PLACES))
     place = tile * PLACES + tl.arange(0, PLACES)
-    exists = place < places
-    top, left = (place // width_out) * STRIDE - PADDING, (place % width_out) * STRIDE - PADDING
+    # Those beyond the last place compute what it does, for nothing.
+    read = tl.minimum(place, places - 1)
+    corner = (read // width_out) * stride_y + (read % width_out) * stride_x
     channel = tl.arange(0, CHANNELS)
     real = channel < channels
     unit = tl.load(grid)
@@ -247,79 +241,63 @@ def simulate(
     v = tl.zeros([PLACES, CHANNELS], tl.float32) + v_init
     # Until this step a neuron ignores its input.
     until = tl.zeros([PLACES, CHANNELS], tl.int32)
-    number = tl.arange(0, STEPS)
     for word in range(words):
-        origin = (image * words + word) * (height * width * channels_in) + tl.zeros([PLACES], tl.int64)
         spikes = tl.zeros([PLACES, CHANNELS], tl.uint32)
-        groups = (min(steps - word * WORD, WORD) + STEPS - 1) // STEPS
-        for group in range(groups):
-            drives = summed_weights(
-                held, weights, origin, top, left, exists, group * STEPS, height, width, channels_in, channels,
-                KERNEL, PLANES, PLACES, STEPS, CHANNELS, INPUTS, CHUNK,
+        for number in range(min(WORD, steps - word * WORD)):
+            step = word * WORD + number
+            drive = summed_weights(
+                held + (image * words + word) * neurons_in, offsets, weights, corner, number,
+                PLANES, PLACES, CHANNELS, INPUTS, CHUNK,
             )  # fmt: skip
-            for within in tl.static_range(STEPS):
-                step = word * WORD + group * STEPS + within
-                drive = tl.sum(tl.where((number == within)[:, None, None], drives, 0), axis=0)
-                depolarisation = (drive.to(tl.float32) * unit) * scales
-                if INHIBITION:
-                    depolarisation = tl.where(until > step, 0.0, depolarisation)
-                new = v + rate * ((depolarisation + v_leak) - v)
-                crossed = new > thresholds
-                if INHIBITION:
-                    margin = tl.where(crossed, new - thresholds, float("-inf"))
-                    best = tl.max(margin, axis=1)
-                    fires = best > float("-inf")
-                    equal = crossed & (margin == best[:, None])
-                    if tl.max(tl.sum(equal.to(tl.int32), axis=1), axis=0) > 1:
-                        key, other = event_key(first, second, step * places + place)
-                        ticket = draw_bits(key[:, None], other[:, None], channel[None, :])
-                        # In the order of unsigned numbers.
-                        ticket = (ticket ^ 0x80000000).to(tl.int32, bitcast=True)
-                        highest = tl.max(tl.where(equal, ticket, -2147483648), axis=1)
-                        equal = equal & (ticket == highest[:, None])
-                    winner = tl.min(tl.where(equal, channel[None, :], CHANNELS), axis=1)
-                    wins = channel[None, :] == winner[:, None]
-                    until = tl.where(fires[:, None] & (wins == 0), step + 1 + blocked_steps, until)
-                    v = tl.where(fires[:, None], v_reset, new)
-                    crossed = wins
-                else:
-                    v = tl.where(crossed, v_reset, new)
-                fired = crossed & (step < steps)
-                spikes |= fired.to(tl.uint32) << (group * STEPS + within)
+            depolarisation = (drive.to(tl.float32) * unit) * scales
+            if INHIBITION:
+                depolarisation = tl.where(until > step, 0.0, depolarisation)
+            new = v + rate * ((depolarisation + v_leak) - v)
+            fires = new > thresholds
+            if INHIBITION:
+                margin = tl.where(fires, new - thresholds, float("-inf"))
+                best = tl.max(margin, axis=1)
+                equal = fires & (margin == best[:, None])
+                if tl.max(tl.sum(equal.to(tl.int32), axis=1), axis=0) > 1:
+                    key, other = event_key(first, second, step * places + place)
+                    ticket = draw_bits(key[:, None], other[:, None], channel[None, :])
+                    # In the order of unsigned numbers.
+                    ticket = (ticket ^ 0x80000000).to(tl.int32, bitcast=True)
+                    highest = tl.max(tl.where(equal, ticket, -2147483648), axis=1)
+                    equal = equal & (ticket == highest[:, None])
+                winner = tl.min(tl.where(equal, channel[None, :], CHANNELS), axis=1)
+                reset = (winner < CHANNELS)[:, None]
+                fires = channel[None, :] == winner[:, None]
+                until = tl.where(reset & (fires == 0), step + 1 + blocked_steps, until)
+                v = tl.where(reset, v_reset, new)
+            else:
+                v = tl.where(fires, v_reset, new)
+            spikes |= fires.to(tl.uint32) << number
         offset = ((image * words + word) * places + place)[:, None] * channels + channel[None, :]
-        tl.store(out + offset, spikes.to(tl.int32, bitcast=True), mask=exists[:, None] & real[None, :])
+        tl.store(out + offset, spikes.to(tl.int32, bitcast=True), mask=(place < places)[:, None] & real[None, :])
 
 
 @triton.jit
 def sample_drive(
-    held, weights, grid, chosen, out,
-    count, steps, words, height, width, channels_in, height_out, width_out, channels,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, PLANES: tl.constexpr,
-    PLACES: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr,
+    held, offsets, weights, grid, chosen, out,
+    count, words, neurons_in, stride_y, stride_x, places, width_out, channels,
+    PLANES: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Drives before the gain, float32 (steps, count, channels), at the places ``chosen``, int64 (count,).
+    """Drives before the gain at one step, float32 (steps, count, channels), at the places ``chosen``, int64 (count,).
 
     Places are numbered through the batch; the other arguments are those of :func:`simulate`.
     """
-    row = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
-    exists = row < count
-    number = tl.load(chosen + row, mask=exists, other=0)
-    places = height_out * width_out
+    row, step = tl.program_id(0) * PLACES + tl.arange(0, PLACES), tl.program_id(1)
+    number = tl.load(chosen + tl.minimum(row, count - 1))
     image, place = number // places, (number % places).to(tl.int32)
-    top, left = (place // width_out) * STRIDE - PADDING, (place % width_out) * STRIDE - PADDING
-    channel = tl.arange(0, CHANNELS)
-    unit = tl.load(grid)
-    step = tl.program_id(1) * STEPS
-    word = step // WORD
-    origin = (image * words + word) * (height * width * channels_in)
-    drives = summed_weights(
-        held, weights, origin, top, left, exists, step % WORD, height, width, channels_in, channels,
-        KERNEL, PLANES, PLACES, STEPS, CHANNELS, INPUTS, CHUNK,
+    corner = (image * words + step // WORD) * neurons_in
+    corner += (place // width_out) * stride_y + (place % width_out) * stride_x
+    drive = summed_weights(
+        held, offsets, weights, corner, step % WORD, PLANES, PLACES, CHANNELS, INPUTS, CHUNK,
     )  # fmt: skip
-    t = step + tl.arange(0, STEPS)
-    offset = (t[:, None, None].to(tl.int64) * count + row[None, :, None]) * channels + channel[None, None, :]
-    mask = (t < steps)[:, None, None] & exists[None, :, None] & (channel < channels)[None, None, :]
-    tl.store(out + offset, drives.to(tl.float32) * unit, mask=mask)
+    channel = tl.arange(0, CHANNELS)
+    offset = (tl.cast(step, tl.int64) * count + row)[:, None] * channels + channel[None, :]
+    tl.store(out + offset, drive.to(tl.float32) * tl.load(grid), mask=(row < count)[:, None] & (channel < channels)[None, :])
 
 
 @triton.jit

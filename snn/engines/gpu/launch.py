@@ -19,12 +19,10 @@ from snn.runtime.random import AFTER, BEFORE, ENCODE, TIES
 
 NEURONS = 256
 """Neurons of a program that looks at each by itself."""
-SUMS = 2**13
-"""Sums that a program has in registers for each digit of the weights: steps, places and channels of a tile."""
-LEAST = 16
-"""Least rows and columns of a product in a GPU's matrix units."""
-MOST_STEPS, MOST_PLACES = 4, 64
-"""Of a tile: drives of more steps at once need fewer loads, and more places to be simulated at once more programs."""
+NEURONS_OF_TILE = 2**13
+"""Most neurons of a program that simulates them: their state and the sums of their inputs stay in registers."""
+LEAST, MOST_PLACES = 16, 64
+"""Rows of a product in a GPU's matrix units: at least, and as its largest instructions take them."""
 DIGIT = 127 * (256**torch.arange(1, 5) - 1) // 255
 """Largest number that 1 to 4 balanced digits of 8 bits hold."""
 SPIKES, TILES, SYNAPSES = 128, 8, 512
@@ -35,8 +33,6 @@ class Tile(NamedTuple):
     """The part of a layer that a program simulates."""
 
     places: int
-    steps: int
-    """Steps whose drives are summed at once."""
     channels: int
     """A power of two."""
     inputs: int
@@ -45,20 +41,18 @@ class Tile(NamedTuple):
     """Synapses that are summed at once."""
 
     @classmethod
-    def of(cls, geometry: ConvGeometry) -> "Tile":
-        """For a layer of this convolution."""
-        channels = max(LEAST, triton.next_power_of_2(geometry.channels_out))
-        places = min(MOST_PLACES, max(LEAST, SUMS // channels // MOST_STEPS))
-        steps = min(MOST_STEPS, max(1, SUMS // channels // places))
-        fan_in = geometry.channels_in * geometry.kernel_size**2
+    def of(cls, channels: int, fan_in: int) -> "Tile":
+        """For a layer of so many channels, each neuron of which has ``fan_in`` synapses."""
+        padded = max(LEAST, triton.next_power_of_2(channels))
         # Of a larger chunk, more of the last one is empty.
         chunk = 64 if -fan_in % 64 < 32 else 32
-        return cls(places, steps, channels, -(-fan_in // chunk) * chunk, chunk)
+        places = min(MOST_PLACES, max(LEAST, NEURONS_OF_TILE // padded))
+        return cls(places, padded, -(-fan_in // chunk) * chunk, chunk)
 
     @property
     def warps(self) -> int:
-        """Warps of 32 threads that a program has."""
-        return 8 if self.places * self.channels <= 2**13 else 16
+        """Warps of 32 threads of a program."""
+        return min(16, max(4, self.places * self.channels // 512))
 
 
 class Synapses(NamedTuple):
@@ -68,17 +62,61 @@ class Synapses(NamedTuple):
     """int8 (planes, channels, inputs) of the tile: balanced digits of base 256, the highest first."""
     unit: Tensor
     """A number, float32."""
+    tile: Tile
 
     @classmethod
-    def of(cls, layer: SpikingConv2d, tile: Tile) -> "Synapses":
+    def of(cls, layer: SpikingConv2d) -> "Synapses":
         whole, unit = layer.whole_weight()
+        # Synapses are numbered (ky, kx, c): those of a row of the kernel lie side by side in the image, too.
         whole = whole.permute(0, 2, 3, 1).flatten(1)
-        digits = whole.new_zeros((planes(whole.shape[1]), tile.channels, tile.inputs), dtype=torch.int8)
+        channels, fan_in = whole.shape
+        tile = Tile.of(channels, fan_in)
+        digits = whole.new_zeros((planes(fan_in), tile.channels, tile.inputs), dtype=torch.int8)
         for plane in reversed(range(len(digits))):
             low = ((whole + 128) & 255) - 128
-            digits[plane, : len(whole), : whole.shape[1]] = low
+            digits[plane, :channels, :fan_in] = low
             whole = (whole - low) >> 8
-        return cls(digits, unit)
+        return cls(digits, unit, tile)
+
+
+class Pulses(NamedTuple):
+    """Words in which each spike lasts for a pulse, and how receptive fields lie in them."""
+
+    words: Tensor
+    """int32 (B, words, height, width, channels) with the convolution's padding."""
+    offsets: Tensor
+    """From the first neuron of a receptive field to each one, int32 (inputs,); 0 for synapses that do not exist."""
+    geometry: ConvGeometry
+
+    @classmethod
+    def of(cls, spikes: PackedSpikes, layer: SpikingConv2d, tile: Tile) -> "Pulses":
+        geometry, (pulse, _) = layer.convolution(spikes.shape), layer.geometry.steps(layer.dt)
+        batch, words, height, width, channels = spikes.words.shape
+        padding = geometry.padding
+        make = spikes.words.new_zeros if padding else spikes.words.new_empty
+        held = make((batch, words, height + 2 * padding, width + 2 * padding, channels))
+        row, row_out = width * channels, held[0, 0, 0].numel()
+        neurons = height * row
+        _run(kernels.hold, [batch * triton.cdiv(neurons, NEURONS)],
+             spikes.words, held, neurons, words, row, row_out, padding * (row_out + channels), held[0, 0].numel(),
+             PULSE=min(pulse, WORD * words), BLOCK=NEURONS)  # fmt: skip
+        return cls(held, field_offsets(geometry.kernel_size, channels, row_out, tile.inputs, held.device), geometry)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What kernels of a layer take: words, neurons, distances of fields, places, their width, and channels."""
+        g, row = self.geometry, self.words[0, 0, 0].numel()
+        fields = g.stride * row, g.stride * g.channels_in
+        return self.words.shape[1], self.words[0, 0].numel(), *fields, g.places_out, g.width_out, g.channels_out
+
+
+@cache
+def field_offsets(kernel: int, channels: int, row: int, inputs: int, device: torch.device) -> Tensor:
+    """:attr:`Pulses.offsets`, where neurons of a row of the image are ``row`` apart from those of the next."""
+    offsets = torch.zeros(inputs, dtype=torch.int32)
+    along = torch.arange(kernel * channels, dtype=torch.int32)
+    offsets[: kernel * len(along)] = (torch.arange(kernel, dtype=torch.int32)[:, None] * row + along).flatten()
+    return offsets.to(device)
 
 
 def planes(fan_in: int) -> int:
@@ -123,38 +161,28 @@ def count_spikes(words: Tensor) -> Tensor:
     return counts
 
 
-def hold(spikes: PackedSpikes, pulse: int) -> Tensor:
-    """Words in which each spike lasts ``pulse`` steps, int32 (B, words, H, W, C)."""
-    held, neurons = torch.empty_like(spikes.words), spikes.words[0, 0].numel()
-    _run(kernels.hold, [len(held) * triton.cdiv(neurons, NEURONS)],
-         spikes.words, held, neurons, held.shape[1], PULSE=min(pulse, WORD * held.shape[1]), BLOCK=NEURONS)  # fmt: skip
-    return held
-
-
 def simulate(
     layer: SpikingConv2d, synapses: Synapses, pre: PackedSpikes, *, inhibition: bool, seeds: Tensor
 ) -> PackedSpikes:
     """Spikes of a layer (:meth:`snn.engines.base.Engine.simulate`)."""
-    geometry = layer.convolution(pre.shape)
-    tile, (pulse, blocked_steps) = Tile.of(geometry), layer.geometry.steps(layer.dt)
-    batch, words = pre.words.shape[:2]
+    tile, pulses = synapses.tile, Pulses.of(pre, layer, synapses.tile)
+    batch, words, geometry = *pre.words.shape[:2], pulses.geometry
     out = pre.words.new_empty((batch, words, geometry.height_out, geometry.width_out, geometry.channels_out))
-    scale, threshold = neurons(layer)
+    _, blocked_steps = layer.geometry.steps(layer.dt)
     _run(kernels.simulate, [batch * triton.cdiv(geometry.places_out, tile.places)],
-         hold(pre, pulse), synapses.digits, synapses.unit, scale, threshold, seeds, out, len(pre), words,
-         *_sizes(geometry), *cell(layer.lif, layer.dt), blocked_steps, TIES,
-         INHIBITION=inhibition, **_constants(geometry, tile, synapses), num_warps=tile.warps)  # fmt: skip
+         pulses.words, pulses.offsets, synapses.digits, synapses.unit, *neurons(layer), seeds, out, len(pre),
+         *pulses.sizes, *cell(layer.lif, layer.dt), blocked_steps, TIES,
+         INHIBITION=inhibition, **_constants(synapses), num_warps=tile.warps)  # fmt: skip
     return PackedSpikes(out, len(pre))
 
 
 def sample_drive(layer: SpikingConv2d, synapses: Synapses, pre: PackedSpikes, places: Tensor) -> Tensor:
     """Drives of all channels at some places (:meth:`snn.engines.base.Engine.sample_drive`)."""
-    geometry = layer.convolution(pre.shape)
-    tile, (pulse, _) = Tile.of(geometry), layer.geometry.steps(layer.dt)
-    drive = pre.words.new_empty((len(pre), len(places), geometry.channels_out), dtype=torch.float32)
-    _run(kernels.sample_drive, [triton.cdiv(len(places), tile.places), triton.cdiv(len(pre), tile.steps)],
-         hold(pre, pulse), synapses.digits, synapses.unit, places, drive, len(places), len(pre), pre.words.shape[1],
-         *_sizes(geometry), **_constants(geometry, tile, synapses), num_warps=tile.warps)  # fmt: skip
+    tile, pulses = synapses.tile, Pulses.of(pre, layer, synapses.tile)
+    drive = pre.words.new_empty((len(pre), len(places), pulses.geometry.channels_out), dtype=torch.float32)
+    _run(kernels.sample_drive, [triton.cdiv(len(places), tile.places), len(pre)],
+         pulses.words, pulses.offsets, synapses.digits, synapses.unit, places, drive, len(places), *pulses.sizes,
+         **_constants(synapses), num_warps=tile.warps)  # fmt: skip
     return drive
 
 
@@ -188,7 +216,8 @@ def count_pairs(
         _run(kernels.count_pairs,
              [triton.cdiv(rows, SPIKES * TILES), geometry.channels_out, triton.cdiv(fan_in, synapses)],
              pre.words[part], post.words[part], levels[part], first, last, seeds[part], counts,
-             batch, len(pre), words, first.shape[1], *_sizes(geometry), BEFORE, AFTER,
+             batch, len(pre), words, first.shape[1], geometry.height, geometry.width, geometry.channels_in,
+             geometry.height_out, geometry.width_out, geometry.channels_out, BEFORE, AFTER,
              KERNEL=kernel, STRIDE=geometry.stride, PADDING=geometry.padding, TWO_SIDED=len(tables) > 1,
              SPIKES=SPIKES, TILES=TILES, SYNAPSES=synapses, num_warps=max(1, synapses // 128))  # fmt: skip
         total += counts
@@ -201,21 +230,12 @@ def neurons(layer: SpikingConv2d) -> tuple[Tensor, Tensor]:
     return scale.flatten(), neuron.v_th.flatten()
 
 
-def _sizes(geometry: ConvGeometry) -> tuple[int, ...]:
-    """Sizes that every kernel takes as they are."""
-    g = geometry
-    return g.height, g.width, g.channels_in, g.height_out, g.width_out, g.channels_out
-
-
-def _constants(geometry: ConvGeometry, tile: Tile, synapses: Synapses) -> dict[str, int]:
+def _constants(synapses: Synapses) -> dict[str, int]:
     """What a kernel of a layer is compiled for."""
+    tile = synapses.tile
     return {
-        "KERNEL": geometry.kernel_size,
-        "STRIDE": geometry.stride,
-        "PADDING": geometry.padding,
         "PLANES": len(synapses.digits),
         "PLACES": tile.places,
-        "STEPS": tile.steps,
         "CHANNELS": tile.channels,
         "INPUTS": tile.inputs,
         "CHUNK": tile.chunk,
