@@ -4,6 +4,9 @@ Each layer learns on all images while the layers below it are frozen, without in
 (paper, 4.2). Conductances are held while a mini-batch is presented. Nothing carries over from one update to the next
 but the values in :class:`snn.network.UnfinishedLayer`: order of images, phases and draws of an update are functions of
 seed, layer and update, so learning can stop and go on anywhere, and any number of processes can share a mini-batch.
+
+What a device computes are spikes and counts, which are whole numbers. Conductances, gains and thresholds follow from
+them on the CPU: these few values are sums and exponentials whose last bits differ between devices.
 """
 
 import math
@@ -60,11 +63,11 @@ def learn(
         device: where to compute.
         engine: simulator, or its name; ``auto`` takes the fastest for the device. All give the same bits.
         resume: unfinished network of the same images, settings and seed, to go on from.
-        save: called after every update, and after every layer, with the network so far (on ``device``).
+        save: called after every update, and after every layer, with the network so far.
         processes: that share each mini-batch (None: this one alone).
 
     Returns:
-        The network, on the CPU. The same arguments give the same bits on the same machine.
+        The network, on the CPU. The same arguments give the same bits, on any device and with any engine.
 
     Raises:
         UserError: images of another type or shape (:func:`snn.data.as_images`), an unknown engine.
@@ -82,7 +85,6 @@ def learn(
     network = resume or SpikingNetwork((channels, height, width), p, (), seed)
     if not network.retina:
         network = replace(network, retina=processes.share(lambda: learn_retina(images, p.retina, seed)))
-    network = network.to(device)
     for number in range(len(network.layers), len(p.maps)):
         learner = LayerLearner(images, number, network, device, engine, processes)
         state = network.unfinished or learner.start()
@@ -96,7 +98,7 @@ def learn(
         monitor.close()
         if save:
             save(network)
-    return network.to("cpu")
+    return network
 
 
 def check_fit(p: Learning, shape: tuple[int, int, int], images: int) -> None:
@@ -142,7 +144,8 @@ class LayerLearner:
         processes: Processes,
     ) -> None:
         self.images, self.number, self.p, self.seed = images, number, network.learning, network.seed
-        self.network, self.below = network, [learned.layer for learned in network.layers]
+        self.placed = network.to(device)
+        self.below = [learned.layer for learned in self.placed.layers]
         self.device, self.engine, self.processes = device, engine, processes
         chosen = torch.randperm(len(images), generator=self._stream("calibration images"))
         self.calibration = images[chosen[: self.p.calibration_images]]
@@ -157,7 +160,7 @@ class LayerLearner:
 
     def presynaptic(self, images: Tensor, seeds: Tensor) -> Spikes:
         """Spikes that reach the layer."""
-        spikes = self.network.encode(self.engine, images.to(self.device), seeds)
+        spikes = self.placed.encode(self.engine, images.to(self.device), seeds)
         return feed_forward(self.engine, self.below, spikes)
 
     def calibration_spikes(self) -> tuple[Spikes, Tensor]:
@@ -174,21 +177,21 @@ class LayerLearner:
         shape = (geometry.maps, counts.shape[1], geometry.kernel_size, geometry.kernel_size)
         g_range = stdp.g_max - stdp.g_min
         low, span = stdp.g_min + p.initial_low * g_range, (p.initial_high - p.initial_low) * g_range
-        uniform = torch.rand(shape, generator=self._stream("conductance")).to(self.device)
         layer = SpikingConv2d(
-            conductance=low + span * uniform,
-            gain=torch.ones(geometry.maps, device=self.device),
-            v_threshold=torch.full((geometry.maps,), p.lif.v_threshold, device=self.device),
+            conductance=low + span * torch.rand(shape, generator=self._stream("conductance")),
+            gain=torch.ones(geometry.maps),
+            v_threshold=torch.full((geometry.maps,), p.lif.v_threshold),
             geometry=geometry,
             lif=p.lif,
             dt=encoding.dt,
         )
-        drive = sample_drive(self.engine, layer, pre, self._stream("places"))
-        layer = calibrate_gain(self.engine, layer, drive, p.start_count)
+        placed = layer.to(self.device)
+        drive = sample_drive(self.engine, placed, pre, self._stream("places"))
+        layer = calibrate_gain(self.engine, placed, drive, p.start_count).to("cpu")
         # The encoder's limits are exact; a hidden layer's are measured.
         limits = rate_range(counts, encoding.presentation) if self.below else (encoding.f_min, encoding.f_max)
-        factor = torch.ones((geometry.maps, 1, 1, 1), dtype=torch.float64, device=self.device)
-        window = torch.zeros((2, *shape), dtype=torch.float64, device=self.device)
+        factor = torch.ones((geometry.maps, 1, 1, 1), dtype=torch.float64)
+        window = torch.zeros((2, *shape), dtype=torch.float64)
         return UnfinishedLayer(layer, layer, factor, limits, LayerHistory.empty(geometry.maps), window)
 
     def step(self, state: UnfinishedLayer) -> UnfinishedLayer:
@@ -205,13 +208,16 @@ class LayerLearner:
         layer = state.layer
         if len(chosen[share]):
             pre = self.presynaptic(self.images[chosen[share]], seeds[share])
-            counts, post = present(self.engine, layer, pre, state.rate_limits, stdp, seeds[share])
+            counts, post = present(
+                self.engine, layer.to(self.device), pre, state.rate_limits, stdp, seeds[share]
+            )
             wins = spike_counts(post).sum((0, 2, 3))
         else:
-            counts = EventCounts(*layer.conductance.new_zeros((3, *layer.conductance.shape), dtype=torch.float64))
+            shape = (3, *layer.conductance.shape)
+            counts = EventCounts(*torch.zeros(shape, dtype=torch.float64, device=self.device))
             wins = torch.zeros(len(layer.gain), dtype=torch.int64, device=self.device)
-        counts = EventCounts(*self.processes.add(torch.stack(counts)))
-        wins = self.processes.add(wins)
+        counts = EventCounts(*self.processes.add(torch.stack(counts)).cpu())
+        wins = self.processes.add(wins).cpu()
         conductance = update(layer.conductance, counts, stdp, state.ltd_factor)
         change = (conductance - layer.conductance).abs().mean().item()
         g = (conductance - stdp.g_min) / (stdp.g_max - stdp.g_min)
@@ -226,15 +232,16 @@ class LayerLearner:
         """The layer as it drives the next one."""
         p, presentation, engine = self.p, self.p.encoding.presentation, self.engine
         pre, seeds = self.calibration_spikes()
-        post = engine.simulate(state.layer, pre, inhibition=True, seeds=seeds)
+        placed = state.layer.to(self.device)
+        post = engine.simulate(placed, pre, inhibition=True, seeds=seeds)
         rates = normalised_rates(pre, presentation, state.rate_limits)
-        saturated = saturated_share(engine, state.layer, pre, post, rates, p.rule)
-        geometry = replace(state.layer.geometry, feed_forward_inhibition=p.inhibition.when_learned)
-        learned = replace(state.layer, geometry=geometry)
+        saturated = saturated_share(engine, placed, pre, post, rates, p.rule)
+        geometry = replace(placed.geometry, feed_forward_inhibition=p.inhibition.when_learned)
+        learned = replace(placed, geometry=geometry)
         drive = sample_drive(engine, learned, pre, self._stream("places"))
         layer = finalise(engine, learned, drive, p.output_rate * presentation / 1000, p.threshold_lowering)
         return LearnedLayer(
-            layer=layer,
+            layer=layer.to("cpu"),
             initial_conductance=state.start.conductance,
             learning_gain=state.start.gain[0].item(),
             rate_limits=state.rate_limits,

@@ -38,7 +38,7 @@ from snn.registries import ENGINES, RULES
 from snn.retina import INTENSITY_STEPS, LEVELS, learn_retina
 from snn.runtime.device import choose_device
 from snn.runtime.random import stream
-from snn.spikes import SpikeEvents, Spikes
+from snn.spikes import Spikes, as_dense
 from snn.storage import load_network
 
 EVENTS = choose_engine("events", "cpu")
@@ -82,7 +82,7 @@ def files(request) -> Pipeline:
 
 
 def dense(spikes: Spikes) -> torch.Tensor:
-    return spikes.to_dense() if isinstance(spikes, SpikeEvents) else spikes.cpu()
+    return as_dense(spikes).cpu()
 
 
 def random_images(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -19,7 +19,7 @@ from snn.runtime.random import AFTER, BEFORE, ENCODE, TIES
 
 NEURONS = 256
 """Neurons of a program that looks at each by itself."""
-NEURONS_OF_TILE = 2**13
+NEURONS_OF_TILE = 2**12
 """Most neurons of a program that simulates them: their state and the sums of their inputs stay in registers."""
 LEAST, MOST_PLACES = 16, 64
 """Rows of a product in a GPU's matrix units: at least, and as its largest instructions take them."""
@@ -52,7 +52,7 @@ class Tile(NamedTuple):
     @property
     def warps(self) -> int:
         """Warps of 32 threads of a program."""
-        return min(16, max(4, self.places * self.channels // 512))
+        return min(16, max(4, self.places * self.channels // 256))
 
 
 class Synapses(NamedTuple):

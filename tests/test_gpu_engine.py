@@ -1,0 +1,235 @@
+"""The GPU engine's kernels, run by Triton's interpreter where there is no GPU: the bits of the event-driven engine."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import DEVICES
+
+import snn
+from snn.calibration import normalised_rates
+from snn.data_source import UNNAMED
+from snn.engines.base import choose_engine
+from snn.engines.gpu.packed import PackedSpikes, words_of
+from snn.geometry import ConvGeometry
+from snn.layer import SpikingConv2d
+from snn.learning import Inhibition
+from snn.parameters import Encoding, LayerParameters, LIFParameters, RetinaParameters, STDPParameters
+from snn.registries import ENGINES, RULES
+from snn.runtime.errors import UserError
+from snn.spikes import SpikeEvents
+from snn.storage import save
+
+EVENTS = choose_engine("events")
+SEEDS = torch.tensor([3, 2**61 - 1, 77])
+STEPS = 37
+"""Not a whole number of words of 32 steps."""
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> str:
+    if not ENGINES["gpu"]().preference(request.param):
+        pytest.skip("Triton's interpreter is off, as there is a GPU (or Triton is not installed)")
+    return request.param
+
+
+@pytest.fixture
+def engine(device):
+    return choose_engine("gpu", device)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_spikes(*shape: int, share: float = 0.08, seed: int = 1) -> torch.Tensor:
+    return torch.rand(shape, generator=generator(seed)) < share
+
+
+def random_layer(channels: int, channels_in: int, *, gain: float = 1.0, **geometry) -> SpikingConv2d:
+    """A layer that fires, whose channels differ in gain and threshold."""
+    p = LayerParameters(channels, **geometry)
+    shape = (channels, channels_in, p.kernel_size, p.kernel_size)
+    draws = generator(5)
+    strength = 150 * gain / (channels_in * p.kernel_size**2) * (8 if p.feed_forward_inhibition else 1)
+    return SpikingConv2d(
+        conductance=torch.rand(shape, generator=draws),
+        gain=strength * (1 + torch.rand(channels, generator=draws)),
+        v_threshold=-60.2 - torch.rand(channels, generator=draws),
+        geometry=p,
+        lif=LIFParameters(),
+        dt=2.5,
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 31, 32, 33, 70])
+def test_packing_loses_nothing(device, steps):
+    spikes = random_spikes(steps, 2, 3, 4, 5, share=0.3)
+    packed = PackedSpikes.from_dense(spikes.to(device))
+    assert packed.words.shape == (2, words_of(steps), 4, 5, 3)
+    assert (len(packed), packed.batch_size, packed.shape) == (steps, 2, (3, 4, 5))
+    assert torch.equal(packed.to_dense().cpu(), spikes)
+    assert torch.equal(packed.counts().cpu(), spikes.sum(0, dtype=torch.int16))
+    # Bit t of the words of a neuron is its step t.
+    for t in range(steps):
+        assert torch.equal((packed.words[:, t // 32] >> t % 32 & 1).bool().permute(0, 3, 1, 2).cpu(), spikes[t])
+
+
+@pytest.mark.parametrize("kind", ["regular", "poisson"])
+def test_encoded_bits_are_the_spikes_of_the_event_driven_engine(engine, device, kind):
+    images = torch.randint(256, (3, 2, 9, 17), dtype=torch.uint8, generator=generator(0))
+    p = Encoding(kind=kind, f_min=0, f_max=60, presentation=92.5, quiet=10)
+    spikes = engine.encode(images.to(device), p, SEEDS.to(device))
+    assert isinstance(spikes, PackedSpikes)
+    expected = EVENTS.encode(images, p, SEEDS).to_dense()
+    assert expected.sum() > 500
+    assert torch.equal(spikes.to_dense().cpu(), expected)
+
+
+@pytest.mark.parametrize("pulse", [1, 2, 6, 31, 32, 33, 50])
+def test_pulses_last_as_long_as_they_should(engine, device, pulse):
+    spikes = random_spikes(75, 2, 1, 5, 4, share=0.02)
+    layer = random_layer(1, 1, kernel_size=1, stride=1, padding=0, pulse_width=2.5 * pulse)
+    drive = engine.sample_drive(layer.to(device), spikes.to(device), torch.arange(40))
+    for image, y, x in [(0, 0, 0), (1, 2, 3), (1, 4, 1)]:
+        for t in range(75):
+            open_ = spikes[max(0, t - pulse + 1) : t + 1, image, 0, y, x].any()
+            assert (drive[t, (image * 5 + y) * 4 + x, 0] > 0) == open_
+
+
+LAYERS = {
+    "one synapse": (3, 1, dict(kernel_size=1, stride=1, padding=0)),
+    "two synapses": (2, 2, dict(kernel_size=1, stride=2, padding=0)),
+    "stride": (7, 3, dict(kernel_size=3, stride=2, padding=1)),
+    "gaps": (4, 2, dict(kernel_size=2, stride=3, padding=0)),
+    "padding": (17, 2, dict(kernel_size=5, stride=1, padding=2)),
+    "wide padding": (5, 2, dict(kernel_size=4, stride=1, padding=3)),
+    "several tiles": (33, 3, dict(kernel_size=3, stride=1, padding=1)),
+    "long pulses": (6, 3, dict(kernel_size=3, stride=1, padding=1, pulse_width=50.0)),
+    "long inhibition": (6, 3, dict(kernel_size=3, stride=1, padding=1, inhibition_time=40.0)),
+    "feed-forward": (6, 3, dict(kernel_size=3, stride=1, padding=1, feed_forward_inhibition=True)),
+    "two digits": (4, 64, dict(kernel_size=3, stride=2, padding=1)),
+}
+"""Channels, input channels and geometry of layers; images of 9 x 8 pixels have more than 64 places."""
+
+
+@pytest.mark.parametrize("inhibition", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_spikes_are_those_of_the_event_driven_engine(engine, device, name, inhibition):
+    channels, channels_in, geometry = LAYERS[name]
+    layer, pre = random_layer(channels, channels_in, **geometry), random_spikes(STEPS, 2, channels_in, 9, 8)
+    expected = EVENTS.simulate(layer, pre, inhibition=inhibition, seeds=SEEDS[:2])
+    packed = PackedSpikes.from_dense(pre.to(device))
+    spikes = engine.simulate(layer.to(device), packed, inhibition=inhibition, seeds=SEEDS[:2].to(device))
+    assert isinstance(spikes, PackedSpikes)
+    assert expected.sum() > 20
+    assert torch.equal(spikes.to_dense().cpu(), expected)
+
+
+def test_draws_between_equal_channels_are_those_of_the_event_driven_engine(engine, device):
+    layer = random_layer(6, 2, kernel_size=3, stride=1, padding=1)
+    # Three channels are equal, and a fourth is weaker.
+    rows = torch.tensor([0, 1, 0, 0, 1, 2])
+    layer = replace(layer, conductance=layer.conductance[rows], gain=layer.gain[rows], v_threshold=layer.v_threshold[rows])
+    pre = random_spikes(STEPS, 3, 2, 5, 5, share=0.15)
+    expected = EVENTS.simulate(layer, pre, inhibition=True, seeds=SEEDS)
+    assert all(expected[:, :, channel].sum() > 10 for channel in (0, 2, 3))
+    spikes = engine.simulate(layer.to(device), pre.to(device), inhibition=True, seeds=SEEDS.to(device))
+    assert torch.equal(spikes.cpu(), expected)
+    other = EVENTS.simulate(layer, pre, inhibition=True, seeds=SEEDS + 1)
+    assert not torch.equal(other, expected)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_drives_and_rates_are_those_of_the_event_driven_engine(engine, device, name):
+    channels, channels_in, geometry = LAYERS[name]
+    layer, pre = random_layer(channels, channels_in, **geometry), random_spikes(STEPS, 2, channels_in, 9, 8)
+    places = torch.randperm(2 * layer.convolution((channels_in, 9, 8)).places_out, generator=generator(2))[:70]
+    expected = EVENTS.sample_drive(layer, pre, places)
+    placed = layer.to(device)
+    drive = engine.sample_drive(placed, pre.to(device), places)
+    assert torch.equal(drive.cpu(), expected)
+    assert engine.count_driven(placed, drive) == EVENTS.count_driven(layer, expected) > 0
+
+
+@pytest.mark.parametrize("pairing", ["post", "two-sided"])
+@pytest.mark.parametrize(
+    ("channels", "channels_in", "geometry"),
+    [(3, 2, (3, 1, 1)), (4, 3, (2, 2, 0)), (2, 2, (5, 3, 2)), (2, 64, (3, 2, 1))],
+)
+def test_events_are_those_of_the_event_driven_engine(engine, device, pairing, channels, channels_in, geometry):
+    kernel, stride, padding = geometry
+    convolution = ConvGeometry.of(LayerParameters(channels, kernel, stride, padding), (channels_in, 7, 6))
+    # Steps of three words: the nearest spike may lie in another one, or nowhere.
+    pre = random_spikes(70, 3, channels_in, 7, 6, share=0.03)
+    post = random_spikes(70, 3, *convolution.shape_out, share=0.01, seed=2)
+    p = STDPParameters(pairing=pairing, ltd_delay=100.0)
+    rates = normalised_rates(pre, 175.0, (0.0, 40.0))
+    tables = RULES["fd"](p).chances(70, 2.5, rates.fn)
+    expected = EVENTS.count_events(pre, post, rates.level, tables, convolution, SEEDS)
+    on_device = (values.to(device) for values in (pre, post, rates.level))
+    counts = engine.count_events(*on_device, tables, convolution, SEEDS.to(device))
+    for ours, theirs in zip(counts, expected, strict=True):
+        assert theirs.sum() > 0
+        assert torch.equal(ours.cpu(), theirs)
+
+
+LEARNING = snn.Learning(
+    maps=(5, 4),
+    kernel_sizes=(3,),
+    epochs=1,
+    min_updates=2,
+    batch_size=3,
+    calibration_images=2,
+    start_count=1.0,
+    encoding=Encoding(f_min=10.0, f_max=150.0, presentation=50.0, quiet=5.0),
+)
+
+
+@pytest.mark.parametrize("pairing", ["post", "two-sided"])
+def test_a_learned_file_is_that_of_the_cpu(engine, device, pairing, tmp_path):
+    p = replace(LEARNING, stdp=replace(LEARNING.stdp, pairing=pairing))
+    if pairing == "post":
+        retina = RetinaParameters("whiten", kernel_size=3, patches=1000)
+        p = replace(p, retina=retina, inhibition=Inhibition("both"))
+    images = torch.randint(256, (5, 1, 5, 4), dtype=torch.uint8, generator=generator(0))
+    digests = []
+    for simulator, where in ((EVENTS, "cpu"), (engine, device)):
+        network = snn.learn(images, p, seed=1, device=where, engine=simulator)
+        assert all(learned.history.wins.sum() > 0 for learned in network.layers)
+        assert all(learned.mean_move > 0 for learned in network.layers)
+        digests.append(save(network, tmp_path / f"{len(digests)}.h5", UNNAMED))
+    assert digests[0] == digests[1]
+
+
+def test_what_the_engine_cannot_simulate_is_refused(engine, device):
+    layer = random_layer(2, 1, kernel_size=1, stride=1, padding=0).to(torch.float64).to(device)
+    with pytest.raises(UserError, match="float64; give float32, or take engine norse"):
+        engine.simulate(layer, random_spikes(5, 1, 1, 4, 4).to(device), inhibition=False)
+
+
+def test_other_engines_take_its_spikes(engine, device):
+    layer, pre = random_layer(3, 2, kernel_size=3, stride=1, padding=1), random_spikes(STEPS, 2, 2, 5, 4)
+    packed = PackedSpikes.from_dense(pre)
+    spikes = EVENTS.simulate(layer, packed, inhibition=False)
+    assert isinstance(spikes, SpikeEvents)
+    assert torch.equal(spikes.to_dense(), EVENTS.simulate(layer, pre, inhibition=False))
+    assert torch.equal(choose_engine("norse").simulate(layer, packed, inhibition=False), spikes.to_dense())
+    lists = SpikeEvents.from_dense(pre)
+    if device == "cpu":
+        assert torch.equal(engine.simulate(layer, lists, inhibition=False).to_dense(), spikes.to_dense())
+
+
+def test_without_gpu_and_interpreter_the_engine_is_not_offered():
+    program = (
+        "from snn.engines.base import choose_engine; from snn.registries import ENGINES, RULES;"
+        "print(ENGINES['gpu']().preference('cpu'), type(choose_engine('auto', 'cpu')).__name__);"
+        "choose_engine('gpu', 'cpu')"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=variables)
+    assert done.stdout == "0 EventEngine\n"
+    assert "`engine` gpu: it does not simulate on `device` cpu; choose auto" in done.stderr
