@@ -208,9 +208,7 @@ class LayerLearner:
         layer = state.layer
         if len(chosen[share]):
             pre = self.presynaptic(self.images[chosen[share]], seeds[share])
-            counts, post = present(
-                self.engine, layer.to(self.device), pre, state.rate_limits, stdp, seeds[share]
-            )
+            counts, post = present(self.engine, layer.to(self.device), pre, state.rate_limits, stdp, seeds[share])
             wins = spike_counts(post).sum((0, 2, 3))
         else:
             shape = (3, *layer.conductance.shape)

@@ -33,7 +33,6 @@ from snn.geometry import ConvGeometry
 from snn.layer import SpikingConv2d
 from snn.learn import main as learn
 from snn.parameters import Encoding, LayerParameters, LIFParameters, RetinaParameters, STDPParameters
-from snn.plasticity import update
 from snn.registries import ENGINES, RULES
 from snn.retina import INTENSITY_STEPS, LEVELS, learn_retina
 from snn.runtime.device import choose_device
@@ -60,9 +59,15 @@ def device(request) -> str:
 @pytest.fixture(params=[name for name in ENGINES if name != "events"])
 def engine(request, device) -> Engine:
     """Every other engine, where it simulates on the device."""
-    if not ENGINES[request.param]().preference(device):
-        pytest.skip(f"{request.param} does not simulate on {device}")
+    _skip_unless_simulating(request.param, device)
     return choose_engine(request.param, device)
+
+
+def _skip_unless_simulating(engine: str, device: str) -> None:
+    if (engine, device) == ("gpu", "cpu"):
+        pytest.skip("Triton's interpreter takes long: tests/test_gpu_engine.py has smaller layers")
+    if not ENGINES[engine]().preference(device):
+        pytest.skip(f"{engine} does not simulate on {device}")
 
 
 @pytest.fixture(scope="module")
@@ -171,34 +176,17 @@ def test_counts_of_synaptic_events_are_those_of_the_event_driven_engine(device, 
     for ours, theirs in zip(counts, expected, strict=True):
         assert theirs.sum() > 0
         assert torch.equal(ours.cpu(), theirs)
-    conductance = torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(3))
-    # The exponential of Eq. 2 is a library's, in float64, rounded to float32.
-    torch.testing.assert_close(
-        update(conductance.to(device), counts, p).cpu(), update(conductance, expected, p), rtol=0, atol=2**-23
-    )
 
 
 @pytest.mark.parametrize("engine", ["auto", *(name for name in ENGINES if name != "events")])
 def test_a_learned_network_is_the_cpus(device, engine, files, tmp_path):
-    if engine != "auto" and not ENGINES[engine]().preference(device):
-        pytest.skip(f"{engine} does not simulate on {device}")
+    if engine != "auto":
+        _skip_unless_simulating(engine, device)
     out = tmp_path / "snn.h5"
     expected = load_network(files.snn).network
     flags = [*LEARN, *CONTRAST] if expected.retina else LEARN
     assert learn([*flags, "--no-figures", "--device", device, "--engine", engine, "--out", str(out)]) == 0
-    network = load_network(out).network
-    if device == "cpu":
-        assert digest(out) == digest(files.snn)
-    if expected.retina:
-        assert torch.equal(network.retina.filters, expected.retina.filters)
-    for ours, theirs in zip(network.layers, expected.layers, strict=True):
-        assert torch.equal(ours.initial_conductance, theirs.initial_conductance)
-        assert torch.equal(ours.history.wins, theirs.history.wins)
-        # On a GPU, exponentials and sums of values that lie on no grid differ in their last bit.
-        torch.testing.assert_close(ours.layer.conductance, theirs.layer.conductance, rtol=0, atol=1e-6)
-        torch.testing.assert_close(ours.layer.v_threshold, theirs.layer.v_threshold, rtol=0, atol=1e-4)
-        torch.testing.assert_close(ours.layer.gain, theirs.layer.gain, rtol=1e-5, atol=0)
-        torch.testing.assert_close(ours.history.mean_change, theirs.history.mean_change, rtol=1e-5, atol=0)
+    assert digest(out) == digest(files.snn)
 
 
 def test_a_converted_front_end_is_the_cpus(device, files, tmp_path):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -133,7 +132,9 @@ def test_draws_between_equal_channels_are_those_of_the_event_driven_engine(engin
     layer = random_layer(6, 2, kernel_size=3, stride=1, padding=1)
     # Three channels are equal, and a fourth is weaker.
     rows = torch.tensor([0, 1, 0, 0, 1, 2])
-    layer = replace(layer, conductance=layer.conductance[rows], gain=layer.gain[rows], v_threshold=layer.v_threshold[rows])
+    layer = replace(
+        layer, conductance=layer.conductance[rows], gain=layer.gain[rows], v_threshold=layer.v_threshold[rows]
+    )
     pre = random_spikes(STEPS, 3, 2, 5, 5, share=0.15)
     expected = EVENTS.simulate(layer, pre, inhibition=True, seeds=SEEDS)
     assert all(expected[:, :, channel].sum() > 10 for channel in (0, 2, 3))
@@ -164,38 +165,32 @@ def test_events_are_those_of_the_event_driven_engine(engine, device, pairing, ch
     kernel, stride, padding = geometry
     convolution = ConvGeometry.of(LayerParameters(channels, kernel, stride, padding), (channels_in, 7, 6))
     # Steps of three words: the nearest spike may lie in another one, or nowhere.
-    pre = random_spikes(70, 3, channels_in, 7, 6, share=0.03)
-    post = random_spikes(70, 3, *convolution.shape_out, share=0.01, seed=2)
+    pre = random_spikes(70, 2, channels_in, 7, 6, share=0.03)
+    post = random_spikes(70, 2, *convolution.shape_out, share=0.005, seed=2)
     p = STDPParameters(pairing=pairing, ltd_delay=100.0)
     rates = normalised_rates(pre, 175.0, (0.0, 40.0))
     tables = RULES["fd"](p).chances(70, 2.5, rates.fn)
-    expected = EVENTS.count_events(pre, post, rates.level, tables, convolution, SEEDS)
+    expected = EVENTS.count_events(pre, post, rates.level, tables, convolution, SEEDS[:2])
     on_device = (values.to(device) for values in (pre, post, rates.level))
-    counts = engine.count_events(*on_device, tables, convolution, SEEDS.to(device))
+    counts = engine.count_events(*on_device, tables, convolution, SEEDS[:2].to(device))
     for ours, theirs in zip(counts, expected, strict=True):
         assert theirs.sum() > 0
         assert torch.equal(ours.cpu(), theirs)
 
 
-LEARNING = snn.Learning(
-    maps=(5, 4),
-    kernel_sizes=(3,),
-    epochs=1,
-    min_updates=2,
-    batch_size=3,
-    calibration_images=2,
-    start_count=1.0,
-    encoding=Encoding(f_min=10.0, f_max=150.0, presentation=50.0, quiet=5.0),
-)
-
-
-@pytest.mark.parametrize("pairing", ["post", "two-sided"])
-def test_a_learned_file_is_that_of_the_cpu(engine, device, pairing, tmp_path):
-    p = replace(LEARNING, stdp=replace(LEARNING.stdp, pairing=pairing))
-    if pairing == "post":
-        retina = RetinaParameters("whiten", kernel_size=3, patches=1000)
-        p = replace(p, retina=retina, inhibition=Inhibition("both"))
-    images = torch.randint(256, (5, 1, 5, 4), dtype=torch.uint8, generator=generator(0))
+def test_a_learned_file_is_that_of_the_cpu(engine, device, tmp_path):
+    p = snn.Learning(
+        maps=(3, 2),
+        kernel_sizes=(3,),
+        min_updates=2,
+        batch_size=2,
+        calibration_images=2,
+        start_count=1.0,
+        encoding=Encoding(f_min=10.0, f_max=200.0, presentation=40.0, quiet=5.0),
+        retina=RetinaParameters("whiten", kernel_size=3, patches=1000),
+        inhibition=Inhibition("both"),
+    )
+    images = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8, generator=generator(0))
     digests = []
     for simulator, where in ((EVENTS, "cpu"), (engine, device)):
         network = snn.learn(images, p, seed=1, device=where, engine=simulator)

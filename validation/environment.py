@@ -18,7 +18,6 @@ import tyro
 
 from bridge.storage import load as load_frontend
 from snn.engines.base import choose_engine
-from snn.spikes import as_dense
 from snn.layer import SpikingConv2d
 from snn.parameters import LayerParameters, LIFParameters
 from snn.registries import ENGINES
@@ -31,6 +30,7 @@ from snn.runtime.progress import progress
 from snn.runtime.provenance import git_commit, versions
 from snn.runtime.random import stream
 from snn.runtime.threads import use_threads
+from snn.spikes import as_dense
 from snn.storage import load, load_network, save
 from validation.report import Report
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from snn.engines.base import choose_engine, feed_forward
-from snn.spikes import as_dense
 from snn.learner import learn_batch
 from snn.parameters import STDPParameters
 from snn.runtime.progress import progress
 from snn.runtime.random import draw_seeds
+from snn.spikes import as_dense
 from validation.comparisons.rules import PAIRINGS, PAPER_RULES, compared_rules, is_certain
 from validation.comparisons.spikes import engine_spikes
 from validation.random_networks import (

@@ -8,11 +8,11 @@ import torch
 
 from snn.engines.base import choose_engine
 from snn.engines.norse import simulate_drive
-from snn.spikes import as_dense
 from snn.layer import SpikingConv2d
 from snn.parameters import Encoding, LayerParameters, LIFParameters
 from snn.runtime.progress import progress
 from snn.runtime.random import draw_seeds
+from snn.spikes import as_dense
 from validation.exact_neuron import EXACT_DT, EXACT_NEURON, POTENTIAL_UNIT
 from validation.reference.equations import interval
 from validation.reference.neuron import lif_spikes

@@ -14,12 +14,12 @@ import tyro
 
 from snn.encoding import regular_trains
 from snn.engines.base import choose_engine
-from snn.spikes import as_dense
 from snn.parameters import DURATION, POSITIVE, POTENTIAL, Encoding, LayerParameters, LIFParameters
 from snn.runtime.cli import RunOptions
 from snn.runtime.errors import check
 from snn.runtime.progress import progress
 from snn.runtime.ranges import check_fields
+from snn.spikes import as_dense
 from snn.timegrid import whole_steps
 from validation.comparisons.neuron import single_synapses
 from validation.reference.equations import euler_interval, interval

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from snn.engines.base import Engine, choose_engine
-from snn.spikes import as_dense
 from snn.registries import ENGINES
 from snn.runtime.progress import progress
 from snn.runtime.random import draw_seeds
+from snn.spikes import as_dense
 from validation.random_networks import MOST_DRAWS, PRESENTATION, Kind, RandomNetwork, draw_network
 from validation.reference.network import ReferenceNetwork
 from validation.report import Report

@@ -9,6 +9,8 @@ Without a GPU, ``TRITON_INTERPRET=1`` runs the same kernels slowly on a CPU, whi
 """
 
 from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,53 +38,51 @@ class GpuEngine:
     def preference(self, device_type: str) -> int:
         if find_spec("triton") is None:
             return 0
-        # Imported here: Triton takes a while, and is not there without CUDA.
+        # Imported here: Triton takes a while, and comes with PyTorch's builds for CUDA alone.
         import triton
 
-        return {"cuda": 3, "cpu": 1}.get(device_type, 0) if triton.knobs.runtime.interpret else 3 * (device_type == "cuda")
+        interpreted = {"cuda": 3, "cpu": 1} if triton.knobs.runtime.interpret else {"cuda": 3}
+        return interpreted.get(device_type, 0)
 
     def encode(self, images: Tensor, p: Encoding, seeds: Tensor) -> PackedSpikes:
         check_images(images)
         return ENCODERS[p.kind]().packed(images, p, seeds)
 
     def simulate(self, layer: SpikingConv2d, pre: Spikes, *, inhibition: bool, seeds: Tensor | None = None) -> Spikes:
-        from snn.engines.gpu import launch
-
         packed = as_packed(pre)
         assert seeds is not None or not inhibition, "inhibition draws between channels of equal potential"
         if seeds is None:
             seeds = torch.zeros(packed.batch_size, dtype=torch.int64, device=packed.words.device)
-        spikes = launch.simulate(layer, self._prepared(layer), packed, inhibition=inhibition, seeds=seeds)
+        spikes = _launch().simulate(layer, self._prepared(layer), packed, inhibition=inhibition, seeds=seeds)
         return spikes.to_dense() if isinstance(pre, Tensor) else spikes
 
     def count_events(
         self, pre: Spikes, post: Spikes, level: Tensor, tables: list[Tensor], geometry: ConvGeometry, seeds: Tensor
     ) -> EventCounts:
-        from snn.engines.gpu import launch
-
-        return EventCounts(*launch.count_pairs(as_packed(pre), as_packed(post), level, tables, geometry, seeds))
+        return EventCounts(*_launch().count_pairs(as_packed(pre), as_packed(post), level, tables, geometry, seeds))
 
     def sample_drive(self, layer: SpikingConv2d, pre: Spikes, places: Tensor) -> Tensor:
-        from snn.engines.gpu import launch
-
         packed = as_packed(pre)
-        return launch.sample_drive(layer, self._prepared(layer), packed, places.to(packed.words.device))
+        return _launch().sample_drive(layer, self._prepared(layer), packed, places.to(packed.words.device))
 
     def count_driven(self, layer: SpikingConv2d, drive: Tensor) -> int:
-        from snn.engines.gpu import launch
+        return _launch().count_driven(layer, drive)
 
-        return launch.count_driven(layer, drive)
-
-    def _prepared(self, layer: SpikingConv2d) -> "launch.Synapses":
-        from snn.engines.gpu import launch
-
+    def _prepared(self, layer: SpikingConv2d) -> Any:
         check(
             layer.conductance.dtype == torch.float32,
             f"`engine` gpu: the layer's values are {layer.conductance.dtype}; give float32, or take engine norse",
         )
         if layer not in self._synapses:
-            self._synapses[layer] = launch.Synapses.of(layer)
+            self._synapses[layer] = _launch().Synapses.of(layer)
         return self._synapses[layer]
+
+
+def _launch() -> ModuleType:
+    """Imported when needed, as Triton is."""
+    from snn.engines.gpu import launch
+
+    return launch
 
 
 def as_packed(spikes: Spikes) -> PackedSpikes:

@@ -23,7 +23,7 @@ NEURONS_OF_TILE = 2**12
 """Most neurons of a program that simulates them: their state and the sums of their inputs stay in registers."""
 LEAST, MOST_PLACES = 16, 64
 """Rows of a product in a GPU's matrix units: at least, and as its largest instructions take them."""
-DIGIT = 127 * (256**torch.arange(1, 5) - 1) // 255
+DIGIT = 127 * (256 ** torch.arange(1, 5) - 1) // 255
 """Largest number that 1 to 4 balanced digits of 8 bits hold."""
 SPIKES, TILES, SYNAPSES = 128, 8, 512
 """Of a program that draws the rule's events: words of one load, loads, and most synapses."""
