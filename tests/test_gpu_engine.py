@@ -132,9 +132,8 @@ def test_draws_between_equal_channels_are_those_of_the_event_driven_engine(engin
     layer = random_layer(6, 2, kernel_size=3, stride=1, padding=1)
     # Three channels are equal, and a fourth is weaker.
     rows = torch.tensor([0, 1, 0, 0, 1, 2])
-    layer = replace(
-        layer, conductance=layer.conductance[rows], gain=layer.gain[rows], v_threshold=layer.v_threshold[rows]
-    )
+    equal = {name: getattr(layer, name)[rows] for name in ("conductance", "gain", "v_threshold")}
+    layer = layer.with_values(**equal)
     pre = random_spikes(STEPS, 3, 2, 5, 5, share=0.15)
     expected = EVENTS.simulate(layer, pre, inhibition=True, seeds=SEEDS)
     assert all(expected[:, :, channel].sum() > 10 for channel in (0, 2, 3))

@@ -1,8 +1,9 @@
 """Kernels of the GPU engine (Triton).
 
 Spikes are bits: a word of 32 bits holds 32 steps of one neuron, the earliest in its lowest bit. Words of a batch are
-int32 (B, words, places, C), as :class:`snn.engines.gpu.packed.PackedSpikes` holds them: those of all channels of a place
-lie side by side. Integers decide all but the membrane potential, which is computed without fused multiply-adds, as on a CPU.
+int32 (B, words, places, C), those of all channels of a place side by side (:mod:`snn.engines.gpu.packed`). Integers
+decide all but the membrane potential, which is computed without fused multiply-adds, as on a CPU.
+
 Compiled code needs a GPU. The interpreter (``TRITON_INTERPRET=1``) runs the same functions on a CPU.
 """
 
