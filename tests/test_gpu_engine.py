@@ -217,13 +217,37 @@ def test_other_engines_take_its_spikes(engine, device):
         assert torch.equal(engine.simulate(layer, lists, inhibition=False).to_dense(), spikes.to_dense())
 
 
+def without_interpreter() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "architecture"), [("cifar10", 90), ("retina", 90), ("cifar10", 80)])
+def test_kernels_compile_without_a_gpu(preset, architecture, tmp_path):
+    command = [sys.executable, "-m", "benchmarks.kernel_resources", "--preset", preset]
+    variables = without_interpreter() | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--architecture", str(architecture)], capture_output=True, text=True, env=variables
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    assert len(rows) == 4 + 5 * {"cifar10": 3, "retina": 1}[preset]
+    for _, kernel, _, registers, spilled, _, programs, products, fused in rows:
+        # A fused multiply-add would round otherwise than the CPU.
+        assert int(fused) == 0
+        assert int(registers) <= 128
+        assert int(programs) >= 1
+        sums = kernel.startswith("simulate") or kernel == "sample_drive"
+        assert products == ("none" if not sums else "wgmma" if architecture == 90 else "mma.sync")
+        assert int(spilled) == 0 or architecture == 80
+
+
 def test_without_gpu_and_interpreter_the_engine_is_not_offered():
     program = (
         "from snn.engines.base import choose_engine; from snn.registries import ENGINES, RULES;"
         "print(ENGINES['gpu']().preference('cpu'), type(choose_engine('auto', 'cpu')).__name__);"
         "choose_engine('gpu', 'cpu')"
     )
-    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=variables)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=without_interpreter())
     assert done.stdout == "0 EventEngine\n"
     assert "`engine` gpu: it does not simulate on `device` cpu; choose auto" in done.stderr

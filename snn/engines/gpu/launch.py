@@ -27,6 +27,9 @@ DIGIT = 127 * (256 ** torch.arange(1, 5) - 1) // 255
 """Largest number that 1 to 4 balanced digits of 8 bits hold."""
 SPIKES, TILES, SYNAPSES = 128, 8, 512
 """Of a program that draws the rule's events: words of one load, loads, and most synapses."""
+OPTIONS = {"enable_fp_fusion": False, "maxnreg": 128}
+"""Of the compiler. A fused multiply-add rounds once where a CPU rounds twice. With so many registers, 16 warps share a
+multiprocessor."""
 
 
 class Tile(NamedTuple):
@@ -172,7 +175,7 @@ def simulate(
     _run(kernels.simulate, [batch * triton.cdiv(geometry.places_out, tile.places)],
          pulses.words, pulses.offsets, synapses.digits, synapses.unit, *neurons(layer), seeds, out, len(pre),
          *pulses.sizes, *cell(layer.lif, layer.dt), blocked_steps, TIES,
-         INHIBITION=inhibition, **_constants(synapses), num_warps=tile.warps)  # fmt: skip
+         INHIBITION=inhibition, **tile_constants(tile, len(synapses.digits)), num_warps=tile.warps)  # fmt: skip
     return PackedSpikes(out, len(pre))
 
 
@@ -182,7 +185,7 @@ def sample_drive(layer: SpikingConv2d, synapses: Synapses, pre: PackedSpikes, pl
     drive = pre.words.new_empty((len(pre), len(places), pulses.geometry.channels_out), dtype=torch.float32)
     _run(kernels.sample_drive, [triton.cdiv(len(places), tile.places), len(pre)],
          pulses.words, pulses.offsets, synapses.digits, synapses.unit, places, drive, len(places), *pulses.sizes,
-         **_constants(synapses), num_warps=tile.warps)  # fmt: skip
+         **tile_constants(tile, len(synapses.digits)), num_warps=tile.warps)  # fmt: skip
     return drive
 
 
@@ -207,7 +210,8 @@ def count_pairs(
     levels = level.permute(0, 2, 3, 1).to(torch.int16).contiguous()
     first, *_, last = (table.to(device).contiguous() for table in (*tables, tables[-1]))
     total = torch.zeros((3, geometry.channels_out, fan_in), dtype=torch.float64, device=device)
-    synapses = min(SYNAPSES, max(32, triton.next_power_of_2(fan_in)))
+    constants = pair_constants(kernel, geometry.stride, geometry.padding, geometry.channels_in, len(tables) > 1)
+    synapses = constants["SYNAPSES"]
     # So many images that no count, of one for each spike at most, leaves 32 bits.
     for images in torch.arange(len(seeds)).split(max(1, 2**31 // (words * WORD * geometry.places_out + 1))):
         part, batch = slice(int(images[0]), int(images[-1]) + 1), len(images)
@@ -218,8 +222,7 @@ def count_pairs(
              pre.words[part], post.words[part], levels[part], first, last, seeds[part], counts,
              batch, len(pre), words, first.shape[1], geometry.height, geometry.width, geometry.channels_in,
              geometry.height_out, geometry.width_out, geometry.channels_out, BEFORE, AFTER,
-             KERNEL=kernel, STRIDE=geometry.stride, PADDING=geometry.padding, TWO_SIDED=len(tables) > 1,
-             SPIKES=SPIKES, TILES=TILES, SYNAPSES=synapses, num_warps=max(1, synapses // 128))  # fmt: skip
+             **constants, num_warps=pair_warps(synapses))  # fmt: skip
         total += counts
     return total.unflatten(2, (kernel, kernel, -1)).permute(0, 1, 4, 2, 3)
 
@@ -230,11 +233,10 @@ def neurons(layer: SpikingConv2d) -> tuple[Tensor, Tensor]:
     return scale.flatten(), neuron.v_th.flatten()
 
 
-def _constants(synapses: Synapses) -> dict[str, int]:
-    """What a kernel of a layer is compiled for."""
-    tile = synapses.tile
+def tile_constants(tile: Tile, digits: int) -> dict[str, int]:
+    """What kernels that sum weights of so many ``digits`` are compiled for."""
     return {
-        "PLANES": len(synapses.digits),
+        "PLANES": digits,
         "PLACES": tile.places,
         "CHANNELS": tile.channels,
         "INPUTS": tile.inputs,
@@ -242,9 +244,27 @@ def _constants(synapses: Synapses) -> dict[str, int]:
     }
 
 
+def pair_constants(kernel: int, stride: int, padding: int, channels_in: int, two_sided: bool) -> dict[str, int]:
+    """What :func:`snn.engines.gpu.kernels.count_pairs` is compiled for."""
+    synapses = min(SYNAPSES, max(32, triton.next_power_of_2(channels_in * kernel**2)))
+    return {
+        "KERNEL": kernel,
+        "STRIDE": stride,
+        "PADDING": padding,
+        "TWO_SIDED": two_sided,
+        "SPIKES": SPIKES,
+        "TILES": TILES,
+        "SYNAPSES": synapses,
+    }
+
+
+def pair_warps(synapses: int) -> int:
+    """Warps of a program with so many synapses, four of them for each thread."""
+    return max(1, synapses // 128)
+
+
 def _run(kernel: Any, grid: Sequence[int], first: Tensor, *arguments: Any, **constants: Any) -> None:
     """Launch a kernel on the device of its first argument."""
     on_device = torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext()
     with on_device:
-        # A fused multiply-add rounds once where a CPU rounds twice.
-        kernel[tuple(grid)](first, *arguments, **constants, enable_fp_fusion=False)
+        kernel[tuple(grid)](first, *arguments, **constants, **OPTIONS)
