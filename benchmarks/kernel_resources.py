@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import triton
@@ -49,7 +50,8 @@ class Launch(NamedTuple):
     layer: str
     kernel: Any
     constants: Mapping[str, int]
-    warps: int
+    options: Mapping[str, int] = MappingProxyType({})
+    """Warps and registers, where they are not the compiler's own."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +81,24 @@ class Resources:
 def launches(p: Learning, channels: int = 3) -> Iterator[Launch]:
     """All kernels as the layers of ``p`` launch them, for images of so many channels."""
     block = {"BLOCK": launch.NEURONS}
-    yield Launch("images", kernels.encode_regular, block, 4)
-    yield Launch("images", kernels.encode_poisson, block, 4)
-    yield Launch("all", kernels.count_spikes, block, 4)
-    yield Launch("all", kernels.count_driven, block, 4)
+    yield Launch("images", kernels.encode_regular, block)
+    yield Launch("images", kernels.encode_poisson, block)
+    yield Launch("all", kernels.count_spikes, block)
+    yield Launch("all", kernels.count_driven, block)
     inputs = channels * (1 if p.retina.kind == "none" else 2)
     for number in range(len(p.maps)):
         geometry, layer = p.geometry(number), f"layer {number + 1}"
         fan_in = inputs * geometry.kernel_size**2
         pulse, _ = geometry.steps(p.encoding.dt)
-        yield Launch(layer, kernels.hold, {**block, "PULSE": pulse}, 4)
+        yield Launch(layer, kernels.hold, {**block, "PULSE": pulse})
         tile = launch.Tile.of(geometry.maps, fan_in)
         constants = launch.tile_constants(tile, launch.planes(fan_in))
         for inhibition in (False, True):
-            yield Launch(layer, kernels.simulate, {**constants, "INHIBITION": inhibition}, tile.warps)
-        yield Launch(layer, kernels.sample_drive, constants, tile.warps)
+            yield Launch(layer, kernels.simulate, {**constants, "INHIBITION": inhibition}, tile.options)
+        yield Launch(layer, kernels.sample_drive, constants, tile.options)
         two_sided = p.rule.pairing == "two-sided"
         constants = launch.pair_constants(geometry.kernel_size, geometry.stride, geometry.padding, inputs, two_sided)
-        yield Launch(layer, kernels.count_pairs, constants, launch.pair_warps(constants["SYNAPSES"]))
+        yield Launch(layer, kernels.count_pairs, constants, launch.pair_options(constants["SYNAPSES"]))
         inputs = geometry.maps
 
 
@@ -112,7 +114,7 @@ def compile_kernel(what: Launch, architecture: int) -> Resources:
     compiled = triton.compile(
         ASTSource(what.kernel, signature, constants),
         target=GPUTarget("cuda", architecture, THREADS),
-        options={"num_warps": what.warps, **launch.OPTIONS},
+        options={**what.options, **launch.OPTIONS},
     )
     program = compiled.asm["ptx"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -128,7 +130,7 @@ def compile_kernel(what: Launch, architecture: int) -> Resources:
         shared=compiled.metadata.shared,
         products=next((each for each in ("wgmma", "mma.sync") if each in program), "none"),
         fused=len(re.findall(r"\bfma\.rn(\.ftz)?\.f32", program)),
-        warps=what.warps,
+        warps=compiled.metadata.num_warps,
     )
 
 

@@ -27,9 +27,8 @@ DIGIT = 127 * (256 ** torch.arange(1, 5) - 1) // 255
 """Largest number that 1 to 4 balanced digits of 8 bits hold."""
 SPIKES, TILES, SYNAPSES = 128, 8, 512
 """Of a program that draws the rule's events: words of one load, loads, and most synapses."""
-OPTIONS = {"enable_fp_fusion": False, "maxnreg": 128}
-"""Of the compiler. A fused multiply-add rounds once where a CPU rounds twice. With so many registers, 16 warps share a
-multiprocessor."""
+OPTIONS = {"enable_fp_fusion": False}
+"""Of the compiler: a fused multiply-add rounds once where a CPU rounds twice."""
 
 
 class Tile(NamedTuple):
@@ -47,15 +46,23 @@ class Tile(NamedTuple):
     def of(cls, channels: int, fan_in: int) -> "Tile":
         """For a layer of so many channels, each neuron of which has ``fan_in`` synapses."""
         padded = max(LEAST, triton.next_power_of_2(channels))
-        # Of a larger chunk, more of the last one is empty.
-        chunk = 64 if -fan_in % 64 < 32 else 32
         places = min(MOST_PLACES, max(LEAST, NEURONS_OF_TILE // padded))
+        # Larger chunks take fewer instructions, and more registers.
+        chunk = 32 if fan_in <= 32 or padded <= 32 else 64
         return cls(places, padded, -(-fan_in // chunk) * chunk, chunk)
 
     @property
-    def warps(self) -> int:
-        """Warps of 32 threads of a program."""
-        return min(16, max(4, self.places * self.channels // 256))
+    def options(self) -> dict[str, int]:
+        """Warps of 32 threads of a program, and registers of a thread.
+
+        They are the fewest warps, and for small tiles the fewest registers, with which compute capability 9.0 spills
+        none: each group of four warps fetches all open synapses.
+        """
+        neurons = self.places * self.channels
+        return {
+            "num_warps": 4 if neurons <= 2**10 else 8 if neurons <= 2**12 else 16,
+            "maxnreg": 128 if neurons <= 2**11 else 255,
+        }
 
 
 class Synapses(NamedTuple):
@@ -175,7 +182,7 @@ def simulate(
     _run(kernels.simulate, [batch * triton.cdiv(geometry.places_out, tile.places)],
          pulses.words, pulses.offsets, synapses.digits, synapses.unit, *neurons(layer), seeds, out, len(pre),
          *pulses.sizes, *cell(layer.lif, layer.dt), blocked_steps, TIES,
-         INHIBITION=inhibition, **tile_constants(tile, len(synapses.digits)), num_warps=tile.warps)  # fmt: skip
+         INHIBITION=inhibition, **tile_constants(tile, len(synapses.digits)), **tile.options)  # fmt: skip
     return PackedSpikes(out, len(pre))
 
 
@@ -185,7 +192,7 @@ def sample_drive(layer: SpikingConv2d, synapses: Synapses, pre: PackedSpikes, pl
     drive = pre.words.new_empty((len(pre), len(places), pulses.geometry.channels_out), dtype=torch.float32)
     _run(kernels.sample_drive, [triton.cdiv(len(places), tile.places), len(pre)],
          pulses.words, pulses.offsets, synapses.digits, synapses.unit, places, drive, len(places), *pulses.sizes,
-         **tile_constants(tile, len(synapses.digits)), num_warps=tile.warps)  # fmt: skip
+         **tile_constants(tile, len(synapses.digits)), **tile.options)  # fmt: skip
     return drive
 
 
@@ -222,7 +229,7 @@ def count_pairs(
              pre.words[part], post.words[part], levels[part], first, last, seeds[part], counts,
              batch, len(pre), words, first.shape[1], geometry.height, geometry.width, geometry.channels_in,
              geometry.height_out, geometry.width_out, geometry.channels_out, BEFORE, AFTER,
-             **constants, num_warps=pair_warps(synapses))  # fmt: skip
+             **constants, **pair_options(synapses))  # fmt: skip
         total += counts
     return total.unflatten(2, (kernel, kernel, -1)).permute(0, 1, 4, 2, 3)
 
@@ -258,9 +265,9 @@ def pair_constants(kernel: int, stride: int, padding: int, channels_in: int, two
     }
 
 
-def pair_warps(synapses: int) -> int:
-    """Warps of a program with so many synapses, four of them for each thread."""
-    return max(1, synapses // 128)
+def pair_options(synapses: int) -> dict[str, int]:
+    """Warps of a program that looks at so many synapses, four of them for each thread."""
+    return {"num_warps": max(1, synapses // 128)}
 
 
 def _run(kernel: Any, grid: Sequence[int], first: Tensor, *arguments: Any, **constants: Any) -> None:
