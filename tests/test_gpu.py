@@ -64,8 +64,6 @@ def engine(request, device) -> Engine:
 
 
 def _skip_unless_simulating(engine: str, device: str) -> None:
-    if (engine, device) == ("gpu", "cpu"):
-        pytest.skip("Triton's interpreter takes long: tests/test_gpu_engine.py has smaller layers")
     if not ENGINES[engine]().preference(device):
         pytest.skip(f"{engine} does not simulate on {device}")
 
