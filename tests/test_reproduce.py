@@ -126,6 +126,7 @@ OTHER = {
     "weights": "imagenet",
     "watch": (Noise.parse("awgn:15"),),
     "class_weights": "balanced",
+    "cache": "elsewhere",
 }
 """Another valid value of each field whose type does not suggest one."""
 
