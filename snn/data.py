@@ -5,7 +5,7 @@ Images are uint8 tensors (N, C, H, W), labels int64 tensors (N,); intensity x = 
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from snn.data_source import LENGTHS, UNNAMED, DataSource, Split, check_data
-from snn.decoded import as_tensor, read_pixels
-from snn.image_cache import AUTO, NONE, cache_folder
+from snn.decoded import as_tensor, mapped_file, read_pixels
+from snn.image_cache import AUTO, NONE, CacheFile, cache_folder
 from snn.image_files import (
     IMAGE_SUFFIXES,
     SEVERAL_FRAMES,
@@ -31,7 +31,7 @@ from snn.image_files import (
 )
 from snn.runtime.errors import UserError, check
 from snn.runtime.memory import check_memory
-from snn.runtime.processes import first_process
+from snn.runtime.processes import Processes, first_process
 from snn.runtime.progress import warn, warn_once
 
 Array = Tensor | np.ndarray
@@ -108,6 +108,31 @@ def load_images(
     check_memory(2 * len(chosen) * math.prod(shape), what, "take fewer, or lower `image_size`")
     images = np.stack([to_array(Image.fromarray(arrays[i]), source.image_size) for i in chosen])
     return Images(torch.from_numpy(images), torch.from_numpy(targets[chosen]), classes, source)
+
+
+def share_images(load: Callable[[], Images], processes: Processes, device: torch.device) -> Images:
+    """What ``load`` returns in the first of some processes, in all of them; its :class:`UserError` ends them all.
+
+    Images that the first one has mapped are not sent if all others can map them, too. ``device`` is the process's.
+    """
+    loaded: list[Images] = []
+
+    def load_and_describe() -> tuple[Images, CacheFile | None]:
+        loaded.append(load())
+        file = mapped_file(loaded[0].images)
+        return loaded[0]._replace(images=torch.empty(0)) if file else loaded[0], file
+
+    data, file = processes.share(load_and_describe)
+    if file is None:
+        return data
+    found = file.read() if not loaded else None
+    mapped = loaded[0].images if loaded else as_tensor(found) if found else None
+    # A cache on another node's disk, or that another command has replaced meanwhile.
+    lacking = processes.add(torch.tensor([int(mapped is None)], device=device)).item()
+    if lacking:
+        mapped = processes.share(lambda: loaded[0].images)
+    assert mapped is not None
+    return data._replace(images=mapped)
 
 
 def image_shape(source: DataSource, split: Split) -> tuple[int, int, int]:

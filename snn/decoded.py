@@ -50,13 +50,13 @@ def read_pixels(
 
     if folder is None:
         return _in_memory(decode, len(wanted))
-    whole, rows = _cache_file(folder, files, layout, split, size, "whole"), decode
-    file = whole
-    if wanted is not files:
-        file = _cache_file(folder, wanted, layout, split, size, "part")
-        if decoded := whole.read():
-            rows = partial(_taken, decoded, chosen)
-    if not worth_keeping(wanted, size):
+    file, whole = (_cache_file(folder, each, layout, split, size, each is files) for each in (wanted, files))
+    if found := file.read():
+        return found
+    rows, decoded = decode, whole.read()
+    if decoded:
+        rows = partial(_taken, decoded, chosen)
+    if not worth_keeping(wanted, lambda: decoded.values[0] if decoded else read_image(wanted.paths[0], size)):
         return _in_memory(rows, len(wanted))
     try:
         return file.read_or_write(rows)
@@ -65,11 +65,13 @@ def read_pixels(
         return _in_memory(rows, len(wanted))
 
 
-def worth_keeping(files: Listing, size: int | None) -> bool:
-    """Whether images are kept: not those that take less than a second to decode, and little memory."""
-    if len(files) >= MANY or int(files.sizes.sum()) >= LARGE:
-        return True
-    return len(files) * read_image(files.paths[0], size).nbytes >= LARGE_DECODED
+def worth_keeping(files: Listing, first: Callable[[], np.ndarray]) -> bool:
+    """Whether images are kept: not those that take less than a second to decode, and little memory.
+
+    ``first`` gives the first of them, uint8 (C, H, W).
+    """
+    small = len(files) < MANY and int(files.sizes.sum()) < LARGE
+    return not small or len(files) * first().nbytes >= LARGE_DECODED
 
 
 def as_tensor(pixels: Pixels) -> Tensor:
@@ -84,6 +86,12 @@ def as_tensor(pixels: Pixels) -> Tensor:
     return tensor
 
 
+def mapped_file(images: Tensor) -> CacheFile | None:
+    """The file from which a tensor of images is mapped; None if it lies in memory."""
+    pixels = _mapped.get(images)
+    return pixels.file if pixels else None
+
+
 def known_digest(images: Tensor) -> str | None:
     """Digest of mapped images as of :func:`snn.storage.images_digest`, without reading them; None for any others.
 
@@ -93,12 +101,12 @@ def known_digest(images: Tensor) -> str | None:
     return pixels.digest if pixels else None
 
 
-def _cache_file(folder: Path, files: Listing, layout: Layout, split: Split, size: int | None, part: str) -> CacheFile:
+def _cache_file(folder: Path, files: Listing, layout: Layout, split: Split, size: int | None, whole: bool) -> CacheFile:
     """The cache of these files. Its name is that of any files of this kind: one of others, or of these before a change,
     is replaced.
     """
     place = str(layout.place)
-    kind = (os.path.realpath(place), split, bool(layout.classes), size, part)
+    kind = (os.path.realpath(place), split, bool(layout.classes), size, whole)
     name = hashlib.blake2b(repr(kind).encode(errors="surrogateescape"), digest_size=10).hexdigest()
     key = hashlib.blake2b(repr((DECODER, size)).encode(), digest_size=32)
     for path in files.paths:

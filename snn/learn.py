@@ -80,7 +80,7 @@ def run(config: LearnConfig) -> None:
     # Imported here: --help must not wait for PyTorch.
     from snn.board import Board
     from snn.checkpointing import checkpoint_writer, load_unfinished
-    from snn.data import image_folders, load_images
+    from snn.data import image_folders, load_images, share_images
     from snn.engines.base import choose_engine
     from snn.figures import draw_kernels
     from snn.learner import learn
@@ -97,7 +97,7 @@ def run(config: LearnConfig) -> None:
     engine = choose_engine(config.engine, device)
     # The first process alone downloads, reads and decides; a message is shown once.
     source, cache = config.data_source, config.caching.cache
-    data = processes.share(lambda: load_images(source, "train", seed, labels=False, cache=cache))
+    data = share_images(lambda: load_images(source, "train", seed, labels=False, cache=cache), processes, device)
     images = data.images
     check_file(config.learning, data.shape[0], len(images))
     fresh = SpikingNetwork(data.shape, config.learning, (), seed, images_digest=images_digest(images))
