@@ -3,7 +3,7 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from snn.data_source import Split
-from snn.image_cache import CacheFile, Pixels, Row, peek, say_not_kept
+from snn.image_cache import CacheFile, Pixels, Rows, peek, say_not_kept
 from snn.image_files import DECODER, Layout, Listing, read_image, read_images
 from snn.runtime.memory import check_memory
 
@@ -45,7 +45,7 @@ def read_pixels(
     """
     wanted = files if len(chosen) == len(files) else files.take(chosen)
 
-    def decode() -> Iterator[Row]:
+    def decode() -> Rows:
         return read_images(wanted.paths, size, split)
 
     if folder is None:
@@ -116,13 +116,13 @@ def _cache_file(folder: Path, files: Listing, layout: Layout, split: Split, size
     return CacheFile(folder / f"{name}.images", key.digest(), len(files))
 
 
-def _taken(pixels: Pixels, chosen: np.ndarray) -> Iterator[Row]:
+def _taken(pixels: Pixels, chosen: np.ndarray) -> Rows:
     """The images of these rows."""
     for row, has_several in zip(chosen, np.isin(chosen, pixels.several).tolist(), strict=True):
         yield pixels.values[row], has_several
 
 
-def _in_memory(rows: Callable[[], Iterator[Row]], count: int) -> Pixels:
+def _in_memory(rows: Callable[[], Rows], count: int) -> Pixels:
     first, images = peek(rows())
     _, height, width = first.shape
     remedy = "take fewer, lower `image_size`, or give a `cache` that can hold them"

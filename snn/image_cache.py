@@ -9,13 +9,14 @@ system, and whoever has mapped the older one goes on with that. This must stay s
 beyond the end of its file, because that was shortened, is killed (SIGBUS).
 """
 
+import contextlib
 import hashlib
 import mmap
 import os
 import shutil
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -46,6 +47,7 @@ KEPT_FREE = 2**30
 
 Row = tuple[np.ndarray, bool]
 """An image, uint8 (C, H, W), and whether its file has several frames."""
+Rows = Generator[Row, None, None]
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class CacheFile:
         except (OSError, ValueError):
             return None
 
-    def read_or_write(self, rows: Callable[[], Iterator[Row]]) -> Pixels:
+    def read_or_write(self, rows: Callable[[], Rows]) -> Pixels:
         """What the file holds, mapped; it is written with ``rows`` if it has to be.
 
         Of several processes that want the same images, one writes and the others wait: each would take as long as all,
@@ -107,7 +109,11 @@ class CacheFile:
         # A folder in a home that others may read holds what perhaps lay in one that they may not.
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with turn(self.path.with_name(f".{self.key.hex()[:20]}.lock"), _say_who):
-            return self.read() or self._write(rows())
+            if found := self.read():
+                return found
+            # Its progress bar must be gone before an error is told of.
+            with contextlib.closing(rows()) as images:
+                return self._write(images)
 
     def _write(self, rows: Iterator[Row]) -> Pixels:
         remove_leftovers(self.path.parent)
@@ -188,7 +194,7 @@ def say_not_kept(error: OSError, folder: Path) -> None:
 
     if first_process():
         reason = error.strerror or error
-        warn_once(f"decoded images are not kept in {folder} ({reason}): give another `cache`, or none as `cache`")
+        warn_once(f"decoded images are not kept in {folder} ({reason}): give another `cache`, or `cache` none")
 
 
 def _say_who(holder: str) -> None:

@@ -9,7 +9,7 @@ import stat
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -282,7 +282,7 @@ def _identity(path: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def read_images(paths: Sequence[str], size: int | None, split: Split) -> Iterator[tuple[np.ndarray, bool]]:
+def read_images(paths: Sequence[str], size: int | None, split: Split) -> Generator[tuple[np.ndarray, bool], None, None]:
     """Each file as by :func:`read_image`, and whether it has several frames.
 
     Raises :class:`UserError` as that does, and for images of less than 4 pixels a side or of different sizes.

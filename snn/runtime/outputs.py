@@ -218,7 +218,9 @@ def _alive(process: int) -> bool:
     except PermissionError:
         # Another user's.
         return True
-    return True
+    # One that was killed and whose parent has not yet asked for it: it has ended, too.
+    status = Path(f"/proc/{process}/stat")
+    return not (status.exists() and status.read_bytes().rpartition(b")")[2].split()[:1] == [b"Z"])
 
 
 def write_json(path: Path | None, figures: dict) -> None:
