@@ -27,7 +27,7 @@ import tyro
 
 from snn.data_source import LENGTHS
 from snn.runtime.errors import check
-from snn.runtime.locks import turn
+from snn.runtime.locks import remove_abandoned, turn
 from snn.runtime.outputs import remove_leftovers, replacing
 from snn.runtime.progress import warn, warn_once
 from snn.runtime.ranges import check_fields
@@ -117,6 +117,7 @@ class CacheFile:
 
     def _write(self, rows: Iterator[Row]) -> Pixels:
         remove_leftovers(self.path.parent)
+        remove_abandoned(self.path.parent)
         with replacing(self.path) as temporary, open(temporary, "w+b", buffering=2**20) as file:
             first, rows = peek(rows)
             shape, several = (self.count, *first.shape), []

@@ -1,6 +1,7 @@
 """The cache of decoded images: same bits as without it, made anew after any change, and never in the way."""
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from snn.data_source import DataSource
 from snn.decoded import known_digest
 from snn.image_cache import user_folder
 from snn.runtime.errors import UserError
+from snn.runtime.locks import turn
 from snn.storage import images_digest
 
 SIDE = 1000
@@ -299,6 +301,19 @@ def test_what_is_no_regular_file_is_no_cache(photos, cache, capsys):
     assert torch.equal(load(photos, cache).images, plain)
     assert f"decoded images are not kept in {cache} (Is a directory)" in capsys.readouterr().err
     assert files(cache) == [path]
+
+
+def test_what_dead_processes_have_left_is_removed(photos, cache):
+    cache.mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (cache / ".0123.lock").write_text("process 1 on nowhere")
+    (cache / f".0123.{platform.node()}.{ended.pid}.images").write_bytes(b"half")
+    (cache / f".0123.{platform.node()}.{os.getpid()}.images").write_bytes(b"another thread's")
+    with turn(cache / ".4567.lock", print):
+        load(photos, cache)
+        left = {path.name for path in files(cache) if path.name.startswith(".")}
+        assert left == {".4567.lock", f".0123.{platform.node()}.{os.getpid()}.images"}
 
 
 def test_the_cache_of_another_set_is_not_taken(photos, cache, tmp_path):

@@ -76,6 +76,13 @@ def turn(lock: Path, waits: Callable[[str], object]) -> Iterator[None]:
         yield
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Remove the files of locks (``.NAME.lock``) in a folder that no process holds, as killed ones leave them."""
+    for lock in folder.glob(".*.lock"):
+        with contextlib.suppress(UserError), locked(lock, "{holder} holds it"):
+            pass
+
+
 @contextlib.contextmanager
 def _marked(lock: Path, file: TextIO | None, remove: bool) -> Iterator[int | None]:
     """Write into a locked file who holds it; at the end release it, and ``remove`` it if wanted."""
