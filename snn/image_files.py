@@ -27,7 +27,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 """Pillow's names of these. Others are not tried, whatever a file poses as: some start other programs."""
 RESAMPLING = Image.Resampling.BILINEAR
 """With antialiasing, as Pillow does it."""
-DECODER = ("1", pillow, *(str(features.version(codec)) for codec in ("jpg", "libtiff", "webp")))
+DECODER = ("1", pillow, *(str(features.version(codec)) for codec in ("libjpeg_turbo", "jpg", "libtiff", "webp")))
 """Version of what :func:`read_image` makes of a file: of this module (to be raised when any pixel changes), of Pillow,
 and of the libraries that decode for it."""
 SMALLEST = 4
