@@ -454,6 +454,34 @@ def test_a_disk_that_is_full_is_said_once_and_leaves_nothing(photos, cache):
     assert files(cache) == []
 
 
+LITTLE_MEMORY = """
+import re, resource, sys
+from pathlib import Path
+from snn.data import load_images
+used = int(re.search(r"VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + 48 * 2**20,) * 2)
+for cache in ("none", sys.argv[2], sys.argv[2]):
+    try:
+        images = load_images(f"folder:{sys.argv[1]}", "train", cache=cache).images
+        print(len(images), images.nbytes, images[7].min().item(), images[7].max().item())
+    except MemoryError:
+        print("MemoryError")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_images_that_do_not_fit_into_the_memory_are_decoded_into_the_cache(tmp_path, cache):
+    for number in range(12):
+        for split in ("train", "test"):
+            path = tmp_path / "photos" / split / "ab"[number // 6] / f"{number:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (1600, 1600), number).save(path)
+    command = [sys.executable, "-c", LITTLE_MEMORY, str(tmp_path / "photos"), str(cache)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines == ["MemoryError", *2 * [f"12 {12 * 3 * 1600**2} 7 7"]]
+
+
 def many(folder: Path) -> Path:
     """3,000 images of 80 pixels a side: a second or two to decode."""
     bitmap(folder / "train" / "a" / "0000.jpg", 1, 80)
