@@ -377,7 +377,8 @@ def read_as(
             f"{path} is not a readable image (more than {largest}, as of a decompression bomb); make it smaller"
         ) from error
     except Exception as error:  # damaged files end in one of many, struct.error and IndexError among them
-        raise UserError(f"{path} is not a readable image ({error}); repair or remove it") from error
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path} is not a readable image ({reason}); repair or remove it") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -459,7 +459,7 @@ import re, resource, sys
 from pathlib import Path
 from snn.data import load_images
 used = int(re.search(r"VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-resource.setrlimit(resource.RLIMIT_DATA, (used + 48 * 2**20,) * 2)
+resource.setrlimit(resource.RLIMIT_DATA, (used + 96 * 2**20,) * 2)
 for cache in ("none", sys.argv[2], sys.argv[2]):
     try:
         images = load_images(f"folder:{sys.argv[1]}", "train", cache=cache).images
@@ -472,14 +472,14 @@ for cache in ("none", sys.argv[2], sys.argv[2]):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_images_that_do_not_fit_into_the_memory_are_decoded_into_the_cache(tmp_path, cache):
-    for number in range(12):
+    for number in range(24):
         for split in ("train", "test"):
-            path = tmp_path / "photos" / split / "ab"[number // 6] / f"{number:02d}.png"
+            path = tmp_path / "photos" / split / "ab"[number // 12] / f"{number:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (1600, 1600), number).save(path)
     command = [sys.executable, "-c", LITTLE_MEMORY, str(tmp_path / "photos"), str(cache)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert lines == ["MemoryError", *2 * [f"12 {12 * 3 * 1600**2} 7 7"]]
+    assert lines == ["MemoryError", *2 * [f"24 {24 * 3 * 1600**2} 7 7"]]
 
 
 def many(folder: Path) -> Path:
