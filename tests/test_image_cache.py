@@ -162,6 +162,16 @@ def test_after_any_change_of_a_file_the_cache_is_made_anew(photos, cache, change
     assert same(load(photos, cache), after)
 
 
+def test_files_of_one_size_and_time_are_told_apart_by_their_names(photos, cache):
+    for path in (photos / "train").rglob("*.bmp"):
+        os.utime(path, ns=(10**18, 10**18))
+    before = load(photos, cache)
+    (photos / "train" / "a" / "0.bmp").rename(photos / "train" / "a" / "3.bmp")
+    after = load(photos, cache)
+    assert same(after, load(photos))
+    assert not same(after, before)
+
+
 def test_several_sizes_and_splits_are_kept_beside_each_other(photos, cache):
     sizes = {size: load(photos, cache, size).images.clone() for size in (8, 16, None)}
     assert len(files(cache)) == 3
