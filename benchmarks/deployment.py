@@ -5,12 +5,13 @@ python benchmarks/deployment.py --data folder:PATH --out deployment.csv
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
 
 import torch
+import tyro
 from torch import Tensor
 
 from hybrid.conditions import Condition, Context
@@ -20,6 +21,7 @@ from hybrid.printing import print_table
 from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import image_folders, load_images
 from snn.data_source import IMAGES, DataSource
+from snn.image_cache import Caching
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.outputs import Outputs, write_csv
 from snn.runtime.pretrained import plain_name
@@ -46,6 +48,7 @@ class DeploymentConfig:
     """Test images, at most."""
     rounds: Annotated[int, COUNT] = 7
     """Measurements of each speed, the runtimes in turn; the fastest counts."""
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -90,9 +93,10 @@ def run(config: DeploymentConfig) -> None:
         model = load_model(model_file(file))
         source = source_of(model, config)
         content = onnx_network(model)
-        quantised = quantise(content, calibration_images(load_images(source, "train").images, 0))
+        training = load_images(source, "train", cache=config.caching.cache)
+        quantised = quantise(content, calibration_images(training.images, 0))
         run = {"PyTorch": model.network.eval(), "ONNX float32": runner(content), "ONNX int8": runner(quantised)}
-        test = load_images(source, "test")
+        test = load_images(source, "test", cache=config.caching.cache)
         answers: dict[str, dict[str, Tensor]] = {}
         for condition in CONDITIONS:
             images = Condition.parse(condition).perturb(Context(test)).images

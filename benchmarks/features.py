@@ -48,6 +48,7 @@ from hybrid.conditions import Noise, condition_flag
 from snn.controls import control
 from snn.data import image_folders
 from snn.data_source import DataSource
+from snn.image_cache import Caching
 from snn.learner import learn
 from snn.learning import PRESETS, Conductances, Learning, PresetName
 from snn.network import LearnedLayer, SpikingNetwork
@@ -109,6 +110,7 @@ class FeaturesConfig:
     snn: Path | None = None
     """Probe the network in this file of snn.learn in place of learning; rule and seed are its own."""
     data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
 
     def __post_init__(self) -> None:
@@ -261,7 +263,8 @@ def run(config: FeaturesConfig) -> None:
         "gabor" not in config.conductances or len(config.learning.maps) == 1,
         f"`conductances` gabor is for one layer, not {len(config.learning.maps)}; give others",
     )
-    split, conditions = split_images(config.data_source, config.sizes, config.all), config.conditions
+    split = split_images(config.data_source, config.sizes, config.all, cache=config.caching.cache)
+    conditions = config.conditions
     shape = tuple(split.fit.shape[1:])
     check(given is None or given.input_shape == shape, f"{config.snn} is not for images of shape {shape}")
     sizes = {name: len(getattr(split, name)) for name in ("learn", "fit", "test")}

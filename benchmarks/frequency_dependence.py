@@ -29,6 +29,7 @@ from snn.data import image_folders
 from snn.data_source import DataSource
 from snn.engines.base import choose_engine
 from snn.geometry import ConvGeometry
+from snn.image_cache import Caching
 from snn.learner import LayerLearner, present
 from snn.learning import PRESETS, Learning, PresetName
 from snn.network import LearnedLayer, SpikingNetwork, UnfinishedLayer
@@ -65,6 +66,7 @@ class FrequencyDependenceConfig:
     test_images: int = Sizes().test
     """Further training images to test it on."""
     data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
 
     def __post_init__(self) -> None:
@@ -353,7 +355,8 @@ def draw_differences(axes: Axes, learned: dict[str, LearnedLayer]) -> None:
 def run(config: FrequencyDependenceConfig) -> None:
     """The command: learn, count, probe, print, draw."""
     outputs = Outputs(config.out, options=RunOptions(), inputs=image_folders(config.data_source))
-    split = split_images(config.data_source, Sizes(config.learn_images, config.fit_images, config.test_images))
+    sizes = Sizes(config.learn_images, config.fit_images, config.test_images)
+    split = split_images(config.data_source, sizes, cache=config.caching.cache)
     learned, events, network = learn_all(split.learn, first_layer(config.learning), config.seed)
     accuracies = {name: probe(network, layer, split) for name, layer in progress(learned.items(), "probing", "network")}
     print(report(events, learned, accuracies))

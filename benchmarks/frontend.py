@@ -37,6 +37,7 @@ from snn.data import image_folders, load_images
 from snn.data_source import DataSource
 from snn.encoding import encode
 from snn.engines.base import choose_engine
+from snn.image_cache import Caching
 from snn.layer import SpikingConv2d
 from snn.learner import learn
 from snn.network import SpikingNetwork
@@ -81,6 +82,7 @@ class FrontEndConfig:
     out: Path | None = None
     """Also write the table to this CSV file."""
     data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=lambda: DataSource("cifar10"))
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "repeats", "loop_repeats"):
@@ -227,7 +229,7 @@ def simulators(network: SpikingNetwork, images: Tensor) -> dict[str, Callable[[]
 
 def choose_images(config: FrontEndConfig, networks: Mapping[str, SpikingNetwork]) -> tuple[Tensor, Tensor]:
     """Random training images, uint8 (N, C, H, W): :data:`FITTED` for the fit, and a batch to measure."""
-    name, loaded = config.data_source.data, load_images(config.data_source, "train", 0)
+    name, loaded = config.data_source.data, load_images(config.data_source, "train", 0, cache=config.caching.cache)
     for path, network in networks.items():
         check(
             loaded.shape == network.input_shape,

@@ -13,6 +13,7 @@ from hybrid.conditions import Noise
 from snn.data import load_images
 from snn.data_source import DataSource
 from snn.engines.base import choose_engine
+from snn.image_cache import NONE
 from snn.network import SpikingNetwork
 from snn.runtime.errors import check
 from snn.runtime.progress import progress
@@ -62,12 +63,13 @@ class Split(NamedTuple):
     test_labels: Tensor
 
 
-def split_images(source: DataSource, sizes: Sizes, whole: bool = False) -> Split:
+def split_images(source: DataSource, sizes: Sizes, whole: bool = False, *, cache: str = NONE) -> Split:
     """Three parts of the training images, the same for every call.
 
-    With ``whole`` the classifier gets all training images, and all test images test it.
+    With ``whole`` the classifier gets all training images, and all test images test it. ``cache`` is that of
+    :func:`snn.data.load_images`.
     """
-    data = load_images(source, "train", 0)
+    data = load_images(source, "train", 0, cache=cache)
     there = len(data.images)
     order = torch.randperm(there, generator=stream("split"))
     if whole:
@@ -76,7 +78,7 @@ def split_images(source: DataSource, sizes: Sizes, whole: bool = False) -> Split
         wanted, names = sum(sizes), "`learn_images`, `fit_images` and `test_images` together"
     check(wanted <= there, f"{names} are {wanted}: {source.data} has {there} training images; give fewer")
     if whole:
-        test = load_images(source, "test", 0)
+        test = load_images(source, "test", 0, cache=cache)
         return Split(data.images[order[: sizes.learn]], data.images, data.labels, test.images, test.labels)
     fit, tested, learned = order[:wanted].split([sizes.fit, sizes.test, sizes.learn])
     return Split(data.images[learned], data.images[fit], data.labels[fit], data.images[tested], data.labels[tested])

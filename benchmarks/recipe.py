@@ -31,6 +31,7 @@ from hybrid.recipe import RECIPES, Recipe
 from hybrid.training import train
 from snn.data import Images, image_folders, load_images
 from snn.data_source import DataSource
+from snn.image_cache import Caching
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, write_csv
@@ -83,6 +84,7 @@ class RecipeConfig:
     data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(
         default_factory=lambda: DataSource(limit_train=25_000)
     )
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -102,9 +104,9 @@ class RecipeConfig:
 
 
 @cache
-def images(source: DataSource) -> Images:
+def images(source: DataSource, caching: Caching) -> Images:
     """Training images, loaded once in each process."""
-    return load_images(source, "train", 0)
+    return load_images(source, "train", 0, cache=caching.cache)
 
 
 def measure(config: RecipeConfig, change: str, seed: int) -> list[Row]:
@@ -113,7 +115,7 @@ def measure(config: RecipeConfig, change: str, seed: int) -> list[Row]:
     fields = dict(CHANGES[change])
     embedding = fields.pop("embedding", None)
     architecture = Architecture(config.backbone, "baseline", config.width, embedding=embedding)
-    recipe, data = replace(config.reference, **fields), images(config.data_source)
+    recipe, data = replace(config.reference, **fields), images(config.data_source, config.caching)
     began, used = perf_counter(), process_time()
     model = train(data, architecture, recipe, seed=seed)
     seconds, processor = perf_counter() - began, process_time() - used

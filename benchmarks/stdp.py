@@ -36,6 +36,7 @@ from benchmarks.presets import learning_speed, learning_table
 from benchmarks.safe_dnn_stdp import layer_spikes, starting_gain
 from snn.data import image_folders, load_images
 from snn.data_source import DataSource
+from snn.image_cache import Caching
 from snn.runtime.cli import check_left_out, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import check_outputs, write_csv
@@ -104,6 +105,7 @@ class BenchmarkConfig:
     out: Path | None = None
     """Also write every repeat to this CSV file."""
     data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
 
     def __post_init__(self) -> None:
         check(len(self.batches) > 0 and min(self.batches) >= 1, f"`batches` {self.batches}: expected 1 or more")
@@ -115,7 +117,7 @@ class BenchmarkConfig:
             of_peers = ("workloads", "batches", "tracks", "peers", "peer_python", "time_limit")
             check_left_out(self, of_peers, "`presets` times no other library")
         else:
-            check_left_out(self, ("data_source",), "only `presets` takes images")
+            check_left_out(self, ("data_source", "caching"), "only `presets` takes images")
 
     def interpreters(self) -> dict[str, Path]:
         """Where each peer's Python is, whether it exists or not."""
@@ -306,7 +308,7 @@ def run(config: BenchmarkConfig) -> None:
     check_outputs(config.out, inputs=image_folders(config.data_source))
     torch.set_num_threads(config.threads)
     if config.presets:
-        images = load_images(config.data_source, "train", config.seed).images
+        images = load_images(config.data_source, "train", config.seed, cache=config.caching.cache).images
         measured = learning_speed(images, config.repeats, config.seed)
         print(learning_table(measured), f"\n{config.threads} threads, {config.repeats} repeats", sep="\n")
     else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from snn.data_source import IMAGES, DataSource, Split, check_recorded, note_root
+from snn.image_cache import Caching
 from snn.learning import Conductances
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.errors import check
@@ -55,6 +56,7 @@ class ConvertConfig:
     steps: Annotated[int | None, Range(1, 1024)] = None
     """Number of equal steps of every SAU, along the line through its own, to measure what the steps contribute; 256 are
     as good as none (a ReLU that saturates). None: the steps of the neuron."""
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -121,7 +123,7 @@ def _load_images(config: ConvertConfig, data_source: DataSource, split: Split, s
     from snn.data import load_images
 
     limited = replace(data_source, limit_train=config.images, limit_test=config.test_images)
-    loaded = load_images(limited, split, config.options.seed, labels=False)
+    loaded = load_images(limited, split, config.options.seed, labels=False, cache=config.caching.cache)
     check(
         loaded.shape == shape,
         f"the {split} images of {data_source.data} have shape {loaded.shape}, {config.snn} was learned on {shape} "

@@ -34,6 +34,7 @@ from hybrid.printing import print_table
 from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import Images, image_folders
 from snn.data_source import IMAGES, SIDE, note_root
+from snn.image_cache import Caching
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -73,6 +74,7 @@ class EmbeddingConfig:
     """Resize images to this height and width, in pixels; None: as in the training run."""
     limit_test: Annotated[int, IMAGES] = 1000
     """Take at most this many test images, balanced over classes."""
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -260,7 +262,9 @@ def run(config: EmbeddingConfig) -> None:
     device = choose_device(config.options.device)
     seed = config.options.seed
     note_root(source, config.root)
-    data = load_test_images(models, config.data, config.root, config.limit_test, seed, config.image_size)
+    data = load_test_images(
+        models, config.data, config.root, config.limit_test, seed, config.image_size, cache=config.caching.cache
+    )
     panels = embed_models(models, data, distinct(config.noise), seed, device)
     about = {
         name: {"noise_seed": seed, "training_seed": model.seed, "model_digest": model.digest}

@@ -27,6 +27,7 @@ from hybrid.printing import print_table
 from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import image_folders
 from snn.data_source import IMAGES, SIDE, note_root
+from snn.image_cache import Caching
 from snn.runtime.cli import RunOptions, check_left_out, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -82,6 +83,7 @@ class EvaluateConfig:
     """Take at most this many test images, balanced over classes; None: as many as the training run recorded, or all."""
     batch_size: Annotated[int, COUNT] = 256
     """Images per forward pass; results do not depend on it."""
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -235,9 +237,11 @@ def run(config: EvaluateConfig) -> None:
     outputs = Outputs(config.out, table, options=config.options, figures=pictures, inputs=inputs)
     device = choose_device(config.options.device)
     if held_out:
-        data = load_held_out(trained, config.root)
+        data = load_held_out(trained, config.root, cache=config.caching.cache)
     else:
-        data = load_test_images(trained, config.data, config.root, config.limit_test, seed, config.image_size)
+        data = load_test_images(
+            trained, config.data, config.root, config.limit_test, seed, config.image_size, cache=config.caching.cache
+        )
     rows = evaluate(
         models,
         data,

@@ -29,6 +29,7 @@ from hybrid.recipe import Recipe, warn_of_classes
 from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import Array, Images, as_labelled, few, load_images
 from snn.data_source import DataSource, check_recorded
+from snn.image_cache import NONE
 from snn.runtime.device import as_device
 from snn.runtime.errors import check
 from snn.runtime.pretrained import plain_name
@@ -374,13 +375,15 @@ def load_test_images(
     limit: int | None,
     seed: int,
     image_size: int | None = None,
+    *,
+    cache: str | Path = NONE,
 ) -> Images:
     """Test images of :func:`common_source`, at most ``limit`` (None: as many as that records), in the models' classes.
 
-    ``image_size`` replaces the recorded one (None: keep that).
+    ``image_size`` replaces the recorded one (None: keep that). ``cache`` is that of :func:`snn.data.load_images`.
     """
     source = common_source(models, data, root).override(limit_test=limit, image_size=image_size)
-    images = load_images(source, "test", seed)
+    images = load_images(source, "test", seed, cache=cache)
     for name, model in models.items():
         (channels, *size), (expected, *sides) = images.shape, model.spec.input_shape
         remedy = f"`image_size` {sides[0]}" if sides[0] == sides[1] else "images of that size"
@@ -402,8 +405,11 @@ def common_source(models: Mapping[str, TrainedModel], data: str | None, root: Pa
     return model.data_source.override(data=data, root=root)
 
 
-def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Images:
-    """Training images that training kept for its validation curve; they must be the same for all models."""
+def load_held_out(models: Mapping[str, TrainedModel], root: Path | None, *, cache: str | Path = NONE) -> Images:
+    """Training images that training kept for its validation curve; they must be the same for all models.
+
+    ``cache`` is that of :func:`snn.data.load_images`.
+    """
     first, model = next(iter(models.items()))
 
     def origin(model: TrainedModel) -> dict[str, Any]:
@@ -420,7 +426,7 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Imag
             "them one by one",
         )
     check_recorded(model.data_source, None, f"model {first}", "evaluate where they are")
-    data = load_images(model.data_source.override(root=root), "train", model.seed)
+    data = load_images(model.data_source.override(root=root), "train", model.seed, cache=cache)
     rows = Recipe(holdout=model.recipe["holdout"]).held_out(data.labels, model.seed)
     warn_of_classes(data, rows)
     return data._replace(images=data.images[rows], labels=data.labels[rows])

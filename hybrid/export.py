@@ -1,7 +1,7 @@
 """Export a trained network whole, as ONNX or for torch.export. The file is run and compared before it is written."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from hybrid.exporting import SUFFIX, Format, checked_content
 from hybrid.storage import TrainedModel, check_like_training, load_model, model_file
 from snn.data import image_folders, load_images
 from snn.data_source import IMAGES, DataSource, check_recorded, note_root
+from snn.image_cache import Caching
 from snn.runtime.cli import RunOptions, check_left_out, command_line, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, write_bytes
@@ -42,6 +43,7 @@ class ExportNetworkConfig:
     """Images that set the ranges, if not those of the training run: digits, cifar10 or folder:PATH."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the training run."""
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     seed: Annotated[int, SEED] = 0
     """Seed of the images on which the file is run, and of the choice of those that set the ranges."""
     json: Path | None = None
@@ -58,7 +60,7 @@ class ExportNetworkConfig:
         )
         check(not self.int8 or self.format == "onnx", "`int8` is made by onnxruntime: use it with `format` onnx")
         if not self.int8:
-            check_left_out(self, ("calibration", "data", "root"), "they belong to `int8`")
+            check_left_out(self, ("calibration", "data", "root", "caching"), "they belong to `int8`")
 
 
 def calibration_source(model: TrainedModel, config: ExportNetworkConfig) -> DataSource:
@@ -116,7 +118,7 @@ def _calibration(model: TrainedModel, config: ExportNetworkConfig) -> Tensor:
 
     source = calibration_source(model, config)
     note_root(source, config.root)
-    images = load_images(source, "train", config.seed).images
+    images = load_images(source, "train", config.seed, cache=config.caching.cache).images
     check_like_training(images, model, source)
     check(len(images) >= 2, f"`data` {source.data}: a single image; give 2 or more")
     return calibration_images(images, config.seed)

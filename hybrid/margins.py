@@ -26,6 +26,7 @@ from hybrid.figures import draw_margins
 from hybrid.printing import print_table
 from snn.data import image_folders, load_images
 from snn.data_source import IMAGES, check_recorded, note_root
+from snn.image_cache import Caching
 from snn.retina import LEVELS
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.device import choose_device
@@ -52,6 +53,7 @@ class MarginsConfig:
     """Folder that holds CIFAR-10, if not that of the front end."""
     limit_test: Annotated[int, IMAGES] = 1000
     """Take at most this many test images, balanced over classes."""
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -127,7 +129,7 @@ def run(config: MarginsConfig) -> None:
     pictures, inputs = [beside(config.out, ".png")], [file, *image_folders(data_source)]
     outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=inputs)
     device = choose_device(config.options.device)
-    data = load_images(data_source, "test", config.options.seed, labels=False)
+    data = load_images(data_source, "test", config.options.seed, labels=False, cache=config.caching.cache)
     check(
         data.shape == frontend.spec.input_shape,
         f"images of {data_source.data} have shape {data.shape}, {config.frontend} is for {frontend.spec.input_shape} "

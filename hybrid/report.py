@@ -18,6 +18,7 @@ from hybrid.reporting.sections import classes, kernels, lineage, mismatches, noi
 from hybrid.storage import TrainedModel
 from snn.data import Images, few, image_folders
 from snn.data_source import IMAGES, SIDE, note_root
+from snn.image_cache import Caching
 from snn.runtime.cli import RunOptions, check_left_out, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import UserError, check
@@ -57,6 +58,7 @@ class ReportConfig:
     """Folder that holds CIFAR-10, if not that of the training run."""
     image_size: Annotated[int | None, SIDE] = None
     """Resize images to this height and width, in pixels; None: as in the training run."""
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -93,7 +95,13 @@ def load_groups(runs: Runs, config: ReportConfig) -> tuple[list[Group], list[tup
     for models in planned:
         try:
             data = load_test_images(
-                models, config.data, config.root, config.limit_test, config.options.seed, config.image_size
+                models,
+                config.data,
+                config.root,
+                config.limit_test,
+                config.options.seed,
+                config.image_size,
+                cache=config.caching.cache,
             )
         except (UserError, OSError) as error:
             if given and len(planned) == 1:
@@ -109,7 +117,8 @@ def run(config: ReportConfig) -> None:
     """The command: find, load, draw, write."""
     runs = read_runs(config.runs)
     if not runs.models:
-        check_left_out(config, ("noise", "data", "root", "image_size", "limit_test", "examples"), "no trained network")
+        of_images = ("noise", "data", "root", "image_size", "limit_test", "examples", "caching")
+        check_left_out(config, of_images, "no trained network")
     inputs = list(runs.paths)
     for models in groups_of(runs):
         try:

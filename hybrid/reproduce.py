@@ -23,6 +23,7 @@ from hybrid.paper.tables import PARTS, TableSpec
 from hybrid.paper.workflow import Engine, make
 from snn.data import image_folders
 from snn.data_source import IMAGES, SIDE, DataSource, check_data
+from snn.image_cache import Caching
 from snn.runtime.cli import RunOptions, check_left_out, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -73,6 +74,7 @@ class ReproduceConfig:
     """Make no run: write the tables from those that are there, however few seeds they have."""
     dry_run: bool = False
     """Only list the commands, in order; those whose file exists are marked as done."""
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -139,7 +141,8 @@ def _check_folder(folder: Path) -> None:
 def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     """The command: make missing runs, then write all parts; ``snakemake`` holds further options of Snakemake."""
     cifar, traffic = experiments(config)
-    place = Place(config.runs, config.options.device, config.root, config.options.plugin, config.engine.threads)
+    device, plugin, threads = config.options.device, config.options.plugin, config.engine.threads
+    place = Place(config.runs, device, config.root, plugin, threads, config.caching)
     stand_in = "" if config.traffic else " (standing in for traffic images)"
     writer = Writer(config.out, place, cifar, traffic, how_made(config, cifar), stand_in, config.options.figures)
     parts = [PARTS[name] for name in config.wanted]

@@ -18,6 +18,7 @@ from hybrid.evaluation import predict
 from hybrid.storage import Bits, TrainedModel, check_like_training, load_model, model_file, save_model
 from snn.data import image_folders, load_images
 from snn.data_source import FOLDER, IMAGES, DataSource, note_root
+from snn.image_cache import Caching
 from snn.runtime.cli import RunOptions, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import UserError
@@ -41,6 +42,7 @@ class ShipConfig:
     """Folder that holds CIFAR-10, if not that of the training run."""
     limit_test: Annotated[int, IMAGES] = 1000
     """Compare at most this many test images, balanced over classes."""
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -63,7 +65,7 @@ def comparison_images(model: TrainedModel, config: ShipConfig) -> Tensor | None:
     source = compared_on(model, config)
     note_root(source, config.root)
     try:
-        images = load_images(source, "test", config.options.seed).images.float() / 255
+        images = load_images(source, "test", config.options.seed, cache=config.caching.cache).images.float() / 255
     except UserError as error:
         if config.data is not None or config.root is not None:
             raise

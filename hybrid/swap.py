@@ -24,6 +24,7 @@ from hybrid.network import HybridNetwork, TrainableFrontEnd
 from hybrid.storage import TrainedModel, load_model, model_file, save_model
 from snn.data import balanced_subset, image_folders, load_images
 from snn.data_source import IMAGES, check_recorded, note_root
+from snn.image_cache import Caching
 from snn.runtime.cli import RunOptions, check_left_out, command_line, run_command
 from snn.runtime.device import choose_device
 from snn.runtime.errors import check
@@ -53,6 +54,7 @@ class SwapConfig:
     """Training images on which activations are measured, for --scale range."""
     root: Path | None = None
     """Folder that holds CIFAR-10, if not that of the training run."""
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
@@ -125,7 +127,7 @@ def run(config: SwapConfig) -> None:
     outputs = Outputs(config.out, options=config.options, inputs=inputs)
     check_recorded(model.data_source, None, config.model, "swap where they are")
     frontend, _, _ = load_frontend(file)
-    data = load_images(data_source, "train", model.seed)
+    data = load_images(data_source, "train", model.seed, cache=config.caching.cache)
     chosen = balanced_subset(data.labels.numpy(), config.images, config.options.seed)
     swapped = swap(model, frontend, data.images[chosen], config.scale)
     swapped = replace(swapped, recipe=model.recipe | {"swapped": config.scale})

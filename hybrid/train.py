@@ -20,6 +20,7 @@ from hybrid.storage import TrainedModel, check_file, load_model, model_file, sav
 from hybrid.training import Checkpointing, Hardware, check_continuable, check_watch, train
 from snn.data import image_folders, image_shape, load_images
 from snn.data_source import DataSource
+from snn.image_cache import Caching
 from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unused, run_command
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import Outputs, hold_log_folder, log_folder, remove_leftovers
@@ -40,6 +41,7 @@ class TrainConfig:
     out: Path
     """File to write, for example runs/demo/safe.h5."""
     data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     architecture: Annotated[Architecture, tyro.conf.arg(name="")] = field(default_factory=Architecture)
     frontend: Path | None = None
     """File written by bridge.convert, or pretrained:cifar10-fd; needed for safe, and for mu, which takes its shape."""
@@ -144,7 +146,7 @@ def run(config: TrainConfig) -> None:
     if after and Recipe.from_tree(after.recipe).epochs == config.recipe.epochs:
         print(f"{config.out} holds this training of {name}, complete: nothing to do")
         return
-    data = load_images(config.data_source, "train", seed)
+    data = load_images(config.data_source, "train", seed, cache=config.caching.cache)
     spec = ModelSpec(config.architecture, data.shape, data.classes, frontend.spec if frontend else None)
     check_file(spec)
     if after:

@@ -5,7 +5,7 @@ Images are uint8 tensors (N, C, H, W), labels int64 tensors (N,); intensity x = 
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from snn.data_source import LENGTHS, UNNAMED, DataSource, Split, check_data
+from snn.decoded import as_tensor, mapped_file, read_pixels
+from snn.image_cache import AUTO, NONE, CacheFile, cache_folder
 from snn.image_files import (
     IMAGE_SUFFIXES,
     SEVERAL_FRAMES,
+    SMALLEST,
     Layout,
     class_files,
     find_layout,
@@ -28,13 +31,11 @@ from snn.image_files import (
 )
 from snn.runtime.errors import UserError, check
 from snn.runtime.memory import check_memory
-from snn.runtime.processes import first_process
-from snn.runtime.progress import progress, warn
+from snn.runtime.processes import Processes, first_process
+from snn.runtime.progress import warn, warn_once
 
 Array = Tensor | np.ndarray
 
-SMALLEST = 4
-"""Smallest side of an image, in pixels."""
 MOST_CLASSES = 100_000
 """Largest number of classes that labels without names of their classes can mean."""
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
@@ -61,7 +62,13 @@ class Images(NamedTuple):
 
 
 def load_images(
-    source: DataSource | str, split: Split, seed: int = 0, *, limit: int | None = None, labels: bool = True
+    source: DataSource | str,
+    split: Split,
+    seed: int = 0,
+    *,
+    limit: int | None = None,
+    labels: bool = True,
+    cache: str | Path = NONE,
 ) -> Images:
     """Load one split of a data set.
 
@@ -73,24 +80,59 @@ def load_images(
         labels: whether they are needed. If not, a folder may hold images that are not sorted by class, which come
             without labels: all of its images, or those of ``train`` or ``test``. Where there is no ``test``, a tenth of
             the images are the test split (:func:`snn.image_files.kept_apart`).
+        cache: folder in which the decoded images of "folder:PATH" are kept. The next call maps them from there into
+            memory: ``images`` is then a tensor that is only to be read, and can be larger than the memory. "auto": the
+            folder ``safe-dnn`` in the user's cache folder, as the commands do; "none": a call writes nothing, and
+            ``images`` lies in memory. Few images lie there in any case (:func:`snn.decoded.worth_keeping`).
 
     Raises:
         UserError: an unknown or missing data set, a folder of another form (:func:`snn.image_files.find_layout`), and
-            images that cannot be read, differ in size or have less than 4 pixels a side.
+            images that cannot be read, differ in size or have less than 4 pixels a side; images without a cache that
+            do not fit into the memory; a cache among the images.
 
-    What a folder holds but is not read, and classes without test images, are said on stderr.
+    Said on stderr are what a folder holds but is not read, classes without test images, and why a cache cannot be
+    written, in which case the images are decoded into memory.
     """
     check(split in ("train", "test"), f"`split` {split!r}: expected 'train' or 'test'")
     source = DataSource(source) if isinstance(source, str) else source
     source = source.override(**{f"limit_{split}": limit})
     if folder := _folder(source):
-        return _load_folder(source, folder, split, seed, labels)
+        return _load_folder(source, folder, split, seed, labels, cache)
+    if str(cache) not in (AUTO, NONE):
+        warn_once(f"`cache` {cache} has no effect without `data` folder:PATH")
     arrays, targets, classes = _digits(split) if source.data == "digits" else _cifar10(source, split)
     chosen = balanced_subset(targets, source.limit(split), seed)
+    _, height, width = shape = image_shape(source, split)
+    what = f"{len(chosen)} images of {width}x{height} pixels"
     # Once as a list, and once as an array.
-    _check_memory(2 * len(chosen), image_shape(source, split))
+    check_memory(2 * len(chosen) * math.prod(shape), what, "take fewer, or lower `image_size`")
     images = np.stack([to_array(Image.fromarray(arrays[i]), source.image_size) for i in chosen])
     return Images(torch.from_numpy(images), torch.from_numpy(targets[chosen]), classes, source)
+
+
+def share_images(load: Callable[[], Images], processes: Processes, device: torch.device) -> Images:
+    """What ``load`` returns in the first of some processes, in all of them; its :class:`UserError` ends them all.
+
+    Images that the first one has mapped are not sent if all others can map them, too. ``device`` is the process's.
+    """
+    loaded: list[Images] = []
+
+    def load_and_describe() -> tuple[Images, CacheFile | None]:
+        loaded.append(load())
+        file = mapped_file(loaded[0].images)
+        return loaded[0]._replace(images=torch.empty(0)) if file else loaded[0], file
+
+    data, file = processes.share(load_and_describe)
+    if file is None:
+        return data
+    found = file.read() if not loaded else None
+    mapped = loaded[0].images if loaded else as_tensor(found) if found else None
+    # A cache on another node's disk, or that another command has replaced meanwhile.
+    lacking = processes.add(torch.tensor([int(mapped is None)], device=device)).item()
+    if lacking:
+        mapped = processes.share(lambda: loaded[0].images)
+    assert mapped is not None
+    return data._replace(images=mapped)
 
 
 def image_shape(source: DataSource, split: Split) -> tuple[int, int, int]:
@@ -252,47 +294,27 @@ def _cifar10(source: DataSource, split: Split) -> tuple[np.ndarray, np.ndarray, 
     return dataset.data, np.array(dataset.targets, dtype=np.int64), tuple(dataset.classes)
 
 
-def _load_folder(source: DataSource, folder: Path, split: Split, seed: int, labels: bool) -> Images:
-    layout, size = find_layout(folder, split, labels), source.image_size
+def _load_folder(source: DataSource, folder: Path, split: Split, seed: int, labels: bool, cache: str | Path) -> Images:
+    layout, kept = find_layout(folder, split, labels), cache_folder(cache, folder)
     part, classes, skipped = layout.place, layout.classes, Counter[str]()
-    members = layout.files(skipped)
-    empty = [name for name, files in zip(classes, members, strict=False) if not files]
+    files = layout.files(skipped)
+    counts = np.bincount(files.labels, minlength=len(classes)) if classes else ()
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     check(
         not empty or split == "test",
         f"{part} holds no images of class {few(empty)} ({', '.join(sorted(IMAGE_SUFFIXES))}); add some or remove it",
     )
-    files = [file for group in members for file in group]
-    check(bool(files), _empty(folder, layout, split))
+    check(len(files) > 0, _empty(folder, layout, split))
     if layout.shared:
-        total, files = len(files), kept_apart(files, split)
+        total, files = len(files), files.take(kept_apart(files.paths, split))
         if split == "train" and first_process():
             warn(f"{part}: {total - len(files)} of {total} images without labels are kept apart, as test images")
-    targets = (
-        np.repeat(np.arange(len(classes)), [len(group) for group in members])
-        if classes
-        else -np.ones(len(files), np.int64)
-    )
-    chosen = balanced_subset(targets, source.limit(split), seed)
-    first = read_image(files[chosen[0]], size)
-    _, height, width = first.shape
-    check(
-        min(height, width) >= SMALLEST,
-        f"{files[chosen[0]]} is {width}x{height} pixels: images need a side of at least {SMALLEST} pixels; enlarge "
-        "them with `image_size`",
-    )
-    _check_memory(len(chosen), first.shape)
-    images = np.empty((len(chosen), *first.shape), dtype=np.uint8)
-    for row, index in enumerate(progress(chosen, f"reading {split} images", "image")):
-        image = read_image(files[index], size, skipped)
-        check(
-            image.shape == first.shape,
-            f"{files[index]} is {image.shape[2]}x{image.shape[1]} pixels, {files[chosen[0]]} is {width}x{height}; "
-            "bring them to one size with `image_size`",
-        )
-        images[row] = image
+    chosen = balanced_subset(files.labels, source.limit(split), seed)
+    pixels = read_pixels(files, chosen, layout, split, source.image_size, kept)
+    skipped[SEVERAL_FRAMES] = len(pixels.several)
     if first_process():
         _tell(part, skipped, folder / "test" if layout.untested else part, empty or layout.untested)
-    return Images(torch.from_numpy(images), torch.from_numpy(targets[chosen]), classes, source)
+    return Images(as_tensor(pixels), torch.from_numpy(files.labels[chosen]), classes, source)
 
 
 def _empty(folder: Path, layout: Layout, split: Split) -> str:
@@ -300,11 +322,6 @@ def _empty(folder: Path, layout: Layout, split: Split) -> str:
     if not layout.classes:
         return f"{layout.place} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); add some"
     return f"{layout.place} holds no images; expected files under {'' if layout.place == folder else f'{split}/'}CLASS"
-
-
-def _check_memory(count: int, shape: tuple[int, ...]) -> None:
-    what = f"{count} images of {shape[2]}x{shape[1]} pixels"
-    check_memory(count * math.prod(shape), what, "take fewer, or lower `image_size`")
 
 
 def _tell(part: Path, skipped: Counter[str], test: Path, untested: Sequence[str]) -> None:

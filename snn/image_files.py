@@ -5,23 +5,33 @@ Files are found as by torchvision's ImageFolder: in PATH/SPLIT/CLASS and all fol
 """
 
 import os
+import stat
 import warnings
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
+from PIL import __version__ as pillow
 
 from snn.data_source import Split
 from snn.runtime.errors import UserError, check
+from snn.runtime.progress import progress
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 """Pillow's names of these. Others are not tried, whatever a file poses as: some start other programs."""
 RESAMPLING = Image.Resampling.BILINEAR
 """With antialiasing, as Pillow does it."""
+DECODER = ("1", pillow, *(str(features.version(codec)) for codec in ("libjpeg_turbo", "jpg", "libtiff", "webp")))
+"""Version of what :func:`read_image` makes of a file: of this module (to be raised when any pixel changes), of Pillow,
+and of the libraries that decode for it."""
+SMALLEST = 4
+"""Smallest side of an image, in pixels."""
 Fit = Literal["crop", "pad", "squash"]
 """How a photograph of another shape becomes an image of a given one: the middle is cut out ("crop"), black borders are
 added ("pad"), or it is distorted ("squash")."""
@@ -45,20 +55,59 @@ class Layout(NamedTuple):
     shared: bool = False
     """Whether the images without labels serve both splits (:func:`kept_apart`)."""
 
-    def files(self, skipped: Counter[str] | None = None) -> list[list[Path]]:
-        """Image files of each class, in the order of ImageFolder; without classes all of them, as one.
+    def files(self, skipped: Counter[str] | None = None) -> "Listing":
+        """Image files, class by class and in the order of ImageFolder.
 
         ``skipped`` counts what is not read, by reason.
         """
         skipped = Counter() if skipped is None else skipped
         if not self.classes:
-            return [list(image_files(self.place, skipped, self.apart))]
+            files = Listing.of([_listed(self.place, skipped, self.apart)])
+            return replace(files, labels=np.full(len(files), -1, dtype=np.int64))
         for entry in self.place.iterdir():
             if entry.name.startswith("."):
                 skipped["names that start with a dot"] += 1
             elif entry.name not in self.classes:
                 skipped["files outside the class folders"] += 1
-        return [list(class_files(self.place / name, skipped)) for name in self.classes]
+        return Listing.of(_listed_in_class(self.place / name, skipped) for name in self.classes)
+
+
+Listed = tuple[str, os.stat_result]
+"""Path of an image file, and what the system says of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """N image files."""
+
+    paths: list[str]
+    sizes: np.ndarray
+    """Bytes of each file, int64 (N,)."""
+    times: np.ndarray
+    """When each was modified, in ns since 1970, int64 (N,)."""
+    labels: np.ndarray
+    """Class of each, int64 (N,); -1 without classes."""
+
+    @classmethod
+    def of(cls, groups: Iterable[Iterable[Listed]]) -> "Listing":
+        """Files of each class."""
+        paths: list[str] = []
+        # Packed: of a million files, an object for each number would take 100 MB.
+        sizes, times, labels = array("q"), array("q"), array("q")
+        for label, group in enumerate(groups):
+            for path, status in group:
+                paths.append(path)
+                sizes.append(status.st_size)
+                times.append(status.st_mtime_ns)
+                labels.append(label)
+        return cls(paths, *(np.frombuffer(values, np.int64) for values in (sizes, times, labels)))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Listing":
+        """The files of these rows."""
+        return Listing([self.paths[row] for row in rows], self.sizes[rows], self.times[rows], self.labels[rows])
 
 
 def find_layout(folder: Path, split: Split, labels: bool = True) -> Layout:
@@ -134,15 +183,15 @@ def _folder_names(folder: Path) -> list[str]:
         raise _unreadable(error) from error
 
 
-def kept_apart(files: Sequence[Path], split: Split) -> list[Path]:
-    """One split of images without labels, all of which lie together: a tenth of them, at least one, are test images.
+def kept_apart(files: Sequence[str | Path], split: Split) -> list[int]:
+    """Rows of one split of images without labels, all of which lie together: a tenth, at least one, are test images.
 
     They are drawn once, whatever the seed, so that all stages agree on them. Raises :class:`UserError` for one image.
     """
     check(len(files) >= 2, f"{files[0]} is the only image: give 2 or more, of which one is kept for tests")
     chosen = np.random.default_rng(0).permutation(len(files))[: max(1, len(files) // SHARE)]
     tested = set(chosen.tolist())
-    return [file for number, file in enumerate(files) if (number in tested) == (split == "test")]
+    return [row for row in range(len(files)) if (row in tested) == (split == "test")]
 
 
 def class_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[Path]:
@@ -150,11 +199,7 @@ def class_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
 
     ``skipped`` counts what is not read, by reason.
     """
-    # Through a link to another class, or to what lies above, its images would be taken for this one's.
-    if not folder.is_dir():
-        return
-    others = [folder.parent, *(path for path in folder.parent.iterdir() if path != folder and not path.is_symlink())]
-    yield from image_files(folder, Counter() if skipped is None else skipped, apart=others)
+    return (Path(path) for path, _ in _listed_in_class(folder, Counter() if skipped is None else skipped))
 
 
 def image_files(folder: Path, skipped: Counter[str], apart: Iterable[Path] = ()) -> Iterator[Path]:
@@ -162,17 +207,38 @@ def image_files(folder: Path, skipped: Counter[str], apart: Iterable[Path] = ())
 
     ``skipped`` counts what is not read, by reason.
     """
+    return (Path(path) for path, _ in _listed(folder, skipped, apart))
+
+
+def _listed_in_class(folder: Path, skipped: Counter[str]) -> Iterator[Listed]:
+    # Through a link to another class, or to what lies above, its images would be taken for this one's.
+    if not folder.is_dir():
+        return
+    others = [folder.parent, *(path for path in folder.parent.iterdir() if path != folder and not path.is_symlink())]
+    yield from _listed(folder, skipped, apart=others)
+
+
+def _listed(folder: Path, skipped: Counter[str], apart: Iterable[Path] = ()) -> Iterator[Listed]:
     for place, names in sorted(_folders(folder, skipped, apart)):
         for name in sorted(names):
             path = os.path.join(place, name)
             if name.startswith("."):
                 skipped["names that start with a dot"] += 1
-            elif Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+            elif os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
                 skipped["files that are no images"] += 1
-            elif os.path.isfile(path):
-                yield Path(path)
+            elif status := _status(path):
+                yield path, status
             else:
                 skipped["broken links" if os.path.islink(path) else "files that are no images"] += 1
+
+
+def _status(path: str) -> os.stat_result | None:
+    """What the system says of a regular file; None of anything else."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def linked_folders(folder: Path) -> list[Path]:
@@ -216,7 +282,31 @@ def _identity(path: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def read_image(path: Path, size: int | None, skipped: Counter[str] | None = None) -> np.ndarray:
+def read_images(paths: Sequence[str], size: int | None, split: Split) -> Generator[tuple[np.ndarray, bool], None, None]:
+    """Each file as by :func:`read_image`, and whether it has several frames.
+
+    Raises :class:`UserError` as that does, and for images of less than 4 pixels a side or of different sizes.
+    """
+    shape: tuple[int, ...] = ()
+    for path in progress(paths, f"reading {split} images", "image"):
+        frames = Counter[str]()
+        image = read_image(path, size, frames)
+        _, height, width = image.shape
+        check(
+            bool(shape) or min(height, width) >= SMALLEST,
+            f"{path} is {width}x{height} pixels: images need a side of at least {SMALLEST} pixels; enlarge them with "
+            "`image_size`",
+        )
+        shape = shape or image.shape
+        check(
+            image.shape == shape,
+            f"{path} is {width}x{height} pixels, {paths[0]} is {shape[2]}x{shape[1]}; bring them to one size with "
+            "`image_size`",
+        )
+        yield image, bool(frames)
+
+
+def read_image(path: str | Path, size: int | None, skipped: Counter[str] | None = None) -> np.ndarray:
     """RGB image, uint8 (3, H, W), turned as its EXIF orientation says, of ``size`` x ``size`` pixels (None: its own).
 
     ``skipped`` counts images of several frames. Raises :class:`UserError` for a file that cannot be read.
@@ -264,7 +354,7 @@ FITS: dict[Fit, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
 
 
 def read_as(
-    path: Path, convert: Callable[[Image.Image], np.ndarray], skipped: Counter[str] | None = None
+    path: str | Path, convert: Callable[[Image.Image], np.ndarray], skipped: Counter[str] | None = None
 ) -> np.ndarray:
     """What ``convert`` makes of an image file, given as 8-bit RGB, turned as its EXIF orientation says.
 
@@ -287,7 +377,8 @@ def read_as(
             f"{path} is not a readable image (more than {largest}, as of a decompression bomb); make it smaller"
         ) from error
     except Exception as error:  # damaged files end in one of many, struct.error and IndexError among them
-        raise UserError(f"{path} is not a readable image ({error}); repair or remove it") from error
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path} is not a readable image ({reason}); repair or remove it") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from snn.data_source import DataSource
+from snn.image_cache import Caching
 from snn.learning import PRESETS, Learning, PresetName
 from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unused, run_command
 from snn.runtime.outputs import Outputs, beside, hold_log_folder, log_folder
@@ -43,6 +44,7 @@ class LearnConfig:
     num_nodes: Annotated[int, NODES] = 1
     """Nodes; start the command on each, for example with torchrun."""
     data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(default_factory=DataSource)
+    caching: Annotated[Caching, tyro.conf.arg(name="")] = field(default_factory=Caching)
     learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
@@ -78,7 +80,7 @@ def run(config: LearnConfig) -> None:
     # Imported here: --help must not wait for PyTorch.
     from snn.board import Board
     from snn.checkpointing import checkpoint_writer, load_unfinished
-    from snn.data import image_folders, load_images
+    from snn.data import image_folders, load_images, share_images
     from snn.engines.base import choose_engine
     from snn.figures import draw_kernels
     from snn.learner import learn
@@ -94,7 +96,8 @@ def run(config: LearnConfig) -> None:
     processes, device = start_processes(config.options.device, config.devices, config.num_nodes)
     engine = choose_engine(config.engine, device)
     # The first process alone downloads, reads and decides; a message is shown once.
-    data = processes.share(lambda: load_images(config.data_source, "train", seed, labels=False))
+    source, cache = config.data_source, config.caching.cache
+    data = share_images(lambda: load_images(source, "train", seed, labels=False, cache=cache), processes, device)
     images = data.images
     check_file(config.learning, data.shape[0], len(images))
     fresh = SpikingNetwork(data.shape, config.learning, (), seed, images_digest=images_digest(images))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +48,13 @@ EXTRAS = {
 }
 """Modules that each optional extra brings."""
 
+# Neither tests nor processes that they start see this program's part of the user's cache; other programs' are as ever.
+_own = tempfile.TemporaryDirectory(prefix="safe-dnn-tests-")
+_users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+for entry in _users.iterdir() if _users.is_dir() else ():
+    if entry.name != "safe-dnn":
+        Path(_own.name, entry.name).symlink_to(entry)
+os.environ["XDG_CACHE_HOME"] = _own.name
 # Processes that tests start import the packages from where the tests do, whatever folder they run in.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.getenv("PYTHONPATH")]))
 

@@ -153,17 +153,17 @@ def test_links_in_a_folder_without_labels_are_followed_once(tmp_path):
     make(tmp_path / "more", "2.png", "3.png")
     (folder / "linked").symlink_to(tmp_path / "more")
     (folder / "deep" / "up").symlink_to("..")
-    files = find_layout(folder, "train", labels=False).files()[0]
-    assert [file.name for file in files] == ["0.png", "1.png", "2.png", "3.png"]
+    files = find_layout(folder, "train", labels=False).files().paths
+    assert [Path(file).name for file in files] == ["0.png", "1.png", "2.png", "3.png"]
     # Test images that lie behind a link in train/ are not learned from.
     both = make(tmp_path / "both", "train/0.png", "test/1.png")
     (both / "train" / "all").symlink_to("../test")
-    assert [file.name for file in find_layout(both, "train", labels=False).files()[0]] == ["0.png"]
+    assert [Path(file).name for file in find_layout(both, "train", labels=False).files().paths] == ["0.png"]
 
 
 def test_the_images_that_are_kept_apart_are_a_tenth():
     files = [Path(f"{n:03d}.png") for n in range(237)]
-    train, test = kept_apart(files, "train"), kept_apart(files, "test")
+    train, test = ([files[row] for row in kept_apart(files, split)] for split in ("train", "test"))
     assert len(test) == 23
     assert sorted(train + test) == files
     assert train == sorted(train)

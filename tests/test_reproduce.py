@@ -41,6 +41,7 @@ from hybrid.recipe import RECIPES
 from hybrid.reproduce import ReproduceConfig, experiments, main
 from hybrid.storage import load_model
 from snn.data_source import DataSource
+from snn.image_cache import Caching
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.registry import PLUGINS
 from snn.storage import load_network
@@ -126,6 +127,7 @@ OTHER = {
     "weights": "imagenet",
     "watch": (Noise.parse("awgn:15"),),
     "class_weights": "balanced",
+    "cache": "elsewhere",
 }
 """Another valid value of each field whose type does not suggest one."""
 
@@ -226,7 +228,7 @@ def parsed(run, place):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_command_lines_are_read_as_the_configurations_they_were_made_of(scale):
-    place = Place(Path("runs"), "cpu", Path("images"), ("math", "cmath"), threads=3)
+    place = Place(Path("runs"), "cpu", Path("images"), ("math", "cmath"), threads=3, caching=Caching("a b"))
     # All sorts of networks and evaluations; other seeds and backbones have the same flags.
     sorts = {}
     for run in runs_of_all_tables(scale):

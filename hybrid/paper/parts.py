@@ -125,7 +125,7 @@ class Writer:
         models = self._models(part)
         limit = min(EMBEDDED, self.cifar.scale.limit_test or EMBEDDED)
         seed, device = self.cifar.seed, choose_device(self.place.device)
-        data = load_test_images(models, None, self.place.root, limit, seed)
+        data = load_test_images(models, None, self.place.root, limit, seed, cache=self.place.caching.cache)
         panels = embed_models(models, data, [Noise.parse(text) for text in part.conditions], seed, device)
         rows = panel_rows(panels)
         if picture:

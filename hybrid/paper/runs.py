@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from hybrid.train import TrainConfig
 from hybrid.train import with_preset as training_defaults
 from hybrid.training import Checkpointing, Hardware
 from snn.data_source import DataSource
+from snn.image_cache import Caching
 from snn.image_files import class_files
 from snn.learn import LearnConfig
 from snn.learn import with_preset as learning_defaults
@@ -57,13 +58,17 @@ NOT_DECIDING: dict[type, tuple[str, ...]] = {
     SwapConfig: ("model", "frontend", "out", "root"),
     EvaluateConfig: ("models", "out", "attack_model", "cifar10_c", "root", "batch_size", "confusion"),
     DataSource: ("root", "download"),
+    Caching: ("cache",),
     RunOptions: ("device", "figures", "json", "plugin"),
 }
 """Fields that say where files lie or how a result is computed, but do not decide which result it is."""
 LATER: dict[type, Mapping[str, object]] = {
-    TrainConfig: {"weights": None},
+    LearnConfig: {"caching": Caching()},
+    ConvertConfig: {"caching": Caching()},
+    TrainConfig: {"weights": None, "caching": Caching()},
     Recipe: RECIPE_LATER,
-    EvaluateConfig: {"weights": (), "image_size": None},
+    SwapConfig: {"caching": Caching()},
+    EvaluateConfig: {"weights": (), "image_size": None, "caching": Caching()},
 }
 """Fields that configurations did not always have, with the value that stands for what was done before: with it a run
 keeps the identity that it had."""
@@ -83,6 +88,8 @@ class Place:
     """What runs import first."""
     threads: int | None = None
     """CPU threads of each training; None: its share of the cores."""
+    caching: Caching = field(default_factory=Caching)
+    """Where decoded images are kept."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class Run:
         # A swap draws none.
         figures = isinstance(self.config, SwapConfig)
         options = replace(self.config.options, device=place.device, figures=figures, plugin=place.plugin)
-        changes = {"out": out or self.file(place.folder), "options": options, **files}
+        changes = {"out": out or self.file(place.folder), "options": options, "caching": place.caching, **files}
         if isinstance(self.config, LearnConfig | TrainConfig):
             changes["data_source"] = self.config.data_source.override(root=place.root)
         if isinstance(self.config, LearnConfig):
@@ -161,7 +168,8 @@ def _deciding(value: Any) -> object:
         skipped = NOT_DECIDING.get(type(value), ())
         later = LATER.get(type(value), {})
         members = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in skipped}
-        content = {name: _deciding(v) for name, v in members.items() if name not in later or v != later[name]}
+        content = {name: _deciding(v) for name, v in members.items()}
+        content = {name: v for name, v in content.items() if name not in later or v != _deciding(later[name])}
         data = getattr(value, "data", None)
         return content | ({"files": image_files(data)} if isinstance(data, str) else {})
     if isinstance(value, tuple):

@@ -22,7 +22,7 @@ from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check, visible
 from snn.runtime.loading import INTERRUPTED, LEFT
 from snn.runtime.locks import release_all
-from snn.runtime.progress import SHOWN, warn
+from snn.runtime.progress import SHOWN, forget_warnings, warn
 from snn.runtime.ranges import SEED, check_fields
 from snn.runtime.registry import OUT_OF_MEMORY, PLUGINS, load_plugin
 
@@ -78,6 +78,8 @@ def run_command(
     # A process may be started without them.
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    # Another command may have run in this process before.
+    forget_warnings()
     try:
         with _interrupts(program), _quiet_threads():
             arguments = sys.argv[1:] if argv is None else argv

@@ -1,4 +1,4 @@
-"""Locks on files: of two processes that would write the same, the second is refused at once.
+"""Locks on files: of two processes that would write the same, the second is refused at once, or waits.
 
 The operating system drops the lock of a process that ends, however it ends. The file that bears the lock then stays
 until the next command takes and removes it. On a file system without locks there is none.
@@ -9,7 +9,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -53,10 +53,43 @@ def locked(lock: Path, refusal: str, *, remove: bool = True) -> Iterator[int | N
     removed at the end. Raises :class:`UserError` with ``refusal``, in which
     ``{holder}`` is replaced by who holds it.
     """
-    if fcntl is None:
+
+    def refuse(holder: str) -> None:
+        raise UserError(refusal.replace("{holder}", holder))
+
+    try:
+        file = _open_locked(lock, refuse)
+    except OSError as error:
+        raise UserError(f"cannot open {lock} ({error.strerror}), which locks an output; remove that file") from error
+    with _marked(lock, file, remove) as descriptor:
+        yield descriptor
+
+
+@contextlib.contextmanager
+def turn(lock: Path, waits: Callable[[str], object]) -> Iterator[None]:
+    """Hold a lock on the file ``lock``, which is made, once no other process does.
+
+    ``waits`` is called with who holds it, if somebody does. On a file system without locks all hold it at once. Raises
+    :class:`OSError` where the file cannot be made.
+    """
+    with _marked(lock, _open_locked(lock, waits), remove=True):
+        yield
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the files of locks (``.NAME.lock``) in a folder that no process holds, as killed ones leave them."""
+    for lock in folder.glob(".*.lock"):
+        with contextlib.suppress(UserError), locked(lock, "{holder} holds it"):
+            pass
+
+
+@contextlib.contextmanager
+def _marked(lock: Path, file: TextIO | None, remove: bool) -> Iterator[int | None]:
+    """Write into a locked file who holds it; at the end release it, and ``remove`` it if wanted."""
+    if file is None:
         yield None
         return
-    with _open_locked(lock, refusal) as file:
+    with file:
         try:
             # Only for messages: a disk may be full.
             with contextlib.suppress(OSError):
@@ -84,25 +117,25 @@ def held_by_another(file: BinaryIO) -> bool:
     return False
 
 
-def _open_locked(lock: Path, refusal: str) -> TextIO:
+def _open_locked(lock: Path, held: Callable[[str], object]) -> TextIO | None:
+    """The file, locked; None on a system without locks. ``held`` is called with who holds it; if it returns, wait."""
+    if fcntl is None:
+        return None
     while True:
-        try:
-            file = open(lock, "a+", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-        except OSError as error:
-            raise UserError(
-                f"cannot open {lock} ({error.strerror}), which locks an output; remove that file"
-            ) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            with file:
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(open(lock, "a+", encoding="utf-8", errors="backslashreplace"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
                 file.seek(0)
-                raise UserError(refusal.replace("{holder}", file.read() or "another process")) from error
-        except OSError:
-            # A file system without locks.
-            return file
-        # Who held it may have removed it in between.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                held(file.read() or "another process")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                # A file system without locks.
+                opened.pop_all()
                 return file
-        file.close()
+            # Who held it may have removed it in between.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                    opened.pop_all()
+                    return file

@@ -1,5 +1,6 @@
 """Files that a command writes: checked before the work starts, each written whole or not at all."""
 
+import contextlib
 import csv
 import errno
 import json
@@ -7,7 +8,7 @@ import os
 import platform
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -157,16 +158,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Whatever goes wrong, an older file at ``path`` stays as it was. What the system refuses, as where a disk is full, is
     a :class:`UserError` with the reason.
     """
-    temporary = _temporary(path)
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            write(temporary)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
         remedy = "free some space, or write elsewhere" if full else "give another name, or write elsewhere"
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``; the file that is there at the end is synced and renamed to ``path``.
+
+    After an error it is removed, and an older file at ``path`` stays as it was.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -206,7 +218,9 @@ def _alive(process: int) -> bool:
     except PermissionError:
         # Another user's.
         return True
-    return True
+    # One that was killed and whose parent has not yet asked for it: it has ended, too.
+    status = Path(f"/proc/{process}/stat")
+    return not (status.exists() and status.read_bytes().rpartition(b")")[2].split()[:1] == [b"Z"])
 
 
 def write_json(path: Path | None, figures: dict) -> None:

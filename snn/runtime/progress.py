@@ -22,6 +22,21 @@ def progress(items: Iterable[Item] | None, what: str, unit: str, total: int | No
     return tqdm(items, desc=what, unit=unit, total=total, initial=initial, delay=2.0, mininterval=interval, leave=False)
 
 
+_said: set[str] = set()
+
+
+def forget_warnings() -> None:
+    """Let :func:`warn_once` say everything again, as at the start of a command."""
+    _said.clear()
+
+
+def warn_once(message: str) -> None:
+    """:func:`warn`, unless the command has said so."""
+    if message not in _said:
+        _said.add(message)
+        warn(message)
+
+
 def warn(message: str) -> None:
     """Show a warning on stderr, beside any progress bar; names of arguments stand in backticks."""
     tqdm.write(f"warning: {visible(SHOWN.get()(message))}", file=sys.stderr)
