@@ -264,3 +264,13 @@ def update_kernels(p: Learning, shape: tuple[int, int, int], number: int, spikes
 def pulse_steps(settings: LayerParameters, dt: float) -> int:
     """Steps of a pulse."""
     return settings.steps(dt)[0]
+
+
+KERNEL_NAMES = {
+    "encode": "encode_regular",
+    "hold": "hold",
+    "simulate": "simulate",
+    "count spikes": "count_spikes",
+    "count pairs": "count_pairs",
+}
+"""What the functions of the kernels are called, of which a profile tells the times."""
