@@ -33,7 +33,7 @@ from benchmarks.ceilings import measure_ceilings
 from benchmarks.engine_costs import H100
 from benchmarks.engine_plan import NETWORKS, plan_pass
 from benchmarks.gpu_engine import measure_engine, measure_pass
-from benchmarks.gpu_jobs import Job, Row, Setting, run_part
+from benchmarks.gpu_jobs import NO_TIME, Job, Row, Setting, run_part
 from benchmarks.gpu_networks import measure_frontend, measure_training
 from benchmarks.gpu_report import (
     draw_roofline,
@@ -54,7 +54,7 @@ from snn.runtime.ranges import Range, check_fields
 
 PartName = Literal["ceilings", "tests", "engine", "pass", "frontend", "training"]
 PARTS: tuple[PartName, ...] = get_args(PartName)
-WEIGHTS: dict[PartName, int] = dict(zip(PARTS, (6, 26, 28, 22, 6, 12), strict=True))
+WEIGHTS: dict[PartName, int] = dict(zip(PARTS, (6, 24, 28, 22, 10, 10), strict=True))
 """How the time is shared; what a part leaves goes to those after it."""
 WORK: dict[PartName, Callable[[Job, Setting], None]] = {
     "ceilings": measure_ceilings,
@@ -147,8 +147,12 @@ class Results:
         return self.content["parts"]
 
     def done(self, name: PartName) -> bool:
-        """Whether the part was measured to its end."""
-        return name in self.parts and not self.parts[name]["problem"]
+        """Whether the part was measured to its end, and nothing failed or found no time."""
+        return (
+            name in self.parts
+            and not self.parts[name]["problem"]
+            and not any("traceback" in row or row.get("note") == NO_TIME for row in self.rows(name))
+        )
 
     def rows(self, name: PartName) -> list[Row]:
         """Of a part; none if it was not measured."""
@@ -173,12 +177,14 @@ def measure(name: PartName, seconds: float, config: GpuConfig, results: Results)
             results.save()
             saved = monotonic()
 
-    if name == "tests":
-        part["problem"] = run_part(measure_tests, seconds, record, config.tests)
-    else:
-        part["problem"] = run_part(WORK[name], seconds, record, config.setting)
-    part["seconds"] = monotonic() - began
-    results.save()
+    try:
+        if name == "tests":
+            part["problem"] = run_part(measure_tests, seconds, record, config.tests)
+        else:
+            part["problem"] = run_part(WORK[name], seconds, record, config.setting)
+    finally:
+        part["seconds"] = monotonic() - began
+        results.save()
     print_part(name, part)
 
 
@@ -191,7 +197,7 @@ def run(config: GpuConfig) -> None:
     setting = config.setting
     figure = beside(config.out, "_roofline.png") if config.out else None
     folders = image_folders(DataSource().override(data=config.data)) if config.data else []
-    outputs = Outputs(config.out, options=RunOptions(), figures=[figure] if figure else [], inputs=folders)
+    Outputs(config.out, options=RunOptions(), figures=[figure] if figure else [], inputs=folders)
     results, end = Results(config.out, describe(setting)), monotonic() + config.seconds
     waiting = [name for name in dict.fromkeys(config.parts) if not results.done(name)]
     for name in config.parts:
@@ -201,20 +207,21 @@ def run(config: GpuConfig) -> None:
         share = WEIGHTS[waiting[0]] / sum(WEIGHTS[name] for name in waiting)
         measure(waiting.pop(0), max(1.0, share * (end - monotonic())), config, results)
     finish(results, figure)
-    outputs.finish({})
 
 
 def finish(results: Results, figure: Path | None) -> None:
-    """The roofline of what was measured."""
+    """Print, keep and draw the roofline of what was measured, and say what was written."""
     ceilings = results.rows("ceilings")
     most = measured_ceilings(ceilings)
     points = roofline(results.rows("engine"), most) if most else []
     if points:
-        results.content["roofline"] = points
         print_roofline(points)
         if figure:
             save_figure(draw_roofline(points, ceilings), figure)
+    results.content["roofline"] = points
     results.save()
+    if figure:
+        print(f"wrote {results.path}" + (f", {figure}" if points else ""))
 
 
 def main(argv: list[str] | None = None) -> int:

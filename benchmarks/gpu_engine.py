@@ -23,7 +23,7 @@ from benchmarks.norse_loop import NorseLoop, captured, compiled, spikingjelly_lo
 from benchmarks.presets import before_learning
 from benchmarks.safe_dnn_stdp import image_seeds, make_layer
 from benchmarks.stdp import make_workload
-from benchmarks.timing import Clock, kernel_times, once, repeated, wait
+from benchmarks.timing import Clock, kernel_times, once, repeated
 from benchmarks.watched_engine import WatchedEngine
 from snn.calibration import normalised_rates
 from snn.engines.base import Engine, choose_engine
@@ -46,9 +46,11 @@ BATCHES = (16, 128)
 """Images that are simulated at once: those of an update, and enough to fill a GPU."""
 KERNELS = 12
 """Kernels of a call that are recorded, those that take longest."""
+LONG = 0.5
+"""Seconds of a call from which on its kernels are not recorded: they are too many."""
 WARM_UP, UPDATES, WATCHED, PROFILED = 20, 60, 20, 5
 """Updates of each layer: before the first timed one, timed as they are, by their parts, and by their kernels."""
-MARGIN = 1.3
+HEADROOM = 1.3
 """A whole pass is learned if so many times its expected time is left."""
 
 
@@ -56,12 +58,17 @@ def timed(call: Callable[[], object], setting: Setting, images: int) -> Row:
     """Seconds and images/s of a call; on a GPU also its kernels."""
     row: Row = dict(repeated(call, setting.device, 0.02 if setting.tiny else 0.3))
     row["images_per_s"] = images / row["seconds"]
-    if setting.on_gpu:
-        found = kernel_times(call)
-        row["launches"] = sum(kernel["launches"] for kernel in found.values())
-        row["busy_s"] = sum(kernel["seconds"] for kernel in found.values())
-        row["kernels"] = dict(list(found.items())[:KERNELS])
-    return row
+    return row | (kernels_of(call) if setting.on_gpu and row["seconds"] < LONG else {})
+
+
+def kernels_of(call: Callable[[], object], calls: int = 1) -> Row:
+    """What a call launches on a GPU."""
+    found = kernel_times(call, calls)
+    return {
+        "launches": sum(kernel["launches"] for kernel in found.values()),
+        "busy_s": sum(kernel["seconds"] for kernel in found.values()),
+        "kernels": dict(list(found.items())[:KERNELS]),
+    }
 
 
 @torch.no_grad()
@@ -223,7 +230,7 @@ def measure_pass(job: Job, setting: Setting) -> None:
             "images_per_s": IMAGES / seconds,
         }
     )
-    if seconds * MARGIN > job.left and not setting.tiny:
+    if seconds * HEADROOM > job.left and not setting.tiny:
         job.record({"pass": "in full", "note": f"left out: {job.left:.0f} s left"})
         return
 
@@ -264,11 +271,7 @@ def measure_layer(
     row["parts_s"] = {part: seconds / watched for part, seconds in clock.seconds.items()}
     row["parts_s"]["rest"] = whole - sum(row["parts_s"].values())
     if setting.on_gpu:
-        found = kernel_times(partial(update, learner, 1), PROFILED)
-        row["launches"] = sum(kernel["launches"] for kernel in found.values())
-        row["busy_s"] = sum(kernel["seconds"] for kernel in found.values())
-        row["kernels"] = dict(list(found.items())[:KERNELS])
-    wait(device)
+        row |= kernels_of(partial(update, learner, 1), PROFILED)
     learned: list[LearnedLayer] = []
     row["finish_s"] = once(lambda: learned.append(learner.finish(states[-1])), device)
     row["spikes_per_image"] = states[-1].history.wins[-updates:].sum().item() / (updates * network.learning.batch_size)

@@ -26,6 +26,9 @@ from snn.runtime.errors import check
 Row = dict[str, Any]
 Record = Callable[[Row], None]
 SIDE = 32
+"""Of images, in pixels."""
+NO_TIME = "no time left"
+"""Note of what was left out."""
 STARTING = 30.0
 """Seconds, at most, that a part keeps in hand: a measurement that has begun goes on to its end."""
 SHARE_IN_HAND = 0.1
@@ -100,7 +103,7 @@ class Job:
     def attempt(self, row: Row, measure: Callable[[], Row]) -> None:
         """Record ``row`` with what ``measure`` returns, or with a note why there is nothing: no time, an error."""
         if self.left == 0:
-            self.record(row | {"note": "no time left"})
+            self.record(row | {"note": NO_TIME})
             return
         with self.caught(row):
             self.record(row | measure())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.frontend import ordinary
-from benchmarks.gpu_jobs import Job, Row, Setting
+from benchmarks.gpu_jobs import NO_TIME, Job, Row, Setting
 from benchmarks.timing import repeated
 from benchmarks.training import CLASSES, FRONTEND, TrainingConfig, seconds_per_step
 from bridge.storage import load_frontend
@@ -62,7 +62,7 @@ def measure_training(job: Job, setting: Setting) -> None:
         config = TrainingConfig(backbones=(backbone,), **steps)
         row: Row = {"backbone": backbone, "batch": config.batch_size}
         if job.left == 0:
-            job.record(row | {"note": "no time left"})
+            job.record(row | {"note": NO_TIME})
             continue
         with job.caught(row):
             seconds = seconds_per_step(config, backbone, setting.device)

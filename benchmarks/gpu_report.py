@@ -137,13 +137,13 @@ def measured_ceilings(rows: Iterable[Row]) -> Ceilings | None:
 
 
 def roofline(rows: Iterable[Row], most: Ceilings) -> list[Row]:
-    """For each kernel of each call of the first engine: its work, its least time, and the time it took.
+    """For each kernel of each call of the GPU engine: its work, its least time, and the time it took.
 
-    ``rows`` are those of part ``engine``. ``measured_s`` and ``share`` are missing where no kernel of this name ran.
+    ``rows`` are those of part ``engine``, on a CPU with another engine in its place. ``measured_s`` and ``share`` are
+    missing where no kernel of this name ran.
     """
     points: list[Row] = []
-    rows = [row for row in rows if "work" in row]
-    for row in (row for row in rows if row["way"] == rows[0]["way"]):
+    for row in (row for row in rows if "work" in row and row["way"] != "engine norse"):
         for kernel, figures in row["work"].items():
             work = Work(**figures)
             limit = bound(work, most)
@@ -186,14 +186,17 @@ def draw_roofline(points: Sequence[Row], rows: Iterable[Row]) -> Figure:
     most = {row["resource"]: row["per_second"] for row in rows if "per_second" in row}
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    highest = max(rate for name, rate in most.items() if name not in ("bytes", "launches"))
-    low = min(1.0, *(point["operations_per_byte"] for point in points))
-    high = 3 * max(highest / most["bytes"], *(point["operations_per_byte"] for point in points))
+    rates = {name: rate for name, rate in most.items() if name not in ("bytes", "launches")}
+    highest, places = max(rates.values()), [point["operations_per_byte"] for point in points]
+    low, high = (
+        0.5 * min(*places, min(rates.values()) / most["bytes"]),
+        3 * max(*places, highest / most["bytes"]),
+    )
     axes.plot([low, highest / most["bytes"]], [low * most["bytes"], highest], color="black", linewidth=1)
-    for name, rate in most.items():
-        if name not in ("bytes", "launches"):
-            axes.plot([rate / most["bytes"], high], [rate, rate], color="0.4", linewidth=0.8)
-            axes.annotate(name, (high, rate), fontsize=7, ha="right", va="bottom")
+    axes.annotate("memory", (1.2 * low, 1.4 * low * most["bytes"]), fontsize=7, ha="right", va="bottom")
+    for name, rate in rates.items():
+        axes.plot([rate / most["bytes"], high], [rate, rate], color="0.4", linewidth=0.8)
+        axes.annotate(name, (high, rate), fontsize=7, ha="right", va="bottom")
     named: set[str] = set()
     for point in points:
         operations = point["int8"] + point["int32"] + point["float32"]
