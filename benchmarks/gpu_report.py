@@ -217,35 +217,44 @@ def draw_roofline(points: Sequence[Row], rows: Iterable[Row]) -> Figure:
     return figure
 
 
-def print_plan(preset: str, plans: Sequence[LayerPlan], most: Ceilings) -> None:
-    """Work of an update's kernels, of each layer that learns, and what a pass should take."""
-    points = []
+PLACES: dict[str, Callable[[Row], str]] = {
+    "neurons of": lambda row: f"layer {row['layer']}" if row["layer"] else "images",
+    "kernel": text("kernel"),
+}
+PASS: dict[str, Callable[[Row], str]] = {
+    "layer": text("layer"),
+    "spikes an image": number("spikes"),
+    "updates": number("updates"),
+    "kernels, least µs": number("kernel_s", 1e6),
+    "launches": text("launches"),
+    f"launches, µs at {LAUNCH * 1e6:g}": number("launches", LAUNCH * 1e6),
+    "pass, s: at the same time": number("overlapped"),
+    "in turn": number("in_turn"),
+}
+
+
+def planned_kernels(plans: Sequence[LayerPlan], most: Ceilings) -> list[Row]:
+    """Work of each kernel of the updates of all layers; one that does the same in several is there once."""
+    found: dict[tuple[int, str], Row] = {}
     for plan in plans:
         for kernel in plan.kernels:
-            limit = bound(kernel.work, most)
             learns = kernel.name == "simulate" and kernel.layer == plan.layer
-            name = f"{kernel.name}, inhibited" if learns else kernel.name
-            point = {"layer": kernel.layer, "kernel": name} | vars(kernel.work)
-            point |= {"operations_per_byte": kernel.work.intensity, "bound": limit.resource, "least_s": limit.seconds}
-            points.append(point)
-    # A kernel does the same in the updates of all layers: it is shown once.
-    once = {(point["layer"], point["kernel"]): point for point in points}
-    shown = sorted(once.values(), key=lambda point: point["layer"])
-    places = {"neurons of": lambda row: f"layer {row['layer']}" if row["layer"] else "images", "kernel": text("kernel")}
-    print_columns(f"Preset {preset}: kernels of an update, computed", shown, places | WORK, 2)
-    rows = [plan._asdict() | {"overlapped": plan.overlapped, "in_turn": plan.in_turn} for plan in plans]
-    rows.append(
-        {"layer": "all", "overlapped": sum(plan.overlapped for plan in plans)}
-        | {"in_turn": sum(plan.in_turn for plan in plans)}
-    )
-    columns = {
-        "layer": text("layer"),
-        "spikes an image": number("spikes"),
-        "updates": number("updates"),
-        "kernels, least µs": number("kernel_s", 1e6),
-        "launches": text("launches"),
-        f"launches, µs at {LAUNCH * 1e6:g}": number("launches", LAUNCH * 1e6),
-        "pass, s: at the same time": number("overlapped"),
-        "in turn": number("in_turn"),
-    }
-    print_columns(f"Preset {preset}: a pass over {IMAGES:,} images, computed", rows, columns, 1)
+            row: Row = {"layer": kernel.layer, "kernel": f"{kernel.name}, inhibited" if learns else kernel.name}
+            limit = bound(kernel.work, most)
+            row |= vars(kernel.work) | {"operations_per_byte": kernel.work.intensity}
+            found[row["layer"], row["kernel"]] = row | {"bound": limit.resource, "least_s": limit.seconds}
+    return sorted(found.values(), key=lambda row: row["layer"])
+
+
+def planned_pass(plans: Sequence[LayerPlan]) -> list[Row]:
+    """Each layer's share of a pass, and all together."""
+    rows: list[Row] = [plan._asdict() | {"overlapped": plan.overlapped, "in_turn": plan.in_turn} for plan in plans]
+    whole = {name: sum(row[name] for row in rows) for name in ("overlapped", "in_turn")}
+    return [*rows, {"layer": "all"} | whole]
+
+
+def print_plan(preset: str, plans: Sequence[LayerPlan], most: Ceilings) -> None:
+    """Work of an update's kernels, and what a pass should take."""
+    kernels = planned_kernels(plans, most)
+    print_columns(f"Preset {preset}: kernels of an update, computed", kernels, PLACES | WORK, 2)
+    print_columns(f"Preset {preset}: a pass over {IMAGES:,} images, computed", planned_pass(plans), PASS, 1)

@@ -1,0 +1,294 @@
+"""The benchmark for GPUs: counts of work against loops, parts that fail, kept results; and that its code runs here."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.engine_costs import (
+    H100,
+    Bound,
+    Ceilings,
+    Work,
+    bound,
+    count_work,
+    encode_work,
+    hold_work,
+    pairs_work,
+    simulate_work,
+    synapses,
+    update_kernels,
+    weight_planes,
+)
+from benchmarks.engine_plan import plan_pass
+from benchmarks.gpu import main as measure_gpu
+from benchmarks.gpu_jobs import NO_TIME, Job, run_part
+from benchmarks.gpu_report import PASS, PLACES, WORK, planned_kernels, planned_pass, roofline
+from benchmarks.launches import DeviceOperations
+from benchmarks.norse_loop import NorseLoop, compiled
+from benchmarks.safe_dnn_stdp import make_layer
+from snn.geometry import ConvGeometry
+from snn.learning import PRESETS
+from snn.parameters import LayerParameters
+
+ROOT = Path(__file__).resolve().parents[1]
+GEOMETRIES = [
+    ConvGeometry.of(LayerParameters(4, 3, stride=2, padding=1), (3, 7, 6)),
+    ConvGeometry.of(LayerParameters(20, 5, stride=1, padding=2), (2, 4, 9)),
+    ConvGeometry.of(LayerParameters(3, 3, stride=3, padding=0), (5, 8, 7)),
+]
+
+
+def existing_synapses(geometry: ConvGeometry):
+    """(place, synapse) of one channel that do not fall on padding, by loops."""
+    for y, x, ky, kx, c in np.ndindex(
+        geometry.height_out, geometry.width_out, geometry.kernel_size, geometry.kernel_size, geometry.channels_in
+    ):
+        row, column = y * geometry.stride + ky - geometry.padding, x * geometry.stride + kx - geometry.padding
+        if 0 <= row < geometry.height and 0 <= column < geometry.width:
+            yield y * geometry.width_out + x, (ky, kx, c)
+
+
+def words(steps: int, images: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """Spikes of a sheet (C, H, W) as the engine keeps them."""
+    channels, height, width = shape
+    return np.zeros((images, math.ceil(steps / 32), height, width, channels), np.int32)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_synapses_are_those_that_loops_find(geometry):
+    found = list(existing_synapses(geometry))
+    assert synapses(geometry) == len(found)
+    # Every channel spikes once at each place of each of two images: a pairing with each existing synapse.
+    spikes = geometry.places_out * geometry.channels_out
+    work = pairs_work(geometry, 20, 2, spikes)
+    pairings = 2 * geometry.channels_out * len(found)
+    twice = pairs_work(geometry, 20, 2, spikes, tables=2)
+    assert twice.int32 == 2 * work.int32
+    # One word of spikes: the one in which the presynaptic spike is sought.
+    assert work.int32 == pairings * (34 + 14)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize(("steps", "images"), [(20, 3), (70, 1)])
+def test_products_and_bytes_are_those_of_arrays(geometry, steps, images):
+    rows = 32 * math.ceil(geometry.channels_in * geometry.kernel_size**2 / 32)
+    columns = next(n for n in (16, 32, 64) if n >= geometry.channels_out)
+    planes = weight_planes(geometry)
+    # Steps come in groups of four.
+    groups = math.ceil(steps / 4)
+    bits = torch.zeros(groups * 4 * images * geometry.places_out, rows)
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(planes):
+            bits @ torch.zeros(rows, columns)
+    work = simulate_work(geometry, steps, images, inhibition=True)
+    assert work.int8 == counter.get_total_flops()
+    shape_in = (geometry.channels_in, geometry.height, geometry.width)
+    pulses, spikes = words(steps, images, shape_in), words(steps, images, geometry.shape_out)
+    assert work.bytes == pulses.nbytes + spikes.nbytes + planes * rows * columns
+    # A neuron's step has a float operation more with inhibition, and its bit and a word of a receptive field cost too.
+    free = simulate_work(geometry, steps, images, inhibition=False)
+    assert work.float32 - free.float32 == bits.shape[0] * columns
+    coarse = simulate_work(geometry, steps, images, inhibition=False, group=1)
+    assert coarse.int8 == 2 * steps * images * geometry.places_out * rows * columns * planes
+    assert hold_work(shape_in, steps, images, pulse=6).bytes == 2 * pulses.nbytes
+    inputs = images * math.prod(shape_in)
+    assert encode_work(shape_in, steps, images).bytes == inputs + pulses.nbytes
+    assert count_work(shape_in, steps, images).bytes == 2 * inputs + pulses.nbytes
+
+
+@pytest.mark.parametrize("fan_in", [9, 27, 288, 513, 515, 4000, 140_000])
+def test_digits_hold_the_largest_weight(fan_in):
+    largest, digits = 2**24 // fan_in, 0
+    while largest:
+        digit = (largest + 128) % 256 - 128
+        largest, digits = (largest - digit) // 256, digits + 1
+    assert weight_planes(ConvGeometry(8, 8, fan_in, 1, 1, 0, 8, 8, 16)) == digits
+
+
+def test_the_busiest_resource_bounds():
+    most = Ceilings(int8=100.0, int32=10.0, float32=20.0, bytes=5.0)
+    assert bound(Work(int8=300.0, int32=20.0, bytes=10.0), most) == Bound("int8", 3.0)
+    assert bound(Work(int8=100.0, int32=20.0, bytes=15.0), most) == Bound("memory", 3.0)
+    assert bound(Work(int32=30.0, bytes=10.0), most) == Bound("int32 and float32", 3.0)
+    # Floats take the slots of integers, too.
+    assert bound(Work(int32=30.0, float32=50.0), most) == Bound("int32 and float32", 4.0)
+    row = {"case": "c", "layer": 1, "call": "simulate", "way": "engine gpu"}
+    row["work"] = {"hold": vars(Work(bytes=10.0)), "simulate": vars(Work(int8=200.0, bytes=5.0))}
+    row["kernels"] = {"hold": {"seconds": 8.0}, "simulate_0d1d": {"seconds": 2.5}, "copy": {"seconds": 9.0}}
+    points = roofline([row, row | {"way": "engine norse"}], most)
+    found = [(point["kernel"], point["least_s"], point["measured_s"], point["share"]) for point in points]
+    assert found == [("hold", 2.0, 8.0, 0.25), ("simulate", 2.0, 2.5, 0.8)]
+
+
+def test_an_update_simulates_the_layers_below_and_then_its_own():
+    kernels = update_kernels(PRESETS["cifar10"], (3, 32, 32), 2, 1800.0)
+    assert [(kernel.name, kernel.layer) for kernel in kernels] == [
+        *(("encode", 0), ("hold", 1), ("simulate", 1), ("hold", 2), ("simulate", 2)),
+        *(("count spikes", 1), ("count pairs", 2), ("count spikes", 2)),
+    ]
+
+
+def test_operations_on_the_device_are_counted():
+    there, here, operations = torch.arange(6.0), torch.ones(6), DeviceOperations()
+    operations.place(there)
+    with operations:
+        # Two launches, and one that waits; views and what stays here are none.
+        doubled = (there * 2).reshape(2, 3).T + 1
+        (here + 1).sum().item()
+        doubled[0, 1].item()
+        with operations.paused():
+            doubled.sum()
+    assert (operations.count, operations.waits) == (3, 1)
+
+
+def test_the_compiled_loop_counts_as_the_plain_one():
+    generator = torch.Generator().manual_seed(0)
+    weights = (torch.rand(5, 3, 3, 3, generator=generator), torch.rand(4, 5, 3, 3, generator=generator))
+    layers = [make_layer(weight, gain, 1, 2.5) for weight, gain in zip(weights, (25.0, 40.0), strict=True)]
+    spikes = (torch.rand(30, 2, 3, 6, 5, generator=generator) < 0.1).float()
+    loop = NorseLoop(layers)
+    counts = loop(spikes)
+    assert counts.sum() > 20
+    assert torch.equal(compiled(loop, "eager")(spikes), counts)
+
+
+def test_a_measurement_that_fails_or_has_no_time_leaves_a_note():
+    rows = []
+    job = Job(rows.append, 60.0)
+    job.attempt({"name": "a"}, lambda: {"seconds": 1.0})
+    job.attempt({"name": "b"}, lambda: {"seconds": 1 / 0})
+    Job(rows.append, 0.0).attempt({"name": "c"}, lambda: {"seconds": 1.0})
+    assert rows[0] == {"name": "a", "seconds": 1.0}
+    assert rows[1]["note"] == "ZeroDivisionError: division by zero"
+    assert "1 / 0" in rows[1]["traceback"]
+    assert rows[2] == {"name": "c", "note": NO_TIME}
+
+
+def misbehave(job: Job, how: str, file: str) -> None:
+    """A part that records a row and then goes wrong."""
+    job.record({"how": how})
+    if how == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "fails":
+        raise OSError("no such card")
+    if how == "hangs":
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
+            Path(file).write_text(str(other.pid))
+            time.sleep(600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "seconds", "problem"),
+    [("ends", 60, ""), ("dies", 60, "status -9"), ("fails", 60, "OSError: no such card"), ("hangs", 20, "after 20 s")],
+)
+def test_a_part_that_goes_wrong_keeps_its_rows_and_ends_with_all_it_started(tmp_path, how, seconds, problem):
+    rows, file = [], tmp_path / "pid"
+    said = run_part(misbehave, seconds, rows.append, how, str(file))
+    assert rows == [{"how": how}]
+    assert problem in said
+    assert bool(said) == bool(problem)
+    if how == "hangs":
+        process = Path("/proc", file.read_text(), "stat")
+        # Gone, or a zombie that nobody has waited for.
+        assert not process.exists() or process.read_text().split()[2] == "Z"
+
+
+TESTS = """
+import pytest
+
+@pytest.mark.gpu
+def test_right(): pass
+
+@pytest.mark.gpu
+def test_wrong(): assert 6 * 7 == 41
+
+def test_of_the_cpu(): raise AssertionError
+"""
+
+
+@pytest.mark.slow
+def test_parts_are_kept_and_those_that_failed_are_measured_again(tmp_path, capsys):
+    tests, out = tmp_path / "test_two.py", tmp_path / "gpu.json"
+    tests.write_text(TESTS)
+    command = ["--tiny", "--tests", str(tests), "--out", str(out)]
+    assert measure_gpu([*command, "--parts", "ceilings", "tests"]) == 0
+    first = json.loads(out.read_text())
+    assert [row["resource"] for row in first["parts"]["ceilings"]["rows"]][:2] == ["bytes", "int8"]
+    assert all(row["per_second"] > 0 for row in first["parts"]["ceilings"]["rows"])
+    found = {row["test"].split("::")[1]: row["outcome"] for row in first["parts"]["tests"]["rows"]}
+    assert found == {"test_right": "passed", "test_wrong": "failed"}
+    assert "assert (6 * 7) == 41" in first["parts"]["tests"]["rows"][1]["traceback"]
+    assert "1 passed, 1 failed" in capsys.readouterr().out
+    tests.write_text(TESTS.replace("41", "42"))
+    assert measure_gpu([*command, "--parts", "tests", "ceilings"]) == 0
+    again = json.loads(out.read_text())
+    assert {row["outcome"] for row in again["parts"]["tests"]["rows"]} == {"passed"}
+    assert again["parts"]["ceilings"] == first["parts"]["ceilings"]
+    assert measure_gpu([*command, "--data", "cifar10", "--parts", "tests"]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert json.loads(out.read_text()) == again
+
+
+@pytest.mark.slow
+def test_the_code_runs_on_a_cpu(tmp_path):
+    out = tmp_path / "gpu.json"
+    assert (
+        measure_gpu(["--tiny", "--out", str(out), "--parts", "ceilings", "engine", "pass", "frontend", "training"]) == 0
+    )
+    found = json.loads(out.read_text())
+    for name, part in found["parts"].items():
+        assert part["problem"] == "", name
+        assert [row for row in part["rows"] if "traceback" in row] == [], name
+    engine = found["parts"]["engine"]["rows"]
+    assert {row["agrees"] for row in engine if "agrees" in row} == {True}
+    assert {row["note"] for row in engine if "note" in row} <= {"needs CUDA"}
+    *layers, expected, whole = found["parts"]["pass"]["rows"]
+    updates = sum(row["start_s"] + row["finish_s"] + 3125 * row["update_s"] for row in layers)
+    assert expected["seconds"] == pytest.approx(updates)
+    assert whole["pass"] == "in full, 48 images"
+    assert {point["kernel"] for point in found["roofline"]} == {
+        *("encode", "hold", "simulate", "count pairs", "count spikes")
+    }
+    assert out.with_name("gpu_roofline.png").stat().st_size > 20_000
+
+
+def test_what_the_page_says_is_what_is_computed():
+    plans = plan_pass("cifar10", H100)
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    for columns, rows in ((PLACES | WORK, planned_kernels(plans, H100)), (PASS, planned_pass(plans))):
+        heading = f"| {' | '.join(columns)} |"
+        lines = page.split(heading)[1].splitlines()[2:]
+        for row, line in zip(rows, lines, strict=False):
+            assert line == f"| {' | '.join(column(row) for column in columns.values())} |"
+        assert lines[len(rows)] == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--plan", "--out", "gpu.json"], "--out would be ignored"),
+        (["--tiny", "--parts"], "--parts"),
+        (["--tiny", "--data", "photos"], "--data photos"),
+        (["--tiny", "--seconds", "0"], "--seconds 0"),
+    ],
+)
+def test_flags_that_mean_nothing_are_refused(capsys, flags, named):
+    assert measure_gpu(flags) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures on this GPU")
+def test_without_a_gpu_the_command_says_what_can_be_done(capsys):
+    assert measure_gpu([]) == 2
+    assert "--plan" in capsys.readouterr().err
