@@ -21,8 +21,6 @@ SYNAPSES_OF_CHUNK = 32
 """A receptive field is padded to a multiple of this many synapses."""
 FEWEST_CHANNELS = 16
 """Channels are padded to a power of two, at least this."""
-GROUP = 4
-"""Steps whose drives are computed together; the words of a receptive field are gathered once for each group."""
 MANTISSA = 24
 """Bits of the largest sum of weights, in units of their grid (:mod:`snn.exact`)."""
 
@@ -32,10 +30,8 @@ POPULATION = 12
 """Integer operations to count the spikes of a word."""
 HOLD = 16
 """Integer operations for a word, without those that widen its pulses (two for each doubling)."""
-GATHER = 14
-"""Integer operations for a word of a receptive field: its address, whether it exists, and the load."""
-UNPACK = 3
-"""Integer operations for a bit of a receptive field, to make it a number."""
+GATHER = 6
+"""Integer operations for a synapse at a step: address and load of its word, its bit, and that as a number."""
 FREE = 4
 """Integer operations for a step of a neuron without inhibition: reset, and its bit of the word."""
 INHIBITED = 16
@@ -183,24 +179,18 @@ def hold_work(shape: tuple[int, int, int], steps: int, images: int, pulse: int) 
     return Work(int32=(HOLD + 2 * doublings) * held, bytes=2 * BYTES_OF_WORD * held)
 
 
-def simulate_work(geometry: ConvGeometry, steps: int, images: int, *, inhibition: bool, group: int = GROUP) -> Work:
-    """Kernel ``simulate``: words of pulses to words of spikes, by exact products of bits and weights.
-
-    ``group``: steps whose drives are computed together.
-    """
+def simulate_work(geometry: ConvGeometry, steps: int, images: int, *, inhibition: bool) -> Work:
+    """Kernel ``simulate``: words of pulses, with padding, to words of spikes, by exact products of bits and weights."""
     rows, columns, planes = padded_synapses(geometry), padded_channels(geometry.channels_out), weight_planes(geometry)
-    groups = -(-steps // group)
-    places = images * geometry.places_out
-    updates = groups * group * places * columns
-    gathered, bits = groups * places * rows, groups * group * places * rows
-    # The drive of a step is taken out of its group by a selection and an addition for each step of the group.
-    of_neuron = planes - 1 + 2 * group + (INHIBITED if inhibition else FREE)
-    read = images * neurons(shape_in(geometry)) * words(steps) * BYTES_OF_WORD + planes * rows * columns
+    places, sides = steps * images * geometry.places_out, (geometry.height, geometry.width)
+    pulses = images * geometry.channels_in * math.prod(side + 2 * geometry.padding for side in sides)
+    spikes = images * neurons(geometry.shape_out)
+    of_neuron = planes - 1 + (INHIBITED if inhibition else FREE)
     return Work(
-        int8=2.0 * updates * rows * planes,
-        int32=GATHER * gathered + UNPACK * bits + of_neuron * updates,
-        float32=(LIF + (MARGIN if inhibition else 0)) * updates,
-        bytes=read + images * neurons(geometry.shape_out) * words(steps) * BYTES_OF_WORD,
+        int8=2.0 * places * rows * columns * planes,
+        int32=GATHER * places * rows + of_neuron * places * columns,
+        float32=(LIF + (MARGIN if inhibition else 0)) * places * columns,
+        bytes=BYTES_OF_WORD * words(steps) * (pulses + spikes) + planes * rows * columns,
     )
 
 

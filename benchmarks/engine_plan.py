@@ -1,9 +1,11 @@
-"""What learning on a GPU should take, computed: work of the kernels, launches, and the time of a whole pass."""
+"""What learning on a GPU should take, computed: kernels, operations of PyTorch, a whole pass; and the front end."""
 
 from typing import NamedTuple
 
 from benchmarks.engine_costs import Ceilings, Kernel, bound, update_kernels
-from benchmarks.launches import count_launches
+from benchmarks.operations import count_operations
+from bridge.frontend import SpikingFrontEnd
+from hybrid.complexity import count_macs, planned_frontend
 from snn.learning import PRESETS
 from snn.storage import load_network
 
@@ -11,8 +13,9 @@ NETWORKS = {"cifar10": "pretrained:cifar10-fd", "retina": "pretrained:cifar10-re
 """Presets, and the network that each learned from CIFAR-10: it tells how many spikes a layer fires."""
 IMAGES = 50_000
 """Of a pass."""
-LAUNCH = 5e-6
-"""Seconds that a processor takes for a launch (assumed; ``benchmarks.gpu`` measures it)."""
+OPERATION = 5e-6
+"""Seconds that a processor takes to start a kernel or an operation of PyTorch (assumed; ``benchmarks.gpu`` measures
+launches)."""
 
 
 class LayerPlan(NamedTuple):
@@ -27,33 +30,41 @@ class LayerPlan(NamedTuple):
     """Of an update."""
     kernel_s: float
     """Least seconds of all of them."""
-    launches: int
-    """Of an update, the engine's and PyTorch's."""
+    operations: int
+    """That an update starts: the engine's kernels, and PyTorch's."""
 
     @property
     def overlapped(self) -> float:
-        """Seconds of all updates, launches and kernels at the same time: the least."""
-        return self.updates * max(self.kernel_s, self.launches * LAUNCH)
+        """Seconds of all updates if the processor starts what comes while the kernels run: the least."""
+        return self.updates * max(self.kernel_s, self.operations * OPERATION)
 
     @property
     def in_turn(self) -> float:
-        """Seconds of all updates where every launch waits for the kernel before."""
-        return self.updates * (self.kernel_s + self.launches * LAUNCH)
+        """Seconds of all updates if the GPU waits while the processor works, and the other way round."""
+        return self.updates * (self.kernel_s + self.operations * OPERATION)
 
 
 def plan_pass(preset: str, most: Ceilings) -> list[LayerPlan]:
     """All layers of a preset, on images of the shape of the network that ships."""
     network = load_network(NETWORKS[preset])[0]
     p = PRESETS[preset]
-    counted = count_launches(p)
+    counted = count_operations(p)
     plans = []
     for number, learned in enumerate(network.layers, 1):
         history = learned.history
         spikes = history.wins.sum().item() / history.images[-1].item()
         kernels = update_kernels(p, network.input_shape, number, spikes)
-        # Counts of spikes are among the operations of an update that were counted.
+        # PyTorch's operations that count spikes are among those of the update. Layers below have not changed.
         own = sum(kernel.name != "count spikes" for kernel in kernels)
-        launches = own + counted.update + number * counted.of_layer
+        operations = own + counted.update + counted.layer
         seconds = sum(bound(kernel.work, most).seconds for kernel in kernels)
-        plans.append(LayerPlan(number, spikes, p.updates(IMAGES), kernels, seconds, launches))
+        plans.append(LayerPlan(number, spikes, p.updates(IMAGES), kernels, seconds, operations))
     return plans
+
+
+def frontend_speed(preset: str, most: Ceilings) -> float:
+    """Most images a second of the converted front end, in float32: its multiply-accumulates alone."""
+    shape = load_network(NETWORKS[preset])[0].input_shape
+    macs = count_macs(SpikingFrontEnd.empty(planned_frontend(PRESETS[preset], shape)), shape)
+    # Here they may be fused: one each for a slot.
+    return most.float32 / macs

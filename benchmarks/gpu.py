@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.ceilings import measure_ceilings
 from benchmarks.engine_costs import H100
-from benchmarks.engine_plan import NETWORKS, plan_pass
+from benchmarks.engine_plan import NETWORKS, frontend_speed, plan_pass
 from benchmarks.gpu_engine import measure_engine, measure_pass
 from benchmarks.gpu_jobs import NO_TIME, Job, Row, Setting, run_part
 from benchmarks.gpu_networks import measure_frontend, measure_training
@@ -193,6 +193,7 @@ def run(config: GpuConfig) -> None:
     if config.plan:
         for preset in NETWORKS:
             print_plan(preset, plan_pass(preset, H100), H100)
+            print(f"Preset {preset}: converted front end, at most {frontend_speed(preset, H100):,.0f} images/s\n")
         return
     setting = config.setting
     figure = beside(config.out, "_roofline.png") if config.out else None

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.engine_costs import KERNEL_NAMES, Ceilings, Work, bound
-from benchmarks.engine_plan import IMAGES, LAUNCH, LayerPlan
+from benchmarks.engine_plan import IMAGES, OPERATION, LayerPlan
 from benchmarks.gpu_jobs import Row
 from hybrid.printing import print_table
 
@@ -226,8 +226,8 @@ PASS: dict[str, Callable[[Row], str]] = {
     "spikes an image": number("spikes"),
     "updates": number("updates"),
     "kernels, least µs": number("kernel_s", 1e6),
-    "launches": text("launches"),
-    f"launches, µs at {LAUNCH * 1e6:g}": number("launches", LAUNCH * 1e6),
+    "operations": text("operations"),
+    f"operations, µs at {OPERATION * 1e6:g}": number("operations", OPERATION * 1e6),
     "pass, s: at the same time": number("overlapped"),
     "in turn": number("in_turn"),
 }
