@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_jobs import Job, Row, Setting
+from benchmarks.gpu_setting import Setting
+from benchmarks.jobs import Job, Row
 from benchmarks.timing import once, repeated
 
 COPIED = 2**30

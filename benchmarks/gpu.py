@@ -33,7 +33,6 @@ from benchmarks.ceilings import measure_ceilings
 from benchmarks.engine_costs import H100
 from benchmarks.engine_plan import NETWORKS, frontend_speed, plan_pass
 from benchmarks.gpu_engine import measure_engine, measure_pass
-from benchmarks.gpu_jobs import NO_TIME, Job, Row, Setting, run_part
 from benchmarks.gpu_networks import measure_frontend, measure_training
 from benchmarks.gpu_report import (
     draw_roofline,
@@ -43,7 +42,9 @@ from benchmarks.gpu_report import (
     print_roofline,
     roofline,
 )
+from benchmarks.gpu_setting import Setting
 from benchmarks.gpu_tests import measure_tests
+from benchmarks.jobs import NO_TIME, Job, Row, run_part
 from snn.data import image_folders
 from snn.data_source import DataSource, check_data
 from snn.runtime.cli import RunOptions, check_left_out, run_command

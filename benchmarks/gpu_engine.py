@@ -18,7 +18,8 @@ from benchmarks.engine_costs import (
     shape_in,
     simulate_work,
 )
-from benchmarks.gpu_jobs import Job, Row, Setting
+from benchmarks.gpu_setting import Setting
+from benchmarks.jobs import Job, Row
 from benchmarks.norse_loop import NorseLoop, captured, compiled, spikingjelly_loop
 from benchmarks.presets import before_learning
 from benchmarks.safe_dnn_stdp import image_seeds, make_layer

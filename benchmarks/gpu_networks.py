@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.frontend import ordinary
-from benchmarks.gpu_jobs import NO_TIME, Job, Row, Setting
+from benchmarks.gpu_setting import Setting
+from benchmarks.jobs import NO_TIME, Job, Row
 from benchmarks.timing import repeated
 from benchmarks.training import CLASSES, FRONTEND, TrainingConfig, seconds_per_step
 from bridge.storage import load_frontend

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.engine_costs import KERNEL_NAMES, Ceilings, Work, bound
 from benchmarks.engine_plan import IMAGES, OPERATION, LayerPlan
-from benchmarks.gpu_jobs import Row
+from benchmarks.jobs import Row
 from hybrid.printing import print_table
 
 PARTS_OF_UPDATE = ("encode", "layers below", "simulate", "events", "rest")

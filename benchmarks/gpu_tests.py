@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_jobs import Job, Row
+from benchmarks.jobs import Job, Row
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 4000

@@ -1,12 +1,7 @@
-"""The benchmark for GPUs: counts of work against loops, parts that fail, kept results; and that its code runs here."""
+"""The benchmark for GPUs: counts of work against loops, kept results; and that its code runs on a CPU."""
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +25,28 @@ from benchmarks.engine_costs import (
     weight_planes,
 )
 from benchmarks.engine_plan import plan_pass
+from benchmarks.gpu import WORK as WORK_OF_PARTS
 from benchmarks.gpu import main as measure_gpu
-from benchmarks.gpu_jobs import NO_TIME, Job, run_part
-from benchmarks.gpu_report import PASS, PLACES, WORK, planned_kernels, planned_pass, roofline
+from benchmarks.gpu_report import (
+    PASS,
+    PLACES,
+    WORK,
+    draw_roofline,
+    measured_ceilings,
+    planned_kernels,
+    planned_pass,
+    print_part,
+    roofline,
+)
+from benchmarks.gpu_setting import Setting
+from benchmarks.jobs import Job
 from benchmarks.norse_loop import NorseLoop, compiled
 from benchmarks.operations import OperationCounter
 from benchmarks.safe_dnn_stdp import make_layer
 from snn.geometry import ConvGeometry
 from snn.learning import PRESETS
 from snn.parameters import LayerParameters
+from snn.runtime.outputs import save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 GEOMETRIES = [
@@ -158,48 +166,6 @@ def test_the_compiled_loop_counts_as_the_plain_one():
     assert torch.equal(compiled(loop, "eager")(spikes), counts)
 
 
-def test_a_measurement_that_fails_or_has_no_time_leaves_a_note():
-    rows = []
-    job = Job(rows.append, 60.0)
-    job.attempt({"name": "a"}, lambda: {"seconds": 1.0})
-    job.attempt({"name": "b"}, lambda: {"seconds": 1 / 0})
-    Job(rows.append, 0.0).attempt({"name": "c"}, lambda: {"seconds": 1.0})
-    assert rows[0] == {"name": "a", "seconds": 1.0}
-    assert rows[1]["note"] == "ZeroDivisionError: division by zero"
-    assert "1 / 0" in rows[1]["traceback"]
-    assert rows[2] == {"name": "c", "note": NO_TIME}
-
-
-def misbehave(job: Job, how: str, file: str) -> None:
-    """A part that records a row and then goes wrong."""
-    job.record({"how": how})
-    if how == "dies":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how == "fails":
-        raise OSError("no such card")
-    if how == "hangs":
-        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
-            Path(file).write_text(str(other.pid))
-            time.sleep(600)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("how", "seconds", "problem"),
-    [("ends", 60, ""), ("dies", 60, "status -9"), ("fails", 60, "OSError: no such card"), ("hangs", 20, "after 20 s")],
-)
-def test_a_part_that_goes_wrong_keeps_its_rows_and_ends_with_all_it_started(tmp_path, how, seconds, problem):
-    rows, file = [], tmp_path / "pid"
-    said = run_part(misbehave, seconds, rows.append, how, str(file))
-    assert rows == [{"how": how}]
-    assert problem in said
-    assert bool(said) == bool(problem)
-    if how == "hangs":
-        process = Path("/proc", file.read_text(), "stat")
-        # Gone, or a zombie that nobody has waited for.
-        assert not process.exists() or process.read_text().split()[2] == "Z"
-
-
 TESTS = """
 import pytest
 
@@ -238,25 +204,22 @@ def test_parts_are_kept_and_those_that_failed_are_measured_again(tmp_path, capsy
 
 @pytest.mark.slow
 def test_the_code_runs_on_a_cpu(tmp_path):
-    out = tmp_path / "gpu.json"
-    assert (
-        measure_gpu(["--tiny", "--out", str(out), "--parts", "ceilings", "engine", "pass", "frontend", "training"]) == 0
-    )
-    found = json.loads(out.read_text())
-    for name, part in found["parts"].items():
-        assert part["problem"] == "", name
-        assert [row for row in part["rows"] if "traceback" in row] == [], name
-    engine = found["parts"]["engine"]["rows"]
-    assert {row["agrees"] for row in engine if "agrees" in row} == {True}
-    assert {row["note"] for row in engine if "note" in row} <= {"needs CUDA"}
-    *layers, expected, whole = found["parts"]["pass"]["rows"]
+    found: dict[str, list[dict]] = {name: [] for name in WORK_OF_PARTS}
+    for name, work in WORK_OF_PARTS.items():
+        work(Job(found[name].append, 600.0), Setting("cpu", tiny=True, data=None))
+        assert [row["traceback"] for row in found[name] if "traceback" in row] == []
+        print_part(name, {"rows": found[name], "seconds": 1.0, "problem": ""})
+    assert {row["agrees"] for row in found["engine"] if "agrees" in row} == {True}
+    assert {row["note"] for row in found["engine"] if "note" in row} == {"needs CUDA"}
+    *layers, expected, whole = found["pass"]
     updates = sum(row["start_s"] + row["finish_s"] + 3125 * row["update_s"] for row in layers)
     assert expected["seconds"] == pytest.approx(updates)
     assert whole["pass"] == "in full, 48 images"
-    assert {point["kernel"] for point in found["roofline"]} == {
-        *("encode", "hold", "simulate", "count pairs", "count spikes")
-    }
-    assert out.with_name("gpu_roofline.png").stat().st_size > 20_000
+    most = measured_ceilings(found["ceilings"])
+    points = roofline(found["engine"], most)
+    assert {point["kernel"] for point in points} == {"encode", "hold", "simulate", "count pairs", "count spikes"}
+    save_figure(draw_roofline(points, found["ceilings"]), tmp_path / "roofline.png")
+    assert (tmp_path / "roofline.png").stat().st_size > 20_000
 
 
 def test_what_the_page_says_is_what_is_computed():
