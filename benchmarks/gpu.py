@@ -40,6 +40,7 @@ from benchmarks.gpu_report import (
     print_part,
     print_plan,
     print_roofline,
+    print_summary,
     roofline,
 )
 from benchmarks.gpu_setting import Setting
@@ -220,6 +221,7 @@ def finish(results: Results, figure: Path | None) -> None:
         print_roofline(points)
         if figure:
             save_figure(draw_roofline(points, ceilings), figure)
+    print_summary(results.parts)
     results.content["roofline"] = points
     results.save()
     if figure:

@@ -27,12 +27,14 @@ from benchmarks.stdp import make_workload
 from benchmarks.timing import Clock, kernel_times, once, repeated
 from benchmarks.watched_engine import WatchedEngine
 from snn.calibration import normalised_rates
-from snn.engines.base import Engine, choose_engine
+from snn.engines.base import Engine, EventCounts, choose_engine
+from snn.homeostasis import balance, balance_ltd
 from snn.layer import SpikingConv2d
 from snn.learner import LayerLearner, learn, learn_batch
 from snn.learning import PRESETS, Learning
 from snn.network import LearnedLayer, SpikingNetwork, UnfinishedLayer
 from snn.parameters import STDPParameters
+from snn.plasticity import update
 from snn.registries import RULES
 from snn.runtime.processes import Processes
 from snn.runtime.random import draw_seeds
@@ -102,7 +104,10 @@ def measure_calls(
     def measure(layer: int, call: Callable[[], Any], what: str, work: dict[str, Work]) -> Any:
         """Call, record, and return what is returned."""
         row = case | {"layer": layer, "call": what, "work": {name: asdict(one) for name, one in work.items()}}
-        made = call()
+        clock = Clock(setting.device)
+        made = clock.run(what, call)
+        # The first call also compiles kernels.
+        row["first_call_s"] = clock.seconds[what]
         values = list(made) if isinstance(made, tuple) else [spike_counts(made)]
         values = [value.cpu() for value in values]
         before = results.setdefault(f"{what}, layer {layer}", values)
@@ -261,19 +266,30 @@ def measure_layer(
     def start() -> None:
         states.append(learner.start())
 
-    def update(each: LayerLearner, count: int) -> None:
+    def present(each: LayerLearner, count: int) -> None:
         for _ in range(count):
             states[-1] = each.step(states[-1])
 
     row: Row = {"layer": number + 1, "start_s": once(start, device)}
-    update(learner, warm_up)
-    row["update_s"] = once(partial(update, learner, updates), device) / updates
-    whole = once(partial(update, by_parts, watched), device) / watched
+    present(learner, warm_up)
+    row["update_s"] = once(partial(present, learner, updates), device) / updates
+    whole = once(partial(present, by_parts, watched), device) / watched
     row["parts_s"] = {part: seconds / watched for part, seconds in clock.seconds.items()}
+    row["parts_s"]["update"] = repeated(partial(apply_rule, states[-1], network.learning), device, 0.02)["seconds"]
     row["parts_s"]["rest"] = whole - sum(row["parts_s"].values())
     if setting.on_gpu:
-        row |= kernels_of(partial(update, learner, 1), PROFILED)
+        row |= kernels_of(partial(present, learner, 1), PROFILED)
     learned: list[LearnedLayer] = []
     row["finish_s"] = once(lambda: learned.append(learner.finish(states[-1])), device)
     row["spikes_per_image"] = states[-1].history.wins[-updates:].sum().item() / (updates * network.learning.batch_size)
     return row, learned[0]
+
+
+def apply_rule(state: UnfinishedLayer, p: Learning) -> None:
+    """What an update computes once its events are counted: new conductances, and homeostasis."""
+    layer = state.layer
+    counts = EventCounts(*torch.ones((3, *layer.conductance.shape), dtype=torch.float64, device=layer.gain.device))
+    conductance = update(layer.conductance, counts, p.rule, state.ltd_factor)
+    wins = torch.ones(len(layer.gain), dtype=torch.int64, device=layer.gain.device)
+    balance(layer.with_values(conductance=conductance), state.start, wins, p.homeostasis)
+    balance_ltd(state.ltd_factor, conductance, p.homeostasis)

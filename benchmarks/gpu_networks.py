@@ -16,6 +16,7 @@ from bridge.storage import load_frontend
 from hybrid.architecture import safe_dnn
 
 BATCHES = (64, 1024, 8192)
+FRONT_END = "converted front end"
 BACKBONES = ("fast_cnn", "resnet18", "mobilenet_v2")
 TRAINED_AT_ONCE = 512
 """Images of a training step."""
@@ -30,7 +31,7 @@ def measure_frontend(job: Job, setting: Setting) -> None:
     safe = safe_dnn(FRONTEND, backbone="fast_cnn", classes=CLASSES, width=0.1 if setting.tiny else 1.0)
     safe = safe.to(device, memory_format=torch.channels_last).eval()
     networks: list[tuple[str, nn.Module, bool]] = [
-        ("converted front end", frontend, False),
+        (FRONT_END, frontend, False),
         ("conv-BN-ReLU", plain, False),
         ("conv-BN-ReLU", plain, True),
         ("SAFE with fast_cnn", safe, False),
@@ -44,7 +45,7 @@ def measure_frontend(job: Job, setting: Setting) -> None:
             row = {"network": name, "precision": "bfloat16" if low else "float32", "batch": batch}
             job.attempt(row, partial(images_per_second, setting, network, images, low))
         if setting.on_gpu:
-            row = {"network": "converted front end, compiled", "precision": "float32", "batch": batch}
+            row = {"network": f"{FRONT_END}, compiled", "precision": "float32", "batch": batch}
             job.attempt(row, lambda images=images: images_per_second(setting, torch.compile(frontend), images, False))
 
 

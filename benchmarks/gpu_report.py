@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 
 from benchmarks.engine_costs import KERNEL_NAMES, Ceilings, Work, bound
 from benchmarks.engine_plan import IMAGES, OPERATION, LayerPlan
+from benchmarks.gpu_networks import FRONT_END
 from benchmarks.jobs import Row
-from hybrid.printing import print_table
 
-PARTS_OF_UPDATE = ("encode", "layers below", "simulate", "events", "rest")
+PARTS_OF_UPDATE = ("encode", "layers below", "simulate", "events", "update", "rest")
 FAILURES = 20
 """Tests that failed, at most, in the table."""
 MARKERS = dict(zip(KERNEL_NAMES, "osD^v", strict=True))
@@ -35,11 +35,18 @@ def print_part(name: str, part: Row) -> None:
 
 
 def print_columns(title: str, rows: Iterable[Row], columns: dict[str, Callable[[Row], str]], words: int) -> None:
-    """A table with a column for each function, and the rows' notes if there are any."""
+    """A table in Markdown, the first ``words`` columns aligned to the left; rows may have notes of their own."""
     rows = list(rows)
     if any("note" in row for row in rows):
-        columns = columns | {"note": lambda row: row.get("note", "")}
-    print_table(title, list(columns), [[column(row) for column in columns.values()] for row in rows], words)
+        columns = columns | {"note": lambda row: row.get("note", "").replace("|", "/")}
+    print(f"\n{title}\n", *markdown(rows, columns, words), "", sep="\n")
+
+
+def markdown(rows: Iterable[Row], columns: dict[str, Callable[[Row], str]], words: int) -> list[str]:
+    """Lines of a table."""
+    lines = [list(columns), ["---" if place < words else "---:" for place in range(len(columns))]]
+    lines += [[column(row) for column in columns.values()] for row in rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def text(key: str) -> Callable[[Row], str]:
@@ -58,7 +65,7 @@ def print_ceilings(title: str, rows: list[Row]) -> None:
 def print_tests(title: str, rows: list[Row]) -> None:
     outcomes = [row["outcome"] for row in rows]
     counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
-    print(f"{title}: {counts or 'none'}")
+    print(f"\n{title}: {counts or 'none'}")
     if failed := [row for row in rows if row["outcome"] == "failed"]:
         print_columns("failed", failed[:FAILURES], {"test": text("test"), "s": number("seconds")}, 1)
 
@@ -101,10 +108,8 @@ def print_pass(title: str, rows: list[Row]) -> None:
         "finish, s": number("finish_s"),
     }
     print_columns(title, [row for row in rows if "layer" in row], columns, 1)
-    for row in rows:
-        if "pass" in row:
-            taken = f"{row['seconds']:.3g} s, {row['images_per_s']:,.0f} images/s" if "seconds" in row else row["note"]
-            print(f"pass {row['pass']}: {taken}")
+    passes = {"pass": text("pass"), "s": number("seconds"), "images/s": number("images_per_s")}
+    print_columns("passes over all three layers", [row for row in rows if "pass" in row], passes, 1)
 
 
 def print_frontend(title: str, rows: list[Row]) -> None:
@@ -116,6 +121,28 @@ def print_training(title: str, rows: list[Row]) -> None:
     columns = {name: text(name) for name in ("backbone", "variant", "batch")}
     figures = {"images/s": number("images_per_s"), "time over the baseline's": number("time_over_baseline")}
     print_columns(title, rows, columns | figures, 2)
+
+
+def print_summary(parts: dict[str, Row]) -> None:
+    """What a reader wants to know first, of the parts that were measured."""
+    rows: dict[str, list[Row]] = {name: part["rows"] for name, part in parts.items()}
+    outcomes = [row["outcome"] for row in rows.get("tests", [])]
+    if outcomes:
+        print(f"tests: {outcomes.count('passed')} passed, {outcomes.count('failed')} failed")
+    for row in rows.get("pass", []):
+        if "pass" in row and "seconds" in row:
+            print(f"pass {row['pass']}: {row['seconds']:.3g} s, {row['images_per_s']:,.0f} images/s")
+    speeds: dict[str, dict[str, float]] = {}
+    for row in rows.get("engine", []):
+        if row.get("call") == "simulate" and "layer" not in row and "images_per_s" in row:
+            speeds.setdefault(row["case"], {})[row["way"]] = row["images_per_s"]
+    for case, ways in speeds.items():
+        first = next(iter(ways))
+        others = [f"{ways[first] / speed:.3g} times {way}" for way, speed in ways.items() if way != first]
+        print(f"{case}: images/s of {first} are {', '.join(others) or 'alone'}")
+    if fast := [row for row in rows.get("frontend", []) if row["network"] == FRONT_END and "images_per_s" in row]:
+        best_row = max(fast, key=lambda row: row["images_per_s"])
+        print(f"{FRONT_END}: {best_row['images_per_s']:,.0f} images/s in batches of {best_row['batch']}")
 
 
 TABLES: dict[str, Callable[[str, list[Row]], None]] = {
