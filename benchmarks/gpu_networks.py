@@ -17,6 +17,7 @@ from hybrid.architecture import safe_dnn
 
 BATCHES = (64, 1024, 8192)
 FRONT_END = "converted front end"
+RETINA = "pretrained:cifar10-retina"
 BACKBONES = ("fast_cnn", "resnet18", "mobilenet_v2")
 TRAINED_AT_ONCE = 512
 """Images of a training step."""
@@ -32,6 +33,7 @@ def measure_frontend(job: Job, setting: Setting) -> None:
     safe = safe.to(device, memory_format=torch.channels_last).eval()
     networks: list[tuple[str, nn.Module, bool]] = [
         (FRONT_END, frontend, False),
+        (f"{FRONT_END}, retina", load_frontend(RETINA)[0].eval().to(device), False),
         ("conv-BN-ReLU", plain, False),
         ("conv-BN-ReLU", plain, True),
         ("SAFE with fast_cnn", safe, False),

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +168,27 @@ def test_the_compiled_loop_counts_as_the_plain_one():
     counts = loop(spikes)
     assert counts.sum() > 20
     assert torch.equal(compiled(loop, "eager")(spikes), counts)
+
+
+ROUNDS = """
+import torch
+from benchmarks.ceiling_kernels import run_rounds
+
+values = torch.arange(2048, dtype=torch.int32) * 977 - 10**6
+others = values.flip(0) * 31
+whole, floats = values.clone(), values.float()
+for _ in range(32):
+    whole = (whole + others) ^ 0x55
+    floats = (floats + others.float()) + 1.5
+assert torch.equal(run_rounds(values, others, 32), whole)
+assert torch.equal(run_rounds(values.float(), others.float(), 32), floats)
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_elementwise_kernels_compute_what_their_rounds_say():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", ROUNDS], env=environment, cwd=ROOT, check=True)
 
 
 TESTS = """
