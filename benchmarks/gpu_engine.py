@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ NETWORK = "pretrained:cifar10-fd"
 """The network that preset cifar10 learned from CIFAR-10."""
 IMAGES = 50_000
 """Of a whole pass."""
+PEER = "SpikingJelly, CuPy"
+"""Measured where both packages are."""
 BATCHES = (16, 128)
 """Images that are simulated at once: those of an update, and enough to fill a GPU."""
 KERNELS = 12
@@ -188,12 +191,14 @@ def measure_loops(job: Job, setting: Setting, layers: list[SpikingConv2d], spike
     }
     on_cuda = {
         "norse's loop as a CUDA graph": partial(captured, loop, given),
-        "SpikingJelly, CuPy": partial(spikingjelly_loop, layers),
+        PEER: partial(spikingjelly_loop, layers),
     }
     for name, make in (anywhere | on_cuda).items():
         row = case | {"way": name, "call": "simulate"}
         if name in on_cuda and not setting.on_gpu:
             job.record(row | {"note": "needs CUDA"})
+        elif name == PEER and not all(map(find_spec, ("spikingjelly", "cupy"))):
+            job.record(row | {"note": "not installed"})
         else:
             job.attempt(row, partial(measure, make))
 

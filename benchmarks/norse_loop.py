@@ -110,12 +110,8 @@ def captured(loop: NorseLoop, example: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def spikingjelly_loop(layers: list[SpikingConv2d]) -> Callable[[Tensor], Tensor]:
-    """The same sizes by SpikingJelly: all steps' convolutions at once, its LIF neuron in a CuPy kernel, no pulses.
-
-    Raises:
-        ImportError: SpikingJelly or CuPy is not installed.
-    """
-    import cupy  # noqa: F401
+    """The same sizes by SpikingJelly: all steps' convolutions at once, its LIF neuron in a CuPy kernel, no pulses."""
+    # Imported here: neither it nor CuPy is among this project's dependencies.
     from spikingjelly.activation_based import functional, neuron
 
     cells = [
