@@ -27,10 +27,9 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import torch
 import tyro
-from norse.torch.functional.lif_box import LIFBoxFeedForwardState
-from norse.torch.module.lif_box import LIFBoxCell
 from torch import Tensor, nn
 
+from benchmarks.norse_loop import NorseLoop
 from benchmarks.presets import first_layers
 from bridge import SpikingFrontEnd, convert
 from snn.data import image_folders, load_images
@@ -38,10 +37,8 @@ from snn.data_source import DataSource
 from snn.encoding import encode
 from snn.engines.base import choose_engine
 from snn.image_cache import Caching
-from snn.layer import SpikingConv2d
 from snn.learner import learn
 from snn.network import SpikingNetwork
-from snn.neuron import norse_parameters
 from snn.retina import encoder_input
 from snn.runtime.cli import RunOptions, check_left_out, run_command
 from snn.runtime.errors import check
@@ -90,48 +87,6 @@ class FrontEndConfig:
         check(len(self.snn) > 0, "`snn`: give at least one file")
         if self.presets:
             check_left_out(self, ("snn",), "`presets` learns networks of its own")
-
-
-class NorseLoop(nn.Module):
-    """The spiking layers as a user of norse writes them."""
-
-    def __init__(self, layers: list[SpikingConv2d]) -> None:
-        super().__init__()
-        self.convolutions = nn.ModuleList()
-        self.cells = nn.ModuleList()
-        for layer in layers:
-            p = layer.geometry
-            _, scale = layer.neurons()
-            weight = layer.weight * scale.reshape(-1, 1, 1, 1)
-            convolution = nn.Conv2d(weight.shape[1], p.maps, p.kernel_size, p.stride, p.padding, bias=False)
-            convolution.weight = nn.Parameter(weight, requires_grad=False)
-            self.convolutions.append(convolution)
-            cell = norse_parameters(layer.lif, layer.v_threshold.reshape(1, -1, 1, 1))
-            # norse resets, as in its own examples.
-            self.cells.append(LIFBoxCell(cell._replace(reset_method=reset), dt=layer.dt))
-        self.v_init = layers[0].lif.v_init
-        self.pulse, _ = layers[0].geometry.steps(layers[0].dt)
-
-    def forward(self, spikes: Tensor) -> Tensor:
-        """Spike counts of the last layer for spikes (T, B, C, H, W)."""
-        states: list[LIFBoxFeedForwardState | None] = [None] * len(self.cells)
-        held: list[Tensor | None] = [None] * len(self.cells)
-        counts = torch.zeros(())
-        for z in spikes:
-            for number, (convolution, cell) in enumerate(zip(self.convolutions, self.cells, strict=True)):
-                before = held[number]
-                left = torch.zeros_like(z, dtype=torch.int8) if before is None else (before - 1).clamp(min=0)
-                pulses = held[number] = torch.where(z.bool(), self.pulse, left).to(torch.int8)
-                current = convolution((pulses > 0).float())
-                state = states[number] or LIFBoxFeedForwardState(v=torch.full_like(current, self.v_init))
-                z, states[number] = cell(current, state)
-            counts = counts + z
-        return counts
-
-
-def reset(z: Tensor, v: Tensor, reset: Tensor, threshold: Tensor) -> Tensor:
-    """v_reset where a neuron spiked."""
-    return torch.where(z > 0, reset, v)
 
 
 class BothHalves(nn.Module):

@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from snn.engines.gpu import kernels, launch
+from snn.engines.gpu.tiles import Tile, pair_constants, pair_options
 from snn.learning import PRESETS, Learning
 from snn.runtime.cli import run_command
 from snn.runtime.errors import check
@@ -91,14 +92,13 @@ def launches(p: Learning, channels: int = 3) -> Iterator[Launch]:
         fan_in = inputs * geometry.kernel_size**2
         pulse, _ = geometry.steps(p.encoding.dt)
         yield Launch(layer, kernels.hold, {**block, "PULSE": pulse})
-        tile = launch.Tile.of(geometry.maps, fan_in)
-        constants = launch.tile_constants(tile, launch.planes(fan_in))
+        tile = Tile.of(geometry.maps, fan_in)
         for inhibition in (False, True):
-            yield Launch(layer, kernels.simulate, {**constants, "INHIBITION": inhibition}, tile.options)
-        yield Launch(layer, kernels.sample_drive, constants, tile.options)
+            yield Launch(layer, kernels.simulate, {**tile.constants, "INHIBITION": inhibition}, tile.options)
+        yield Launch(layer, kernels.sample_drive, tile.constants, tile.options)
         two_sided = p.rule.pairing == "two-sided"
-        constants = launch.pair_constants(geometry.kernel_size, geometry.stride, geometry.padding, inputs, two_sided)
-        yield Launch(layer, kernels.count_pairs, constants, launch.pair_options(constants["SYNAPSES"]))
+        constants = pair_constants(geometry.kernel_size, geometry.stride, geometry.padding, inputs, two_sided)
+        yield Launch(layer, kernels.count_pairs, constants, pair_options(constants["SYNAPSES"]))
         inputs = geometry.maps
 
 

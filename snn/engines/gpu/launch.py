@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snn.engines.gpu import kernels
 from snn.engines.gpu.packed import WORD, PackedSpikes, pack, words_of
+from snn.engines.gpu.tiles import Tile, pair_constants, pair_options
 from snn.geometry import ConvGeometry
 from snn.layer import SpikingConv2d
 from snn.neuron import norse_parameters
@@ -19,50 +20,8 @@ from snn.runtime.random import AFTER, BEFORE, ENCODE, TIES
 
 NEURONS = 256
 """Neurons of a program that looks at each by itself."""
-NEURONS_OF_TILE = 2**12
-"""Most neurons of a program that simulates them: their state and the sums of their inputs stay in registers."""
-LEAST, MOST_PLACES = 16, 64
-"""Rows of a product in a GPU's matrix units: at least, and as its largest instructions take them."""
-DIGIT = 127 * (256 ** torch.arange(1, 5) - 1) // 255
-"""Largest number that 1 to 4 balanced digits of 8 bits hold."""
-SPIKES, TILES, SYNAPSES = 128, 8, 512
-"""Of a program that draws the rule's events: words of one load, loads, and most synapses."""
 OPTIONS = {"enable_fp_fusion": False}
 """Of the compiler: a fused multiply-add rounds once where a CPU rounds twice."""
-
-
-class Tile(NamedTuple):
-    """The part of a layer that a program simulates."""
-
-    places: int
-    channels: int
-    """A power of two."""
-    inputs: int
-    """Synapses of a neuron, in whole chunks."""
-    chunk: int
-    """Synapses that are summed at once."""
-
-    @classmethod
-    def of(cls, channels: int, fan_in: int) -> "Tile":
-        """For a layer of so many channels, each neuron of which has ``fan_in`` synapses."""
-        padded = max(LEAST, triton.next_power_of_2(channels))
-        places = min(MOST_PLACES, max(LEAST, NEURONS_OF_TILE // padded))
-        # Larger chunks take fewer instructions, and more registers.
-        chunk = 32 if fan_in <= 32 or padded <= 32 else 64
-        return cls(places, padded, -(-fan_in // chunk) * chunk, chunk)
-
-    @property
-    def options(self) -> dict[str, int]:
-        """Warps of 32 threads of a program, and registers of a thread.
-
-        They are the fewest warps, and for small tiles the fewest registers, with which compute capability 9.0 spills
-        none: each group of four warps fetches all open synapses.
-        """
-        neurons = self.places * self.channels
-        return {
-            "num_warps": 4 if neurons <= 2**10 else 8 if neurons <= 2**12 else 16,
-            "maxnreg": 128 if neurons <= 2**11 else 255,
-        }
 
 
 class Synapses(NamedTuple):
@@ -81,7 +40,7 @@ class Synapses(NamedTuple):
         whole = whole.permute(0, 2, 3, 1).flatten(1)
         channels, fan_in = whole.shape
         tile = Tile.of(channels, fan_in)
-        digits = whole.new_zeros((planes(fan_in), tile.channels, tile.inputs), dtype=torch.int8)
+        digits = whole.new_zeros((tile.digits, tile.channels, tile.inputs), dtype=torch.int8)
         for plane in reversed(range(len(digits))):
             low = ((whole + 128) & 255) - 128
             digits[plane, :channels, :fan_in] = low
@@ -127,12 +86,6 @@ def field_offsets(kernel: int, channels: int, row: int, inputs: int, device: tor
     along = torch.arange(kernel * channels, dtype=torch.int32)
     offsets[: kernel * len(along)] = (torch.arange(kernel, dtype=torch.int32)[:, None] * row + along).flatten()
     return offsets.to(device)
-
-
-def planes(fan_in: int) -> int:
-    """Digits of a weight of a neuron with so many synapses, no sum of which exceeds 2^24."""
-    # Half a unit more by rounding.
-    return 1 + int((2**24 // fan_in + 1 > DIGIT).sum())
 
 
 @cache
@@ -182,7 +135,7 @@ def simulate(
     _run(kernels.simulate, [batch * triton.cdiv(geometry.places_out, tile.places)],
          pulses.words, pulses.offsets, synapses.digits, synapses.unit, *neurons(layer), seeds, out, len(pre),
          *pulses.sizes, *cell(layer.lif, layer.dt), blocked_steps, TIES,
-         INHIBITION=inhibition, **tile_constants(tile, len(synapses.digits)), **tile.options)  # fmt: skip
+         INHIBITION=inhibition, **tile.constants, **tile.options)  # fmt: skip
     return PackedSpikes(out, len(pre))
 
 
@@ -192,7 +145,7 @@ def sample_drive(layer: SpikingConv2d, synapses: Synapses, pre: PackedSpikes, pl
     drive = pre.words.new_empty((len(pre), len(places), pulses.geometry.channels_out), dtype=torch.float32)
     _run(kernels.sample_drive, [triton.cdiv(len(places), tile.places), len(pre)],
          pulses.words, pulses.offsets, synapses.digits, synapses.unit, places, drive, len(places), *pulses.sizes,
-         **tile_constants(tile, len(synapses.digits)), **tile.options)  # fmt: skip
+         **tile.constants, **tile.options)  # fmt: skip
     return drive
 
 
@@ -215,7 +168,7 @@ def count_pairs(
     device, kernel, words = pre.words.device, geometry.kernel_size, pre.words.shape[1]
     fan_in = geometry.channels_in * kernel**2
     levels = level.permute(0, 2, 3, 1).to(torch.int16).contiguous()
-    first, *_, last = (table.to(device).contiguous() for table in (*tables, tables[-1]))
+    before, after = (tables[side].to(device).contiguous() for side in (0, -1))
     total = torch.zeros((3, geometry.channels_out, fan_in), dtype=torch.float64, device=device)
     constants = pair_constants(kernel, geometry.stride, geometry.padding, geometry.channels_in, len(tables) > 1)
     synapses = constants["SYNAPSES"]
@@ -223,11 +176,10 @@ def count_pairs(
     for images in torch.arange(len(seeds)).split(max(1, 2**31 // (words * WORD * geometry.places_out + 1))):
         part, batch = slice(int(images[0]), int(images[-1]) + 1), len(images)
         counts = torch.zeros((3, geometry.channels_out, fan_in), dtype=torch.int32, device=device)
-        rows = batch * words * geometry.places_out
-        _run(kernels.count_pairs,
-             [triton.cdiv(rows, SPIKES * TILES), geometry.channels_out, triton.cdiv(fan_in, synapses)],
-             pre.words[part], post.words[part], levels[part], first, last, seeds[part], counts,
-             batch, len(pre), words, first.shape[1], geometry.height, geometry.width, geometry.channels_in,
+        tiles = triton.cdiv(batch * words * geometry.places_out, constants["SPIKES"] * constants["TILES"])
+        _run(kernels.count_pairs, [tiles, geometry.channels_out, triton.cdiv(fan_in, synapses)],
+             pre.words[part], post.words[part], levels[part], before, after, seeds[part], counts,
+             batch, len(pre), words, before.shape[1], geometry.height, geometry.width, geometry.channels_in,
              geometry.height_out, geometry.width_out, geometry.channels_out, BEFORE, AFTER,
              **constants, **pair_options(synapses))  # fmt: skip
         total += counts
@@ -238,36 +190,6 @@ def neurons(layer: SpikingConv2d) -> tuple[Tensor, Tensor]:
     """mV per unit of drive, and thresholds in mV: (C_out,) each."""
     neuron, scale = layer.neurons()
     return scale.flatten(), neuron.v_th.flatten()
-
-
-def tile_constants(tile: Tile, digits: int) -> dict[str, int]:
-    """What kernels that sum weights of so many ``digits`` are compiled for."""
-    return {
-        "PLANES": digits,
-        "PLACES": tile.places,
-        "CHANNELS": tile.channels,
-        "INPUTS": tile.inputs,
-        "CHUNK": tile.chunk,
-    }
-
-
-def pair_constants(kernel: int, stride: int, padding: int, channels_in: int, two_sided: bool) -> dict[str, int]:
-    """What :func:`snn.engines.gpu.kernels.count_pairs` is compiled for."""
-    synapses = min(SYNAPSES, max(32, triton.next_power_of_2(channels_in * kernel**2)))
-    return {
-        "KERNEL": kernel,
-        "STRIDE": stride,
-        "PADDING": padding,
-        "TWO_SIDED": two_sided,
-        "SPIKES": SPIKES,
-        "TILES": TILES,
-        "SYNAPSES": synapses,
-    }
-
-
-def pair_options(synapses: int) -> dict[str, int]:
-    """Warps of a program that looks at so many synapses, four of them for each thread."""
-    return {"num_warps": max(1, synapses // 128)}
 
 
 def _run(kernel: Any, grid: Sequence[int], first: Tensor, *arguments: Any, **constants: Any) -> None:
