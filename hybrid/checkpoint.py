@@ -18,6 +18,7 @@ from torch import Tensor
 from snn.data_source import IMAGES
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import write_atomically
+from snn.runtime.processes import joined
 from snn.runtime.ranges import THREADS
 
 PROGRESS = "progress.ckpt"
@@ -72,7 +73,8 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
+        # Other nodes may not see the file.
+        return joined().share(lambda: read_checkpoint(Path(path)))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         remove_checkpoints(Path(path).parent)
