@@ -242,8 +242,8 @@ class Classifier(lightning.LightningModule):
         checkpoint["history"], checkpoint["sums"] = self.history, sums
         if self.trainer.world_size > 1:
             # Added up in another order, the loss would differ in its last bits.
-            each = {part: self.all_gather(self.sums[part].to(self.device)) for part in PARTS}
-            checkpoint["shares"] = {part: sums.cpu() for part, sums in each.items()}
+            gather = self.trainer.strategy.all_gather
+            checkpoint["shares"] = {part: gather(self.sums[part].to(self.device)).cpu() for part in PARTS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history, shares = checkpoint["history"], checkpoint.get("shares", {})
