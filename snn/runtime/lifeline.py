@@ -8,7 +8,7 @@ node or network that no longer answers. So every process keeps a connection to t
 import contextlib
 import os
 import secrets
-import select
+import selectors
 import socket
 import sys
 import threading
@@ -76,7 +76,7 @@ class Lifeline:
         self._names = {n: f"process {n} ({_plain(c.getpeername()[0])})" for n, c in self._peers.items()}
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def failed(self, seconds: float = GRACE) -> bool:
+    def failed(self, seconds: float) -> bool:
         """Whether another process is gone, which may come to light within so many seconds."""
         return self._known.wait(seconds)
 
@@ -90,19 +90,16 @@ class Lifeline:
 
     def _watch(self) -> None:
         """Wait for one that ends early; if it does, this process must end, too, within :data:`GRACE` seconds."""
-        left = {connection.fileno(): number for number, connection in self._peers.items()}
-        poll = select.poll()
-        for descriptor in left:
-            poll.register(descriptor, select.POLLIN)
-        while left:
-            for descriptor, _ in poll.poll():
-                number = left.pop(descriptor)
-                poll.unregister(descriptor)
-                self.cause = self._last_words(number)
-                if self.cause:
-                    self._known.set()
-                    self._end()
-                    return
+        with selectors.DefaultSelector() as selector:
+            for number, connection in self._peers.items():
+                selector.register(connection, selectors.EVENT_READ, number)
+            while selector.get_map() and not self.cause:
+                for key, _ in selector.select():
+                    selector.unregister(key.fileobj)
+                    self.cause = self.cause or self._last_words(key.data)
+        if self.cause:
+            self._known.set()
+            self._end()
 
     def _last_words(self, number: int) -> str:
         """Why process ``number`` has ended, in words; empty: it is done."""
@@ -189,6 +186,7 @@ def _call(rank: int, host: str, read: Callable[[], str], deadline: float) -> tup
             if connection.recv(TOKEN) == token.encode():
                 connection.settimeout(None)
                 return token, {0: connection}
+            connection.close()
         except OSError:
             # Text of an earlier attempt, whose process is gone.
             pass
@@ -260,8 +258,9 @@ def tied(program: str) -> Iterator[None]:
     except Exception as error:
         mendable = isinstance(error, UserError | OSError)
         words = " ".join(str(error).split()) if mendable else f"{type(error).__name__}, see what it says there"
-        # A collective operation may fail a little before the cause is known, and says less.
-        if _current and _current.failed(0 if mendable else GRACE / 2):
+        # A collective operation may fail a little before its cause is known, and says less.
+        collective = isinstance(error, RuntimeError) or isinstance(error.__cause__, RuntimeError)
+        if _current and collective and _current.failed(GRACE / 2):
             words = _current.cause
             raise GroupError(_current.message) from error
         raise
