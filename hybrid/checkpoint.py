@@ -18,7 +18,8 @@ from torch import Tensor
 from snn.data_source import IMAGES
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import write_atomically
-from snn.runtime.ranges import THREADS
+from snn.runtime.processes import joined
+from snn.runtime.ranges import NODES, PROCESSES, THREADS
 
 PROGRESS = "progress.ckpt"
 """The newest checkpoint of a training."""
@@ -72,7 +73,8 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
+        # Other nodes may not see the file.
+        return joined().share(lambda: read_checkpoint(Path(path)))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         remove_checkpoints(Path(path).parent)
@@ -139,8 +141,8 @@ def check_values(
         for column in columns
     ):
         raise _refusal(path, "its history is none of this training")
-    sums = checkpoint["sums"]
-    if sums.keys() != {"train", "val"} or not all(map(_are_sums, sums.values())):
+    sums, shares = checkpoint["sums"], checkpoint.get("shares", {})
+    if sums.keys() != {"train", "val"} or not all(map(_are_sums, sums.values())) or not _are_shares(shares):
         raise _refusal(path, "its sums are none of this training")
     threads, step = checkpoint["threads"], checkpoint["global_step"]
     if threads not in THREADS or step < 1:
@@ -153,6 +155,19 @@ def _are_sums(values: object) -> bool:
         return False
     loss, correct, images = values.tolist()  # type: ignore[attr-defined]
     return loss >= 0 and 0 <= correct <= images <= IMAGES.high
+
+
+def _are_shares(values: object) -> bool:
+    """Whether these can be the sums of each of several processes; one process alone has none."""
+    if values == {}:
+        return True
+    return (
+        isinstance(values, dict)
+        and values.keys() == {"train", "val"}
+        and all(type(each) is Tensor and (each.layout, each.ndim) == (torch.strided, 2) for each in values.values())
+        and len(values["train"]) == len(values["val"]) <= PROCESSES.high * NODES.high
+        and all(_are_sums(row) for each in values.values() for row in each)
+    )
 
 
 def _fits(value: object, like: Tensor, infinite: bool = False) -> bool:

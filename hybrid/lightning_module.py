@@ -238,13 +238,19 @@ class Classifier(lightning.LightningModule):
             raise Diverged(f"training diverged with {rates}: {problem}; lower it")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # After a resumption the first process goes on with the sums of all, the others with zero.
         sums = {part: self._total(part).cpu() for part in PARTS}
         checkpoint["history"], checkpoint["sums"] = self.history, sums
+        if self.trainer.world_size > 1:
+            # Added up in another order, the loss would differ in its last bits.
+            gather = self.trainer.strategy.all_gather
+            checkpoint["shares"] = {part: gather(self.sums[part].to(self.device)).cpu() for part in PARTS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = checkpoint["history"]
-        if self.trainer.is_global_zero:
+        self.history, shares = checkpoint["history"], checkpoint.get("shares", {})
+        if shares and len(shares["train"]) == self.trainer.world_size:
+            self.sums = {part: shares[part][self.trainer.global_rank].clone() for part in PARTS}
+        elif self.trainer.is_global_zero:
+            # With another number of processes the first goes on with the sums of all, the others with zero.
             self.sums = checkpoint["sums"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -25,7 +25,7 @@ from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unuse
 from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import Outputs, hold_log_folder, log_folder, remove_leftovers
 from snn.runtime.pretrained import resolve
-from snn.runtime.processes import first_process
+from snn.runtime.processes import first_process, join_group, joined
 from snn.runtime.ranges import check_fields
 
 AUXILIARY = ("auxiliary_kernel", "auxiliary_activation", "auxiliary_input", "auxiliary_drop")
@@ -132,19 +132,22 @@ def run(config: TrainConfig) -> None:
     folder, curve = (log_folder(config.out, ending) for ending in ("_training", "_training.png"))
     file = resolve(config.frontend, SHIPPED_FRONTENDS) if config.frontend else None
     start = config.weights
+    hardware = replace(config.hardware, device=config.options.device)
+    join_group(hardware.device, hardware.devices, hardware.num_nodes)
     files = [*([file] if file else []), *([model_file(start)] if start and start != IMAGENET else [])]
     inputs = [*files, *image_folders(config.data_source)]
     outputs = Outputs(config.out, options=config.options, figures=[curve], inputs=inputs, group=True)
     hold_log_folder(folder, (config.out, config.options.json), inputs)
-    hardware = replace(config.hardware, device=config.options.device)
     checkpointing = replace(config.checkpointing, folder=folder)
     device, seed = hardware.group()[0], config.options.seed
     frontend, parent_digest = open_frontend(file) if file else (None, "")
     name = f"{config.architecture.variant} {config.architecture.backbone}"
     weights = open_weights(start, config.architecture.backbone) if start else None
-    after = finished(config, parent_digest, weights)
+    # Other nodes may not see the file.
+    after = joined().share(lambda: finished(config, parent_digest, weights))
     if after and Recipe.from_tree(after.recipe).epochs == config.recipe.epochs:
-        print(f"{config.out} holds this training of {name}, complete: nothing to do")
+        if first_process():
+            print(f"{config.out} holds this training of {name}, complete: nothing to do")
         return
     data = load_images(config.data_source, "train", seed, cache=config.caching.cache)
     spec = ModelSpec(config.architecture, data.shape, data.classes, frontend.spec if frontend else None)

@@ -34,7 +34,7 @@ from snn.data import Array, Images, as_labelled
 from snn.patches import random_patches
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
-from snn.runtime.processes import environments, first_process, group_size
+from snn.runtime.processes import environments, first_process, group_size, joined
 from snn.runtime.progress import warn
 from snn.runtime.random import stream
 from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, SEED, THREADS, check_fields, check_value
@@ -189,6 +189,7 @@ def train(
     if after is not None:
         check_continuable(after, spec, recipe, seed, parent_digest, start.digest if start else "", noises)
     device, devices, nodes = hardware.group()
+    _check_same_work(data, spec, recipe.identity, seed, parent_digest, start.digest if start else "", noises)
     kept, held_out = _split(data, recipe, seed, processes=devices * nodes)
     # torchvision and Lightning draw from the global generators: seeded here, once.
     lightning.seed_everything(seed, verbose=False)
@@ -226,7 +227,8 @@ def train(
     )
     cycles = (*(after.cycles or (module.passes_before,)), recipe.epochs - module.passes_before) if after else ()
     identity = training_identity(spec, recipe, seed, data, model, cycles, noises)
-    unfinished, started = checkpointing.unfinished(identity, module) or (None, None)
+    # The first process's file, which other nodes may not see (hybrid.checkpoint.CheckpointFiles reads it so).
+    unfinished, started = joined().share(lambda: checkpointing.unfinished(identity, module)) or (None, None)
     with use_threads(torch.get_num_threads()):
         module.threads = _threads(module, hardware, device, processes=devices * nodes, started=started)
         _fit(module, device, devices, nodes, checkpointing, identity, unfinished)
@@ -370,6 +372,16 @@ def _split(data: Images, recipe: Recipe, seed: int, processes: int) -> tuple[np.
     return kept, held_out
 
 
+def _check_same_work(data: Images, *settings: object) -> None:
+    """Raise :class:`UserError` in a process of a group whose images or settings are not those of the first."""
+    digest = hashlib.sha256(data.labels.contiguous().numpy().tobytes())
+    mine = f"{tuple(data.images.shape)} {digest.hexdigest()} {settings!r}"
+    check(
+        joined().share(lambda: mine) == mine,
+        "the first process has other settings or images: give the command the same flags and images on all nodes",
+    )
+
+
 def _threads(
     module: Classifier, hardware: Hardware, device: torch.device, processes: int, started: int | None
 ) -> int | None:
@@ -433,7 +445,8 @@ def _fit(
         # Averaged, the frozen values of the front end would change in their last bits.
         callbacks.append(EMAWeightAveraging(device, use_buffers=False, decay=module.recipe.average))
     if folder:
-        folder.mkdir(exist_ok=True)
+        if first_process():
+            folder.mkdir(exist_ok=True)
         if start is None and not module.passes_before and first_process():
             # Of a training before this one, whose curves TensorBoard would mix with these.
             for events in folder.glob("events.out.tfevents.*"):

@@ -16,6 +16,7 @@ from snn.data_source import DataSource
 from snn.image_cache import Caching
 from snn.learning import PRESETS, Learning, PresetName
 from snn.runtime.cli import RunOptions, check_left_out, command_line, note_unused, run_command
+from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside, hold_log_folder, log_folder
 from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, Range, check_fields
 
@@ -86,10 +87,11 @@ def run(config: LearnConfig) -> None:
     from snn.learner import learn
     from snn.monitor import layer_figures, peak_memory
     from snn.network import SpikingNetwork
-    from snn.runtime.processes import start_processes
+    from snn.runtime.processes import join_group, start_processes
     from snn.storage import check_file, images_digest, save
 
     seed = config.options.seed
+    join_group(config.options.device, config.devices, config.num_nodes)
     pictures, folders = [beside(config.out, "_kernels.png")], image_folders(config.data_source)
     outputs = Outputs(config.out, options=config.options, figures=pictures, inputs=folders, group=True)
     hold_log_folder(logs := log_folder(config.out, "_learning"), (config.out, config.options.json), folders)
@@ -101,6 +103,10 @@ def run(config: LearnConfig) -> None:
     images = data.images
     check_file(config.learning, data.shape[0], len(images))
     fresh = SpikingNetwork(data.shape, config.learning, (), seed, images_digest=images_digest(images))
+    check(
+        processes.share(lambda: fresh) == fresh,
+        "the first process has other settings: give the command the same flags on all nodes",
+    )
     unfinished = processes.share(lambda: load_unfinished(config.out, fresh, config.resume))
     if processes.first:
         maps = ", ".join(map(str, config.learning.maps))

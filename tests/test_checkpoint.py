@@ -164,6 +164,9 @@ FORGED = {
     "history of another length": put([0.5] * 50, "history", "train_loss"),
     "history of nothing": put({}, "history"),
     "sums of another shape": put(torch.zeros(2), "sums", "train"),
+    "shares of another shape": put({"train": torch.zeros(2, 2), "val": torch.zeros(2, 2)}, "shares"),
+    "shares of other processes": put({"train": torch.zeros(2, 3), "val": torch.zeros(3, 3)}, "shares"),
+    "shares that are words": put({"train": "many", "val": "few"}, "shares"),
     "buffers of another shape": put(torch.zeros(2), "optimizer_states", 0, "state", 0, "momentum_buffer"),
     "buffers without numbers": put(
         lambda values: values * torch.inf, "optimizer_states", 0, "state", 0, "momentum_buffer"

@@ -20,6 +20,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check, visible
+from snn.runtime.lifeline import tied
 from snn.runtime.loading import INTERRUPTED, LEFT
 from snn.runtime.locks import release_all
 from snn.runtime.progress import SHOWN, forget_warnings, warn
@@ -67,7 +68,7 @@ def run_command(
     ``defaults`` turns a first parse into the values of all flags that are left out (such as those of a preset).
 
     0: done, or another status that ``function`` returns. 2: a user error, in one line on stderr. 130: interrupted (also
-    by SIGTERM).
+    by SIGTERM). 75: another process of a group is gone (:class:`snn.runtime.lifeline.GroupError`).
     """
     module = function.__module__
     spec = sys.modules[module].__spec__
@@ -89,12 +90,13 @@ def run_command(
             if defaults:
                 config = _parse(config_type, others, program, defaults(config))
             SHOWN.set(lambda message: with_flags(message, config_type))
-            return function(config) or 0
+            with tied(program):
+                return function(config) or 0
     except (UserError, OSError) as error:
         # What the operating system refuses (a name too long, a folder that may not be read) is for the user to mend.
         message = visible(with_flags(" ".join(str(error).split()), config_type))
         print(f"{program}: error: {message}", file=sys.stderr)
-        return 2
+        return error.status if isinstance(error, UserError) else UserError.status
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise

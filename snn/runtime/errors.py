@@ -10,6 +10,8 @@ class UserError(ValueError):
     its flags, in a single line, and ends with exit status 2.
     """
 
+    status = 2
+
 
 def check(condition: bool, message: str) -> None:
     """Raise :class:`UserError` with ``message`` unless ``condition`` holds."""

@@ -37,13 +37,15 @@ def log_folder(out: Path, ending: str) -> Path:
 
 
 def hold_log_folder(folder: Path, files: Iterable[Path | None], inputs: Iterable[Path]) -> None:
-    """Check the folder that a command's logs go to, and lock it in the first process.
+    """Check and lock the folder that a command's logs go to; of a group of processes only the first writes there.
 
     Raises :class:`UserError` if it lies in ``inputs``, if one of ``files``, which the command writes, lies in it, if it
     is no folder, or if another command writes to it.
     """
     from snn.runtime.processes import first_process
 
+    if not first_process():
+        return
     check_apart(folder, inputs)
     for path in filter(None, files):
         check(
@@ -51,8 +53,7 @@ def hold_log_folder(folder: Path, files: Iterable[Path | None], inputs: Iterable
             f"cannot write {path}: {folder} is the folder of this command's logs; give another name",
         )
     check(folder.is_dir() or not folder.exists(), f"{folder} is not a folder: logs go there; remove it")
-    if first_process():
-        hold(folder)
+    hold(folder)
 
 
 def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
@@ -129,7 +130,6 @@ class Outputs:
         """Pictures to draw; none with ``--no-figures``."""
         self._files, self._json = [file for file in files if file is not None], options.json
         plugins = (Path(plugin) for plugin in options.plugin if Path(plugin).is_file())
-        check_outputs(*self._files, self._json, *self.figures, inputs=[*inputs, *plugins])
         # Imported here: --help must not wait for PyTorch.
         from snn.runtime.processes import first_process, tasks_of_step
 
@@ -137,8 +137,9 @@ class Outputs:
             group or tasks_of_step() == 1,
             f"srun started {tasks_of_step()} tasks of this command, which is one process: use srun --ntasks 1",
         )
-        # The others of a group of processes belong to the first.
+        # Of a group of processes the others write nothing, and may be on other nodes with other folders.
         if first_process():
+            check_outputs(*self._files, self._json, *self.figures, inputs=[*inputs, *plugins])
             written = [path for path in (*self._files, self._json, *self.figures) if path]
             for path in written:
                 check_not_held(path.parent)

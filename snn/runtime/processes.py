@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -10,10 +11,14 @@ from torch import Tensor
 
 from snn.runtime.device import DeviceName, choose_device
 from snn.runtime.errors import UserError, check
+from snn.runtime.lifeline import MEETING, Lifeline, tie
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+
+LONGEST = timedelta(days=1)
+"""How long a process waits for a slower one, as for one that reads images; a dead one is noticed by the lifeline."""
 
 Made = TypeVar("Made")
 
@@ -25,6 +30,7 @@ class Processes:
         self._fabric = fabric
         self.rank: int = fabric.global_rank if fabric else 0
         self.size: int = fabric.world_size if fabric else 1
+        self.device = fabric.device if fabric else torch.device("cpu")
 
     @property
     def first(self) -> bool:
@@ -146,29 +152,93 @@ def _join_step(tasks: int, devices: int, nodes: int) -> None:
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     hosts = os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1")
-    os.environ["LOCAL_RANK"], os.environ["NODE_RANK"] = os.environ["SLURM_LOCALID"], os.environ["SLURM_NODEID"]
+    local, node = os.environ["SLURM_LOCALID"], os.environ["SLURM_NODEID"]
+    rank = devices * int(node) + int(local)
+    os.environ |= {"LOCAL_RANK": local, "NODE_RANK": node, "RANK": str(rank), "WORLD_SIZE": str(tasks)}
     os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(hosts))
     # Steps of a job that run at the same time need ports of their own.
     number = 100 * _number("SLURM_JOB_ID", 0) + _number("SLURM_STEP_ID", 0)
     os.environ.setdefault("MASTER_PORT", str(15_000 + number % 15_000))
 
 
+_group: Processes | None = None
+
+
+def joined() -> Processes:
+    """The group that a launcher has started and this process has joined (:func:`join_group`); else this one alone."""
+    return _group or Processes()
+
+
+def join_group(device: DeviceName, devices: int, nodes: int) -> None:
+    """If torchrun or srun started this process as one of several, wait for the others and tie this one to them.
+
+    From then on each of them ends soon, with a message, when another has ended early (:mod:`snn.runtime.lifeline`).
+    Call it before anything that may be refused in one of them.
+    """
+    global _group
+    chosen, devices, nodes = group_size(device, devices, nodes)
+    if _group is None and "RANK" in os.environ and devices * nodes > 1:
+        _meet(chosen)
+        _group = Processes(_fabric(chosen, devices, nodes))
+
+
+def _meet(device: torch.device) -> None:
+    """Make the process group of PyTorch, in which Lightning then finds itself."""
+    import torch.distributed as distributed
+
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    try:
+        store, _, _ = next(distributed.rendezvous("env://", rank, size, timeout=timedelta(seconds=MEETING)))
+        lifeline = Lifeline(
+            rank,
+            size,
+            os.environ["MASTER_ADDR"],
+            publish=lambda text: store.set("safe-dnn", text),
+            read=lambda: store.get("safe-dnn").decode(),
+        )
+    except (distributed.DistError, distributed.DistStoreError) as error:
+        raise UserError(
+            f"process {rank} found no other at MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT "
+            f"{os.environ['MASTER_PORT']}: give an address of the first node that all nodes reach"
+        ) from error
+    tie(lifeline)
+    if lifeline.interface:
+        # Gloo would take the interface of the host's name, which may be the loopback.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", lifeline.interface)
+    on_gpu = device.type == "cuda"
+    distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        # A store may still hold what processes left there before they were restarted.
+        store=distributed.PrefixStore(lifeline.token, store),
+        rank=rank,
+        world_size=size,
+        timeout=LONGEST,
+        device_id=torch.device("cuda", _number("LOCAL_RANK", 0)) if on_gpu else None,
+    )
+
+
 def start_processes(device: DeviceName, devices: int, nodes: int) -> tuple[Processes, torch.device]:
     """This process's place in its group, and its device.
 
-    Started by torchrun, the group is torchrun's; otherwise Fabric starts ``devices - 1`` more on this node, which run
-    the same command.
+    A group that torchrun or srun started is joined (:func:`join_group`); otherwise Fabric starts ``devices - 1`` more
+    processes on this node, which run the same command.
     """
     chosen, devices, nodes = group_size(device, devices, nodes)
     if devices * nodes == 1:
         return Processes(), chosen
+    join_group(device, devices, nodes)
+    group = _group or Processes(_fabric(chosen, devices, nodes))
+    return group, group.device
+
+
+def _fabric(device: torch.device, devices: int, nodes: int) -> "Fabric":
     # Lightning takes seconds to import: only where it is needed.
     from lightning.fabric import Fabric
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The `srun` command is available")
         fabric = Fabric(
-            accelerator=chosen.type, devices=devices, num_nodes=nodes, strategy="ddp", plugins=environments()
+            accelerator=device.type, devices=devices, num_nodes=nodes, strategy="ddp", plugins=environments()
         )
     fabric.launch()
-    return Processes(fabric), fabric.device
+    return fabric
