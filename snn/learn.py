@@ -32,8 +32,8 @@ class LearnConfig:
     pixels whose cost is that of the paper's Table 1; retina and retina-imagenet learn one layer on the contrast of such
     images, with feed-forward inhibition; retina-digits does so on digits of 8 pixels. Other flags override it."""
     engine: str = "auto"
-    """Simulator: events (event-driven, CPU), norse (dense, any device), one of a plugin, or auto, the fastest for the
-    device. All learn the same bits."""
+    """Simulator: events (event-driven, CPU), gpu (CUDA), norse (dense, any device), one of a plugin, or auto, the
+    fastest for the device. All learn the same bits."""
     resume: bool = False
     """Go on from an unfinished --out (if there is none, start)."""
     checkpoint_interval: Annotated[float, INTERVAL] = 60.0

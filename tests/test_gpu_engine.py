@@ -18,8 +18,7 @@ from snn.layer import SpikingConv2d
 from snn.learning import Inhibition
 from snn.parameters import Encoding, LayerParameters, LIFParameters, RetinaParameters, STDPParameters
 from snn.registries import ENGINES, RULES
-from snn.runtime.errors import UserError
-from snn.spikes import SpikeEvents
+from snn.spikes import SpikeEvents, as_dense
 from snn.storage import save
 
 EVENTS = choose_engine("events")
@@ -203,10 +202,18 @@ def test_a_learned_file_is_that_of_the_cpu(engine, device, tmp_path):
     assert digests[0] == digests[1]
 
 
-def test_what_the_engine_cannot_simulate_is_refused(engine, device):
-    layer = random_layer(2, 1, kernel_size=1, stride=1, padding=0).to(torch.float64).to(device)
-    with pytest.raises(UserError, match="float64; give float32, or take engine norse"):
-        engine.simulate(layer, random_spikes(5, 1, 1, 4, 4).to(device), inhibition=False)
+@pytest.mark.parametrize("inhibition", [False, True])
+def test_layers_in_double_precision_are_simulated_too(engine, device, inhibition):
+    layer, pre = random_layer(3, 2, kernel_size=3, stride=1, padding=1).to(torch.float64), random_spikes(9, 2, 2, 5, 4)
+    expected = EVENTS.simulate(layer, pre, inhibition=inhibition, seeds=SEEDS[:2])
+    packed, placed = PackedSpikes.from_dense(pre.to(device)), layer.to(device)
+    spikes = engine.simulate(placed, packed, inhibition=inhibition, seeds=SEEDS[:2].to(device))
+    assert expected.any()
+    assert torch.equal(as_dense(spikes).cpu(), expected)
+    places = torch.arange(40)
+    drive = engine.sample_drive(placed, packed, places)
+    assert torch.equal(drive.cpu(), EVENTS.sample_drive(layer, pre, places))
+    assert engine.count_driven(placed, drive) == EVENTS.count_driven(layer, drive.cpu())
 
 
 def test_other_engines_take_its_spikes(engine, device):

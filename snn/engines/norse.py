@@ -35,10 +35,10 @@ class NorseEngine:
     def preference(self, device_type: str) -> int:
         return 1
 
-    def encode(self, images: Tensor, p: Encoding, seeds: Tensor) -> Tensor:
+    def encode(self, images: Tensor, p: Encoding, seeds: Tensor) -> Spikes:
         return encode(images, p, seeds)
 
-    def simulate(self, layer: SpikingConv2d, pre: Spikes, *, inhibition: bool, seeds: Tensor | None = None) -> Tensor:
+    def simulate(self, layer: SpikingConv2d, pre: Spikes, *, inhibition: bool, seeds: Tensor | None = None) -> Spikes:
         return simulate_drive(layer, convolve(layer, as_dense(pre)), inhibition=inhibition, seeds=seeds)
 
     def count_events(

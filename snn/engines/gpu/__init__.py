@@ -19,17 +19,17 @@ from torch.utils.weak import WeakIdKeyDictionary
 from snn.encoding import check_images
 from snn.engines.base import EventCounts
 from snn.engines.gpu.packed import PackedSpikes
+from snn.engines.norse import NorseEngine
 from snn.geometry import ConvGeometry
 from snn.layer import SpikingConv2d
 from snn.parameters import Encoding
 from snn.registries import ENCODERS, register_engine
-from snn.runtime.errors import check
 from snn.spikes import Spikes, as_dense
 
 
 @register_engine("gpu")
-class GpuEngine:
-    """Simulates bits on CUDA, for layers in float32; an :class:`snn.engines.base.Engine`."""
+class GpuEngine(NorseEngine):
+    """Simulates bits on CUDA; layers in float64, whose drives do not fit into the matrix units, as the dense engine."""
 
     def __init__(self) -> None:
         self._synapses = WeakIdKeyDictionary()
@@ -44,11 +44,13 @@ class GpuEngine:
         interpreted = {"cuda": 3, "cpu": 1} if triton.knobs.runtime.interpret else {"cuda": 3}
         return interpreted.get(device_type, 0)
 
-    def encode(self, images: Tensor, p: Encoding, seeds: Tensor) -> PackedSpikes:
+    def encode(self, images: Tensor, p: Encoding, seeds: Tensor) -> Spikes:
         check_images(images)
         return ENCODERS[p.kind]().packed(images, p, seeds)
 
     def simulate(self, layer: SpikingConv2d, pre: Spikes, *, inhibition: bool, seeds: Tensor | None = None) -> Spikes:
+        if layer.conductance.dtype != torch.float32:
+            return super().simulate(layer, pre, inhibition=inhibition, seeds=seeds)
         packed = as_packed(pre)
         assert seeds is not None or not inhibition, "inhibition draws between channels of equal potential"
         if seeds is None:
@@ -62,17 +64,17 @@ class GpuEngine:
         return EventCounts(*_launch().count_pairs(as_packed(pre), as_packed(post), level, tables, geometry, seeds))
 
     def sample_drive(self, layer: SpikingConv2d, pre: Spikes, places: Tensor) -> Tensor:
+        if layer.conductance.dtype != torch.float32:
+            return super().sample_drive(layer, pre, places)
         packed = as_packed(pre)
         return _launch().sample_drive(layer, self._prepared(layer), packed, places.to(packed.words.device))
 
     def count_driven(self, layer: SpikingConv2d, drive: Tensor) -> int:
+        if layer.conductance.dtype != torch.float32:
+            return super().count_driven(layer, drive)
         return _launch().count_driven(layer, drive)
 
     def _prepared(self, layer: SpikingConv2d) -> Any:
-        check(
-            layer.conductance.dtype == torch.float32,
-            f"`engine` gpu: the layer's values are {layer.conductance.dtype}; give float32, or take engine norse",
-        )
         if layer not in self._synapses:
             self._synapses[layer] = _launch().Synapses.of(layer)
         return self._synapses[layer]
