@@ -4,8 +4,9 @@ Images are uint8 tensors (N, C, H, W), labels int64 tensors (N,); intensity x = 
 """
 
 import math
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,8 @@ SMALLEST = 4
 """Smallest side of an image, in pixels."""
 MOST_CLASSES = 100_000
 """Largest number of classes that labels without names of their classes can mean."""
+DIGEST_ROWS = 64
+"""Rows of a tensor that are added to a digest at once."""
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 """(C, H, W) of data sets whose images all have one size."""
 
@@ -58,6 +61,11 @@ class Images(NamedTuple):
         """(C, H, W)."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    def split(self, size: int) -> "Iterator[Images]":
+        """The images in their order, ``size`` at a time."""
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield self._replace(images=images, labels=labels)
 
 
 def load_images(
@@ -121,7 +129,7 @@ def _folder(source: DataSource) -> Path | None:
 
 
 def as_images(images: Images | Array) -> Tensor:
-    """Images as all stages take them, of a tensor or NumPy array: uint8 (N, C, H, W).
+    """Images as all stages take them, of a tensor or NumPy array, whose memory they share: uint8 (N, C, H, W).
 
     Raises :class:`UserError` for another type or shape, for no images, and for sides of less than 4 pixels.
     """
@@ -142,7 +150,7 @@ def as_images(images: Images | Array) -> Tensor:
         min(shape[2:]) >= SMALLEST and max(shape[2:]) <= LENGTHS.high,
         f"images have {shape[3]}x{shape[2]} pixels; expected sides of {SMALLEST} to {LENGTHS.high} pixels",
     )
-    return _tensor(pixels)
+    return _shared(pixels)
 
 
 def as_labelled(data: Images | tuple[Array, Array]) -> Images:
@@ -189,6 +197,22 @@ def _tensor(values: Array) -> Tensor:
         return values
     # A copy: not every array has a layout and byte order that a tensor can have, and some are only to be read.
     return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
+
+
+def _shared(values: Array) -> Tensor:
+    """A tensor over the memory of an array, which may be a file that is only mapped; a copy of one in another order."""
+    if isinstance(values, Tensor) or not values.flags.c_contiguous:
+        return _tensor(values)
+    with warnings.catch_warnings():
+        # Of an array that is only to be read: nothing here writes to images.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
+
+
+def in_bytes(values: Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor on the CPU, in the order of its elements, for a digest; it is not copied as a whole."""
+    for part in values.split(DIGEST_ROWS) if values.ndim else (values,):
+        yield part.contiguous().numpy().data
 
 
 def few(names: Sequence[str]) -> str:

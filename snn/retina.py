@@ -130,10 +130,13 @@ def learn_retina(images: Tensor, p: RetinaParameters, seed: int) -> Retina | Non
         filters, variance = whitening(sample_patches(images, p, seed), p.epsilon, p.noise)
     else:
         filters = difference_of_gaussians(colours, p)
-    # The mean of all images, in parts that fit memory; a difference of Gaussians ignores it.
-    total = torch.stack([part.sum((0, 2, 3), dtype=torch.int64) for part in images.split(1024)]).sum(0).double()
-    mean = total / (LEVELS * count * height * width) if p.kind == "whiten" else torch.zeros_like(total)
     sample = max(1, SCALE_SAMPLE // images[0].numel())
+    mean = torch.zeros(colours, dtype=torch.float64)
+    # A difference of Gaussians ignores it.
+    if p.kind == "whiten":
+        # In parts that fit memory as int64.
+        sums = [part.sum((0, 2, 3), dtype=torch.int64) for part in images.split(sample)]
+        mean = torch.stack(sums).sum(0).double() / (LEVELS * count * height * width)
     chosen = images[torch.randperm(count, generator=stream(seed, "retina scale"))[:sample]]
     raw = _fitted(filters, mean)
     steps = (part.double() * (INTENSITY_STEPS // LEVELS) for part in chosen.split(256))
