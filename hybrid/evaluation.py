@@ -8,7 +8,7 @@ For example, with the images of ``snn.data.load_images``::
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from bridge.drawing import drawing, random_modules
-from hybrid.conditions import Condition, Context, Perturbed
-from hybrid.conditions.drawn import Clean, awgn_sigma
+from hybrid.conditions import CHUNK, Condition, Context, Perturbed
+from hybrid.conditions.drawn import Clean, mean_power, sigma_at
 from hybrid.confusion import Confusion
 from hybrid.network import Paths
 from hybrid.own_network import OwnNetwork, OwnReference
@@ -35,6 +35,7 @@ from snn.runtime.pretrained import plain_name
 from snn.runtime.progress import progress, warn
 from snn.runtime.random import stream
 from snn.runtime.ranges import COUNT, SEED, check_value
+from snn.subset import Subset
 
 Model = TrainedModel | nn.Module | str | Path
 """A trained model, any module that maps images (B, C, H, W) in [0, 1] to logits (B, classes), or a hybrid.h5 file (also
@@ -61,15 +62,16 @@ def predict(
     draws: int = 1,
     mirror: bool = False,
     seed: int = 0,
+    first: int = 0,
 ) -> Tensor:
-    """Logits (N, classes), on the CPU, of images (N, C, H, W) in [0, 1].
+    """Logits (N, classes), on the CPU, of images (N, C, H, W) in [0, 1], or in uint8.
 
     ``network`` is moved to ``device`` and set to evaluation mode. With ``draws`` above 1, a network that draws in its
     encoder while it is trained (or whose ``preprocess`` does) draws here so many times for each image. The result is
     the logarithm of the mean of the class probabilities. The draws depend on ``seed``, the number of the draw and the
-    place of the image among ``images`` alone. With 1, and in other networks, the encoder gives its mean. With
-    ``mirror``, the network sees each image and its mirror image (left to right), and their answers are averaged
-    likewise.
+    place of the image among ``images`` (counted from ``first``) alone. With 1, and in other networks, the encoder gives
+    its mean. With ``mirror``, the network sees each image and its mirror image (left to right), and their answers are
+    averaged likewise.
     """
     step = preprocess or nn.Identity()
     network.to(device).eval()
@@ -90,8 +92,10 @@ def predict(
     logits = []
     with torch.inference_mode():
         for number, batch in enumerate(images.split(batch_size)):
+            batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
             batch = batch.to(device).contiguous(memory_format=torch.channels_last)
-            rows = range(number * batch_size, number * batch_size + len(batch))
+            start = first + number * batch_size
+            rows = range(start, start + len(batch))
             logits.append(_mean_answer(list(answers(batch, rows))))
     return torch.cat(logits)
 
@@ -112,7 +116,7 @@ def correct_in(logits: Tensor, labels: Tensor, among: int) -> int:
 
 def evaluate(
     models: Model | Sequence[Model] | Mapping[str, Model],
-    data: Images | tuple[Array, Array],
+    data: Images | Subset | tuple[Array, Array],
     conditions: str | Iterable[Condition | str] = DEFAULT_CONDITIONS,
     *,
     repeats: int = 1,
@@ -133,10 +137,11 @@ def evaluate(
 
     Args:
         models: one, several, or several by name. They are moved to ``device`` and set to evaluation mode.
-        data: clean images and labels, or a pair of these, uint8 (N, C, H, W) and int64 (N,), as tensors or NumPy
-            arrays; all models see the same perturbed images. Classes are matched to those of trained models by name
-            (:func:`match_classes`). A plain module has a logit for each class of :class:`snn.data.Images`, in their
-            order, or of a trained model beside it.
+        data: clean images and labels, some of them (:class:`snn.subset.Subset`), or a pair of these, uint8 (N, C, H, W)
+            and int64 (N,), as tensors or NumPy arrays; all models see the same perturbed images. They are read and
+            perturbed in parts, so that memory does not grow with them. Classes are matched to those of trained models
+            by name (:func:`match_classes`). A plain module has a logit for each class of :class:`snn.data.Images`, in
+            their order, or of a trained model beside it.
         conditions: objects or text such as ``"awgn:20"``. Different spellings of one condition count once.
         repeats: noise seeds, from ``seed`` on, for conditions that draw; others are measured once.
         draws: passes over each image of a model that draws in its encoder while it is trained, by ``preprocess``
@@ -159,14 +164,15 @@ def evaluate(
         UserError: images or labels that cannot be used (:func:`snn.data.as_labelled`), a model of other images or
             classes, a condition that cannot be applied, or ``draws`` above 1 where no model draws.
     """
-    named, data = isinstance(data, Images), as_labelled(data)
+    named, rows = isinstance(data, Images | Subset), data.rows if isinstance(data, Subset) else None
+    images = as_labelled(data.data if isinstance(data, Subset) else data)
     if not isinstance(models, Mapping):
         listed = [models] if isinstance(models, TrainedModel | nn.Module | str | Path) else list(models)
         models = dict(zip(name_models(listed), listed, strict=True))
     opened = {name: _opened(name, model) for name, model in models.items()}
     attacking = {} if attack_model is None else {ATTACKER: _opened(ATTACKER, attack_model)}
     trained = {name: model for name, model in (opened | attacking).items() if isinstance(model, TrainedModel)}
-    data = match_classes(trained, data)
+    data = Subset(match_classes(trained, images), rows)
     # Without names, labels do not say how many classes there are.
     classes = len(data.classes) if named or trained else None
     subjects = {name: _subject(model) for name, model in opened.items()}
@@ -195,74 +201,109 @@ def evaluate(
     )
     ablated = next((condition for condition in wanted if isinstance(condition, Clean)), wanted[0])
     runs = [(condition, s) for condition in wanted for s in range(seed, seed + (repeats if condition.draws else 1))]
-    rows = []
+    power = _mean_power(data) if any(condition.snr is not None for condition in wanted) else torch.ones(1)
+    results = []
     with progress(None, "evaluating", "run", total=len(subjects) * len(runs)) as bar:
         for condition, noise_seed in runs:
-            perturbed = condition.perturb(replace(context, seed=noise_seed))
+            every_path = condition == ablated and noise_seed == seed
+            tallies = {
+                (name, paths): _Tally(name, classes)
+                for name, subject in subjects.items()
+                for paths in _paths(subject.network, every_path)
+            }
+            done = 0
+            for batch in _batches(condition.parts(replace(context, seed=noise_seed)), batch_size):
+                for (name, paths), tally in tallies.items():
+                    tally.add(
+                        predict_batches(
+                            subjects[name].network,
+                            batch.images,
+                            paths=paths,
+                            draws=passes[name],
+                            seed=noise_seed,
+                            first=done,
+                        ),
+                        batch.labels,
+                    )
+                done += len(batch.labels)
             attack_digest = attacker.provenance["model_digest"] if attacker and condition.needs_attack_model else ""
             about = {
                 "condition": str(condition),
                 "snr_dB": "" if condition.snr is None else condition.snr,
-                "mean_sigma_intensity": "" if condition.snr is None else _mean_sigma(data.images, condition.snr),
+                "mean_sigma_intensity": "" if condition.snr is None else _mean_sigma(power, condition.snr),
                 "source_digest": attack_digest,
                 "preprocess": str(preprocess),
                 "mirror": mirror,
-                "images": len(perturbed.labels),
+                "images": done,
             }
-            every_path = condition == ablated and noise_seed == seed
-            for name, (network, description, provenance) in subjects.items():
-                logits_of = partial(predict_batches, draws=passes[name], seed=noise_seed)
-                for paths, logits in _answers(name, network, perturbed, every_path, logits_of, classes):
-                    run: dict = {"model": name, **description, "paths": paths, **about}
-                    origin: dict = {"noise_seed": noise_seed, "draws": passes[name], **provenance}
-                    rows += [run | accuracy | origin for accuracy in _accuracies(logits, perturbed.labels)]
-                    if confusion is not None and paths == "both":
-                        predicted = logits.topk(1, dim=1).indices[:, 0]
-                        confusion.add(name, str(condition), noise_seed, perturbed.labels, predicted, data.classes)
-                bar.update()
-    return sorted(rows, key=lambda row: (list(subjects).index(row["model"]), row["paths"] != "both"))
+            for (name, paths), tally in tallies.items():
+                _, description, provenance = subjects[name]
+                run: dict = {"model": name, **description, "paths": paths, **about}
+                origin: dict = {"noise_seed": noise_seed, "draws": passes[name], **provenance}
+                results += [run | accuracy | origin for accuracy in tally.accuracies()]
+                if confusion is not None and paths == "both":
+                    labels, predicted = map(torch.cat, (tally.labels, tally.predicted))
+                    confusion.add(name, str(condition), noise_seed, labels, predicted, data.classes)
+            bar.update(len(subjects))
+    return sorted(results, key=lambda row: (list(subjects).index(row["model"]), row["paths"] != "both"))
 
 
-def _answers(
-    name: str,
-    network: nn.Module,
-    perturbed: Perturbed,
-    every_path: bool,
-    logits_of: Callable[..., Tensor],
-    classes: int | None,
-) -> Iterator[tuple[Paths, Tensor]]:
-    """Paths, and the logits (N, classes); ``every_path``: also with each path alone, where the network has two.
+def _batches(parts: Iterable[Perturbed], size: int) -> Iterator[Perturbed]:
+    """The same images, ``size`` at a time, however large their parts are."""
+    rest: tuple[Perturbed, ...] = ()
+    for part in parts:
+        *whole, last = Perturbed.join((*rest, part)).split(size)
+        yield from whole
+        rest = (last,)
+        if len(last.labels) == size:
+            yield last
+            rest = ()
+    yield from rest
 
-    ``classes``: how many there must be, or None.
-    """
-    alternatives: tuple[Paths, ...] = ("both", "spiking", "auxiliary")
-    for paths in alternatives if every_path and getattr(network, "has_two_paths", False) else alternatives[:1]:
-        logits = logits_of(network, perturbed.images, paths=paths)
+
+def _paths(network: nn.Module, every: bool) -> tuple[Paths, ...]:
+    """All paths together; with ``every``, also each alone, where the network has two."""
+    return ("both", "spiking", "auxiliary") if every and getattr(network, "has_two_paths", False) else ("both",)
+
+
+class _Tally:
+    """What a network answers to the images of one run, of which mini-batches are added."""
+
+    def __init__(self, name: str, classes: int | None) -> None:
+        self.name, self.classes = name, classes
+        self.correct = dict.fromkeys(METRICS, 0)
+        self.labels: list[Tensor] = []
+        self.predicted: list[Tensor] = []
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count logits (B, classes); :class:`UserError` for some that say nothing."""
         check(
             bool(logits.isfinite().all()),
-            f"model {name} gives logits that are not finite numbers: its weights are broken; train it anew",
+            f"model {self.name} gives logits that are not finite numbers: its weights are broken; train it anew",
         )
         check(
-            logits.ndim == 2 and int(perturbed.labels.max()) < logits.shape[1],
-            f"model {name} gives logits of shape {tuple(logits.shape)}; labels go up to {perturbed.labels.max()}, so "
+            logits.ndim == 2 and int(labels.max()) < logits.shape[1],
+            f"model {self.name} gives logits of shape {tuple(logits.shape)}; labels go up to {labels.max()}, so "
             "expected (N, classes) with more classes",
         )
         check(
-            classes is None or logits.shape[1] == classes,
-            f"model {name} gives {logits.shape[1]} logits for {classes} classes; expected one for each, in the order "
-            "of the classes' names",
+            self.classes is None or logits.shape[1] == self.classes,
+            f"model {self.name} gives {logits.shape[1]} logits for {self.classes} classes; expected one for each, in "
+            "the order of the classes' names",
         )
-        yield paths, logits
+        for metric, among in METRICS.items():
+            self.correct[metric] += correct_in(logits, labels, among)
+        self.labels.append(labels)
+        self.predicted.append(logits.topk(1, dim=1).indices[:, 0])
 
-
-def _accuracies(logits: Tensor, labels: Tensor) -> Iterator[dict[str, str | float]]:
-    """Accuracy by each metric."""
-    for metric, among in METRICS.items():
-        correct = correct_in(logits, labels, among)
-        share = correct / len(logits)
-        error = round(100 * (share * (1 - share) / len(logits)) ** 0.5, 3)
-        values = {"correct": correct, "value_percent": round(100 * share, 3), "standard_error_percent": error}
-        yield {"metric": metric, **values}
+    def accuracies(self) -> Iterator[dict[str, str | float]]:
+        """Accuracy by each metric."""
+        images = sum(map(len, self.labels))
+        for metric, correct in self.correct.items():
+            share = correct / images
+            error = round(100 * (share * (1 - share) / images) ** 0.5, 3)
+            values = {"correct": correct, "value_percent": round(100 * share, 3), "standard_error_percent": error}
+            yield {"metric": metric, **values}
 
 
 def distinct(conditions: Iterable[Condition | str]) -> list[Condition]:
@@ -343,9 +384,14 @@ def _subject(model: TrainedModel | nn.Module) -> _Subject:
     return _Subject(model.network, description, {"training_seed": model.seed, "model_digest": model.digest})
 
 
-def _mean_sigma(images: Tensor, decibel: float) -> float:
-    """Mean standard deviation of noise on uint8 images, in units of intensity."""
-    return round(awgn_sigma(images.float() / 255, decibel).mean().item(), 5)
+def _mean_power(data: Subset) -> Tensor:
+    """Mean power of each image, (N, 1, 1, 1)."""
+    return torch.cat([mean_power(chunk.images.float() / 255) for chunk in data.split(CHUNK)])
+
+
+def _mean_sigma(power: Tensor, decibel: float) -> float:
+    """Mean standard deviation of noise on images of these powers, in units of intensity."""
+    return round(sigma_at(power, decibel).mean().item(), 5)
 
 
 def summarise(rows: list[dict], metric: str = "", paths: str = "") -> list[dict]:
@@ -402,7 +448,7 @@ def common_source(models: Mapping[str, TrainedModel], data: str | None, root: Pa
     return model.data_source.override(data=data, root=root)
 
 
-def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Images:
+def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Subset:
     """Training images that training kept for its validation curve; they must be the same for all models."""
     first, model = next(iter(models.items()))
 
@@ -423,7 +469,7 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None) -> Imag
     data = load_images(model.data_source.override(root=root), "train", model.seed)
     rows = Recipe(holdout=model.recipe["holdout"]).held_out(data.labels, model.seed)
     warn_of_classes(data, rows)
-    return data._replace(images=data.images[rows], labels=data.labels[rows])
+    return Subset(data, torch.from_numpy(rows))
 
 
 def match_classes(models: Mapping[str, TrainedModel], data: Images) -> Images:
