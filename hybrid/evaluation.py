@@ -29,6 +29,7 @@ from hybrid.recipe import Recipe, warn_of_classes
 from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import Array, Images, as_labelled, few, load_images
 from snn.data_source import DataSource, check_recorded
+from snn.growing import Growing
 from snn.runtime.device import as_device
 from snn.runtime.errors import check
 from snn.runtime.pretrained import plain_name
@@ -242,8 +243,8 @@ def evaluate(
                 origin: dict = {"noise_seed": noise_seed, "draws": passes[name], **provenance}
                 results += [run | accuracy | origin for accuracy in tally.accuracies()]
                 if confusion is not None and paths == "both":
-                    labels, predicted = map(torch.cat, (tally.labels, tally.predicted))
-                    confusion.add(name, str(condition), noise_seed, labels, predicted, data.classes)
+                    answers = tally.labels.values, tally.predicted.values
+                    confusion.add(name, str(condition), noise_seed, *answers, data.classes)
             bar.update(len(subjects))
     return sorted(results, key=lambda row: (list(subjects).index(row["model"]), row["paths"] != "both"))
 
@@ -272,8 +273,7 @@ class _Tally:
     def __init__(self, name: str, classes: int | None) -> None:
         self.name, self.classes = name, classes
         self.correct = dict.fromkeys(METRICS, 0)
-        self.labels: list[Tensor] = []
-        self.predicted: list[Tensor] = []
+        self.labels = self.predicted = Growing.of(torch.empty(0, dtype=torch.int64))
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count logits (B, classes); :class:`UserError` for some that say nothing."""
@@ -293,12 +293,12 @@ class _Tally:
         )
         for metric, among in METRICS.items():
             self.correct[metric] += correct_in(logits, labels, among)
-        self.labels.append(labels)
-        self.predicted.append(logits.topk(1, dim=1).indices[:, 0])
+        self.labels = self.labels.extend(labels)
+        self.predicted = self.predicted.extend(logits.topk(1, dim=1).indices[:, 0])
 
     def accuracies(self) -> Iterator[dict[str, str | float]]:
         """Accuracy by each metric."""
-        images = sum(map(len, self.labels))
+        images = self.labels.count
         for metric, correct in self.correct.items():
             share = correct / images
             error = round(100 * (share * (1 - share) / images) ** 0.5, 3)
@@ -386,7 +386,11 @@ def _subject(model: TrainedModel | nn.Module) -> _Subject:
 
 def _mean_power(data: Subset) -> Tensor:
     """Mean power of each image, (N, 1, 1, 1)."""
-    return torch.cat([mean_power(chunk.images.float() / 255) for chunk in data.split(CHUNK)])
+    power, done = torch.empty(len(data), 1, 1, 1), 0
+    for chunk in data.split(CHUNK):
+        power[done : done + len(chunk.labels)] = mean_power(chunk.images.float() / 255)
+        done += len(chunk.labels)
+    return power
 
 
 def _mean_sigma(power: Tensor, decibel: float) -> float:

@@ -1,4 +1,4 @@
-"""Tensors to which rows are added one by one, in a time that does not grow with the rows that are there."""
+"""Tensors to which rows are added, in a time that does not grow with the rows that are there."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,8 @@ class _Memory:
 class Growing:
     """A tensor (N, ...) on the CPU, which never changes; one with a further row shares its memory.
 
-    Joining tensors would copy all rows for each that is added: of 80,000 updates, 3 billion.
+    Joining tensors at each addition would copy all rows: of 80,000 updates, 3 billion. Keeping a list of small tensors,
+    to join them at the end, leaves each in a hole between large blocks of memory, which then cannot be used again.
     """
 
     memory: _Memory
@@ -34,14 +35,14 @@ class Growing:
         """All rows, (N, ...)."""
         return self.memory.rows[: self.count]
 
-    def append(self, row: Tensor | float) -> "Growing":
-        """The tensor with one more row, (N + 1, ...)."""
-        memory, count = self.memory, self.count
-        # Another tensor has grown from this one, or all room is taken: these rows get memory of their own.
-        if memory.filled > count or count == len(memory.rows):
+    def extend(self, rows: Tensor) -> "Growing":
+        """The tensor with these rows (M, ...) behind its own, (N + M, ...)."""
+        memory, before, count = self.memory, self.count, self.count + len(rows)
+        # Another tensor has grown from this one, or there is no room: these rows get memory of their own.
+        if memory.filled > before or count > len(memory.rows):
             room = torch.empty(max(16, 2 * count), *memory.rows.shape[1:], dtype=memory.rows.dtype)
-            room[:count] = self.values
-            memory = _Memory(room, count)
-        memory.rows[count] = row
-        memory.filled = count + 1
-        return Growing(memory, count + 1)
+            room[:before] = self.values
+            memory = _Memory(room, before)
+        memory.rows[before:count] = rows
+        memory.filled = count
+        return Growing(memory, count)

@@ -49,8 +49,9 @@ class LayerHistory:
     def with_update(self, images: int, wins: Tensor, mean_change: float) -> "LayerHistory":
         """The history with one more update, of ``images`` images; ``wins`` (C_out,), ``mean_change`` a conductance."""
         seen = images + (int(self.images[-1]) if len(self.images) else 0)
-        first, second, third = self.columns
-        return LayerHistory((first.append(seen), second.append(wins), third.append(mean_change)))
+        rows = torch.tensor([seen]), wins[None], torch.tensor([mean_change], dtype=torch.float64)
+        first, second, third = (column.extend(row) for column, row in zip(self.columns, rows, strict=True))
+        return LayerHistory((first, second, third))
 
 
 @dataclass(frozen=True)

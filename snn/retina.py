@@ -38,6 +38,9 @@ INTENSITY_STEPS = 4 * LEVELS
 SCALE_SAMPLE = 4_000_000
 """Contrasts of training images, at most, whose quantile is the scale."""
 
+SUMMED = 2**20
+"""Intensities that are summed at once."""
+
 
 class RetinaHistory(NamedTuple):
     """How a retina came about."""
@@ -134,9 +137,11 @@ def learn_retina(images: Tensor, p: RetinaParameters, seed: int) -> Retina | Non
     mean = torch.zeros(colours, dtype=torch.float64)
     # A difference of Gaussians ignores it.
     if p.kind == "whiten":
-        # In parts that fit memory as int64.
-        sums = [part.sum((0, 2, 3), dtype=torch.int64) for part in images.split(sample)]
-        mean = torch.stack(sums).sum(0).double() / (LEVELS * count * height * width)
+        # In parts, as PyTorch makes int64 of what it sums.
+        total = torch.zeros(colours, dtype=torch.int64)
+        for part in images.split(max(1, SUMMED // images[0].numel())):
+            total += part.sum((0, 2, 3), dtype=torch.int64)
+        mean = total.double() / (LEVELS * count * height * width)
     chosen = images[torch.randperm(count, generator=stream(seed, "retina scale"))[:sample]]
     raw = _fitted(filters, mean)
     steps = (part.double() * (INTENSITY_STEPS // LEVELS) for part in chosen.split(256))

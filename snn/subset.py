@@ -13,7 +13,7 @@ from torch import Tensor
 from snn.data import Images
 from snn.data_source import DataSource
 
-PORTION = 2**24
+PORTION = 2**22
 """Bytes of images that are read at once, where all of a set are gone through."""
 
 
