@@ -8,6 +8,7 @@ import ctypes
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,8 @@ def run_stage(name: str, file: Path) -> str:
     import resource
 
     stage = STAGES[name]
+    # Stacks of threads count, too: readers have one each.
+    threading.stack_size(2**19)
     stage(mapped(file, FEW))
     # What the first run has freed goes back to the system: no copy may hide in it.
     ctypes.CDLL(None).malloc_trim(0)
