@@ -138,7 +138,7 @@ def evaluate(
 
     Args:
         models: one, several, or several by name. They are moved to ``device`` and set to evaluation mode.
-        data: clean images and labels, some of them (:class:`snn.subset.Subset`), or a pair of these, uint8 (N, C, H, W)
+        data: clean images and labels, some of them (:class:`snn.Subset`), or a pair of these, uint8 (N, C, H, W)
             and int64 (N,), as tensors or NumPy arrays; all models see the same perturbed images. They are read and
             perturbed in parts, so that memory does not grow with them. Classes are matched to those of trained models
             by name (:func:`match_classes`). A plain module has a logit for each class of :class:`snn.data.Images`, in
