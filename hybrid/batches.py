@@ -71,11 +71,11 @@ class Loader(DataLoader[MiniBatch]):
 class _Reader(Dataset[MiniBatch]):
     """A part of the images, by the numbers of a mini-batch."""
 
-    def __init__(self, part: Subset) -> None:
-        self.part = part
+    def __init__(self, supply: "Supply", part: str) -> None:
+        self.supply, self.part = supply, part
 
     def __getitem__(self, rows: Tensor) -> MiniBatch:
-        read = self.part[rows]
+        read = self.supply.parts[self.part][rows]
         return MiniBatch(rows, read.images, read.labels)
 
 
@@ -105,10 +105,10 @@ class Supply:
             self.workers = min(torch.get_num_threads(), MOST_WORKERS) if self.pinned else 0
 
     def loader(self, part: str, order: Iterable[Tensor]) -> Loader:
-        """Mini-batches of one part, by the numbers of their images, in this order."""
+        """Mini-batches of one part, by the numbers of their images, in this order; :meth:`prepare` comes before."""
         workers = self.workers or 0
         return Loader(
-            _Reader(self.parts[part]),
+            _Reader(self, part),
             sampler=order,
             batch_size=None,
             num_workers=workers,

@@ -94,6 +94,14 @@ class Classifier(lightning.LightningModule):
         return self.passes_before * (len(self.supply.parts["train"]) // self.recipe.batch_size) + self.global_step
 
     @property
+    def planned(self) -> int:
+        """Optimiser steps of this training, whatever it goes on from.
+
+        Lightning's own estimate makes the loaders, whose workers would read before it is known where training stands.
+        """
+        return (self.trainer.max_epochs or 1) * (len(self.supply.parts["train"]) // self.recipe.batch_size)
+
+    @property
     def passes(self) -> int:
         """Passes that are done, likewise."""
         return self.passes_before + self.current_epoch
@@ -121,7 +129,7 @@ class Classifier(lightning.LightningModule):
         if self.recipe.cutout:
             images = cover(images, self.recipe.cutout, draws)
         images = images.float() / 255
-        small = 0 if self.passes_before else self.recipe.small_share * self.trainer.estimated_stepping_batches
+        small = 0 if self.passes_before else self.recipe.small_share * self.planned
         if self.global_step < small:
             images = interpolate(images, scale_factor=SMALL, mode="bilinear", antialias=True)
         noise, dropout = torch.randint(2**62, (2,), generator=draws).tolist()
@@ -235,7 +243,7 @@ class Classifier(lightning.LightningModule):
             optimizer = Muon([*({**group, **rates} for group in groups), kernels])
         else:
             optimizer = torch.optim.SGD(groups, nesterov=True, **rates)
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.planned
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -247,9 +255,9 @@ class TrainingProgress(Callback):
     """Steps are made; until then a checkpoint is read."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
         self.begun = True
-        steps = int(trainer.estimated_stepping_batches)
-        self.bar = progress(None, "training", "step", total=steps, initial=trainer.global_step)
+        self.bar = progress(None, "training", "step", total=pl_module.planned, initial=trainer.global_step)
         self.bar.disable |= not trainer.is_global_zero
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -288,7 +296,11 @@ class Checkpoints(Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # The optimiser is made, and not yet set to what the checkpoint holds.
         if self.read:
-            check(_same_kind(self.read, trainer), "its optimiser, learning rate or counters are another training's")
+            assert isinstance(pl_module, Classifier)
+            check(
+                _same_kind(self.read, trainer, pl_module.planned),
+                "its optimiser, learning rate or counters are another training's",
+            )
             self.read = {}
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
@@ -299,8 +311,11 @@ class Checkpoints(Callback):
             self.last = time.monotonic()
 
 
-def _same_kind(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
-    """Whether optimiser, learning rate and counters of a checkpoint are those of this training at some step."""
+def _same_kind(checkpoint: dict[str, Any], trainer: lightning.Trainer, planned: int) -> bool:
+    """Whether optimiser, learning rate and counters of a checkpoint are those of this training at some step.
+
+    ``planned``: its steps.
+    """
     step, (optimiser,) = checkpoint["global_step"], trainer.optimizers
     (stored,), (rates,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
     fresh = optimiser.state_dict()["param_groups"]
@@ -322,21 +337,21 @@ def _same_kind(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
     given = [group["lr"] for group in stored["param_groups"]]
     averaged = [value for state in checkpoint["callbacks"].values() for value in state.values()]
     return (
-        all(same) and all(buffers) and _counts(checkpoint, trainer) and stored["state"].keys() == set(numbers)
+        all(same) and all(buffers) and _counts(checkpoint, trainer, planned) and stored["state"].keys() == set(numbers)
         and rates.keys() == schedule.state_dict().keys()
         and all(type(rate) is float and math.isclose(rate, wanted) for rate, wanted in zip(given, due, strict=True))
-        and step <= trainer.estimated_stepping_batches
+        and step <= planned
         and all(0 <= value <= step for value in averaged)
         and (rates["base_lrs"], rates["last_epoch"]) == (base, step)
     )  # fmt: skip
 
 
-def _counts(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
+def _counts(checkpoint: dict[str, Any], trainer: lightning.Trainer, planned: int) -> bool:
     """Whether the counters of a checkpoint's loop are those of a loop that made its passes and steps."""
     loop, epoch, step = checkpoint["loops"]["fit_loop"], checkpoint["epoch"], checkpoint["global_step"]
     if _form(loop) != _form(trainer.fit_loop.state_dict()) or not _no_negative(loop):
         return False
-    steps = int(trainer.estimated_stepping_batches) // (trainer.max_epochs or 1)
+    steps = planned // (trainer.max_epochs or 1)
     passes, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
     return epoch == step // steps and all(
         (passes["current"][name], batches["total"][name], batches["current"][name]) == (epoch, step, step % steps)

@@ -153,8 +153,7 @@ def classifier(data, recipe, before=None, **options):
     network = hybrid.baseline((1, 8, 8), width=0.1)
     part = Subset(data, torch.arange(112))
     module = Classifier(network, recipe, "none", 0, training=part, held_out=part, before=before, **options)
-    module.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, current_epoch=0, max_epochs=3,
-                                     estimated_stepping_batches=3 * STEPS)  # fmt: skip
+    module.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, current_epoch=0, max_epochs=3)
     return module
 
 
