@@ -297,10 +297,9 @@ class Checkpoints(Callback):
         # The optimiser is made, and not yet set to what the checkpoint holds.
         if self.read:
             assert isinstance(pl_module, Classifier)
-            check(
-                _same_kind(self.read, trainer, pl_module.planned),
-                "its optimiser, learning rate or counters are another training's",
-            )
+            assert isinstance(pl_module, Classifier)
+            same = _same_kind(self.read, trainer, pl_module.planned)
+            check(same, "its optimiser, learning rate or counters are another training's")
             self.read = {}
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:

@@ -26,8 +26,8 @@ from snn.storage import images_digest
 from snn.subset import Subset
 
 SHAPE = (3, 16, 16)
-FEW, COUNT, ALL = 600, 50_000, 500_000
-"""Images before the limit, those that are presented under it, and those that are only gone through."""
+FEW, MOST = 600, 500_000
+"""Images before the limit, and in the file."""
 SHARE = 0.5
 """Of the images' bytes: what may be taken under the limit."""
 CLASSES = tuple("0123456789")
@@ -100,12 +100,13 @@ def evaluate(data: Images) -> str:
 
 
 STAGES = {
-    "look at all": look_at_all,
-    "learn": learn,
-    "train": train,
-    "train with workers": lambda data: train(data, workers=2),
-    "evaluate": evaluate,
+    "look at all": (look_at_all, MOST),
+    "learn": (learn, 50_000),
+    "train": (train, 100_000),
+    "train with workers": (lambda data: train(data, workers=2), 100_000),
+    "evaluate": (evaluate, 50_000),
 }
+"""Each with the number of images under the limit."""
 
 
 def mapped(file: Path, count: int) -> Images:
@@ -124,13 +125,13 @@ def run_stage(name: str, file: Path) -> str:
     """Result of a stage on all images, under the limit."""
     import resource
 
-    stage = STAGES[name]
+    stage, count = STAGES[name]
     # Stacks of threads count, too: readers have one each.
     threading.stack_size(2**19)
     stage(mapped(file, FEW))
     # What the first run has freed goes back to the system: no copy may hide in it.
     ctypes.CDLL(None).malloc_trim(0)
-    data = mapped(file, ALL if name == "look at all" else COUNT)
+    data = mapped(file, count)
     limit = taken() + int(SHARE * data.images.nbytes)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     return stage(data)
@@ -141,7 +142,7 @@ def file(tmp_path_factory) -> Path:
     """Random images, and random ones that share a tint, so that classes differ."""
     path, random = tmp_path_factory.mktemp("set") / "images", np.random.default_rng(0)
     with path.open("wb") as out:
-        for first in range(0, ALL, 1000):
+        for first in range(0, MOST, 1000):
             images = random.integers(0, 256, (1000, *SHAPE), np.uint8)
             images[:, 0] //= (1 + np.arange(first, first + 1000) % len(CLASSES))[:, None, None].astype(np.uint8)
             out.write(images.tobytes())
