@@ -297,7 +297,6 @@ class Checkpoints(Callback):
         # The optimiser is made, and not yet set to what the checkpoint holds.
         if self.read:
             assert isinstance(pl_module, Classifier)
-            assert isinstance(pl_module, Classifier)
             same = _same_kind(self.read, trainer, pl_module.planned)
             check(same, "its optimiser, learning rate or counters are another training's")
             self.read = {}
