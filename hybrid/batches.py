@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from snn.runtime.errors import check
 from snn.runtime.random import stream
 from snn.subset import Subset
 
@@ -20,8 +21,10 @@ RESIDENT_SHARE = 0.5
 """Share of a GPU's free memory that images may take; the network's activations need the rest."""
 MOST_WORKERS = 4
 """Processes that read ahead, where their number is not given: each copies more than a GPU takes of such images."""
-READ_AHEAD = 4
+READ_AHEAD = 2
 """Mini-batches that each of them holds ready."""
+CAN_FORK = "fork" in multiprocessing.get_all_start_methods()
+"""Whether workers share the images of this process; others would be sent a copy of them."""
 
 
 class MiniBatch(NamedTuple):
@@ -54,7 +57,8 @@ class Batches:
         epoch, first = divmod(self.step(), len(self))
         order = torch.randperm(self.count, generator=stream(self.seed, "order", epoch))
         for rows in order.split(self.batch_size)[first : len(self)]:
-            yield rows[self.share]
+            # Its own memory: a view would be sent to a worker with the whole order.
+            yield rows[self.share].clone()
 
 
 class Loader(DataLoader[MiniBatch]):
@@ -96,13 +100,19 @@ class Supply:
         return self
 
     def prepare(self, device: torch.device) -> None:
-        """Copy the images to ``device``, or choose how they are read from where they are."""
+        """Copy the images to ``device``, or choose how they are read from where they are.
+
+        Raises :class:`UserError` for workers on a system that cannot have them.
+        """
+        check(
+            CAN_FORK or not self.workers, f"`workers` {self.workers}: this system cannot fork processes; leave it out"
+        )
         self.pinned = device.type == "cuda"
+        if self.pinned and self.workers is None and fits(self.parts.values(), device):
+            self.parts = {name: part.copy_to(device) for name, part in self.parts.items()}
+            self.pinned = False
         if self.workers is None:
-            if self.pinned and fits(self.parts.values(), device):
-                self.parts = {name: part.copy_to(device) for name, part in self.parts.items()}
-                self.pinned = False
-            self.workers = min(torch.get_num_threads(), MOST_WORKERS) if self.pinned else 0
+            self.workers = min(torch.get_num_threads(), MOST_WORKERS) if self.pinned and CAN_FORK else 0
 
     def loader(self, part: str, order: Iterable[Tensor]) -> Loader:
         """Mini-batches of one part, by the numbers of their images, in this order; :meth:`prepare` comes before."""
@@ -113,7 +123,6 @@ class Supply:
             batch_size=None,
             num_workers=workers,
             pin_memory=self.pinned,
-            # Forked processes share the images; others would be sent a copy of them.
             multiprocessing_context=multiprocessing.get_context("fork") if workers else None,
             prefetch_factor=READ_AHEAD if workers else None,
             # Otherwise it would draw from the global generator.
