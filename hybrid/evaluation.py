@@ -204,29 +204,21 @@ def evaluate(
     runs = [(condition, s) for condition in wanted for s in range(seed, seed + (repeats if condition.draws else 1))]
     power = _mean_power(data) if any(condition.snr is not None for condition in wanted) else torch.ones(1)
     results = []
-    with progress(None, "evaluating", "run", total=len(subjects) * len(runs)) as bar:
+    with progress(None, "evaluating", "image", total=len(runs) * len(data)) as bar:
         for condition, noise_seed in runs:
             every_path = condition == ablated and noise_seed == seed
-            tallies = {
-                (name, paths): _Tally(name, classes)
+            tallies = [
+                _Tally(name, subject, paths, passes[name], classes)
                 for name, subject in subjects.items()
                 for paths in _paths(subject.network, every_path)
-            }
+            ]
             done = 0
             for batch in _batches(condition.parts(replace(context, seed=noise_seed)), batch_size):
-                for (name, paths), tally in tallies.items():
-                    tally.add(
-                        predict_batches(
-                            subjects[name].network,
-                            batch.images,
-                            paths=paths,
-                            draws=passes[name],
-                            seed=noise_seed,
-                            first=done,
-                        ),
-                        batch.labels,
-                    )
+                for tally in tallies:
+                    ask = partial(predict_batches, tally.subject.network, paths=tally.paths, draws=tally.draws)
+                    tally.add(ask(batch.images, seed=noise_seed, first=done), batch.labels)
                 done += len(batch.labels)
+                bar.update(len(batch.labels))
             attack_digest = attacker.provenance["model_digest"] if attacker and condition.needs_attack_model else ""
             about = {
                 "condition": str(condition),
@@ -237,15 +229,13 @@ def evaluate(
                 "mirror": mirror,
                 "images": done,
             }
-            for (name, paths), tally in tallies.items():
-                _, description, provenance = subjects[name]
-                run: dict = {"model": name, **description, "paths": paths, **about}
-                origin: dict = {"noise_seed": noise_seed, "draws": passes[name], **provenance}
+            for tally in tallies:
+                run: dict = {"model": tally.name, **tally.subject.description, "paths": tally.paths, **about}
+                origin: dict = {"noise_seed": noise_seed, "draws": tally.draws, **tally.subject.provenance}
                 results += [run | accuracy | origin for accuracy in tally.accuracies()]
-                if confusion is not None and paths == "both":
+                if confusion is not None and tally.paths == "both":
                     answers = tally.labels.values, tally.predicted.values
-                    confusion.add(name, str(condition), noise_seed, *answers, data.classes)
-            bar.update(len(subjects))
+                    confusion.add(tally.name, str(condition), noise_seed, *answers, data.classes)
     return sorted(results, key=lambda row: (list(subjects).index(row["model"]), row["paths"] != "both"))
 
 
@@ -265,45 +255,6 @@ def _batches(parts: Iterable[Perturbed], size: int) -> Iterator[Perturbed]:
 def _paths(network: nn.Module, every: bool) -> tuple[Paths, ...]:
     """All paths together; with ``every``, also each alone, where the network has two."""
     return ("both", "spiking", "auxiliary") if every and getattr(network, "has_two_paths", False) else ("both",)
-
-
-class _Tally:
-    """What a network answers to the images of one run, of which mini-batches are added."""
-
-    def __init__(self, name: str, classes: int | None) -> None:
-        self.name, self.classes = name, classes
-        self.correct = dict.fromkeys(METRICS, 0)
-        self.labels = self.predicted = Growing.of(torch.empty(0, dtype=torch.int64))
-
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count logits (B, classes); :class:`UserError` for some that say nothing."""
-        check(
-            bool(logits.isfinite().all()),
-            f"model {self.name} gives logits that are not finite numbers: its weights are broken; train it anew",
-        )
-        check(
-            logits.ndim == 2 and int(labels.max()) < logits.shape[1],
-            f"model {self.name} gives logits of shape {tuple(logits.shape)}; labels go up to {labels.max()}, so "
-            "expected (N, classes) with more classes",
-        )
-        check(
-            self.classes is None or logits.shape[1] == self.classes,
-            f"model {self.name} gives {logits.shape[1]} logits for {self.classes} classes; expected one for each, in "
-            "the order of the classes' names",
-        )
-        for metric, among in METRICS.items():
-            self.correct[metric] += correct_in(logits, labels, among)
-        self.labels = self.labels.extend(labels)
-        self.predicted = self.predicted.extend(logits.topk(1, dim=1).indices[:, 0])
-
-    def accuracies(self) -> Iterator[dict[str, str | float]]:
-        """Accuracy by each metric."""
-        images = self.labels.count
-        for metric, correct in self.correct.items():
-            share = correct / images
-            error = round(100 * (share * (1 - share) / images) ** 0.5, 3)
-            values = {"correct": correct, "value_percent": round(100 * share, 3), "standard_error_percent": error}
-            yield {"metric": metric, **values}
 
 
 def distinct(conditions: Iterable[Condition | str]) -> list[Condition]:
@@ -363,6 +314,48 @@ class _Subject(NamedTuple):
     network: nn.Module
     description: dict[str, str]
     provenance: dict[str, int | str]
+
+
+class _Tally:
+    """What a network answers to the images of one run, of which mini-batches are added.
+
+    ``classes``: how many logits there must be, or None.
+    """
+
+    def __init__(self, name: str, subject: _Subject, paths: Paths, draws: int, classes: int | None) -> None:
+        self.name, self.subject, self.paths, self.draws, self.classes = name, subject, paths, draws, classes
+        self.correct = dict.fromkeys(METRICS, 0)
+        self.labels = self.predicted = Growing.of(torch.empty(0, dtype=torch.int64))
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count logits (B, classes); :class:`UserError` for some that say nothing."""
+        check(
+            bool(logits.isfinite().all()),
+            f"model {self.name} gives logits that are not finite numbers: its weights are broken; train it anew",
+        )
+        check(
+            logits.ndim == 2 and int(labels.max()) < logits.shape[1],
+            f"model {self.name} gives logits of shape {tuple(logits.shape)}; labels go up to {labels.max()}, so "
+            "expected (N, classes) with more classes",
+        )
+        check(
+            self.classes is None or logits.shape[1] == self.classes,
+            f"model {self.name} gives {logits.shape[1]} logits for {self.classes} classes; expected one for each, in "
+            "the order of the classes' names",
+        )
+        for metric, among in METRICS.items():
+            self.correct[metric] += correct_in(logits, labels, among)
+        self.labels = self.labels.extend(labels)
+        self.predicted = self.predicted.extend(logits.topk(1, dim=1).indices[:, 0])
+
+    def accuracies(self) -> Iterator[dict[str, str | float]]:
+        """Accuracy by each metric."""
+        images = self.labels.count
+        for metric, correct in self.correct.items():
+            share = correct / images
+            error = round(100 * (share * (1 - share) / images) ** 0.5, 3)
+            values = {"correct": correct, "value_percent": round(100 * share, 3), "standard_error_percent": error}
+            yield {"metric": metric, **values}
 
 
 def _opened(name: str, model: Model) -> TrainedModel | nn.Module:
