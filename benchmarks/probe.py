@@ -86,7 +86,7 @@ def split_images(source: DataSource, sizes: Sizes, whole: bool = False, *, cache
 
 def with_noise(images: Tensor, condition: Noise) -> Tensor:
     """uint8 images under a condition, rounded to 8 bits again."""
-    return (torch.cat(condition.batches(images, 0)) * 255).round().to(torch.uint8)
+    return (torch.cat(list(condition.batches(images, 0))) * 255).round().to(torch.uint8)
 
 
 def simulated(network: SpikingNetwork, purpose: str) -> Responder:

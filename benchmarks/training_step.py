@@ -37,15 +37,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybrid.architecture import Architecture, ModelSpec, build_model, class_names, open_frontend
 from hybrid.augment import resolve_augmentation
+from hybrid.batches import MiniBatch
 from hybrid.complexity import count_macs
 from hybrid.lightning_module import Classifier
 from hybrid.network import Network
 from hybrid.printing import print_table
 from hybrid.recipe import RECIPES, Recipe
+from snn.data import Images
 from snn.runtime.cli import RunOptions, run_command
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, write_csv
 from snn.runtime.threads import use_threads
+from snn.subset import Subset
 
 SHAPE = (3, 32, 32)
 CLASSES = 10
@@ -134,9 +137,9 @@ def step_gflop(network: Network) -> float:
 class MarkedClassifier(Classifier):
     """Training steps whose parts are marked for the profiler."""
 
-    def training_step(self, rows: Tensor, index: int) -> Tensor:
+    def training_step(self, batch: MiniBatch, index: int) -> Tensor:
         with record_function("training step"):
-            return super().training_step(rows, index)
+            return super().training_step(batch, index)
 
 
 def mark(module: nn.Module, name: str) -> None:
@@ -221,13 +224,14 @@ def train_steps(config: StepConfig, network: Network) -> StepTimes:
     generator = torch.Generator().manual_seed(config.options.seed)
     images = torch.randint(256, (count, *SHAPE), dtype=torch.uint8, generator=generator)
     labels = torch.randint(CLASSES, (count,), generator=generator)
+    data = Subset(Images(images, labels, tuple(map(str, range(CLASSES)))))
     module = MarkedClassifier(
         network,
         config.recipe,
         resolve_augmentation(config.recipe.augmentation, "random"),
         config.options.seed,
-        training=(images, labels),
-        held_out=(images[:2], labels[:2]),
+        training=data,
+        held_out=Subset(data.data, torch.arange(2)),
     )
     mark(network, "network")
     frontend = getattr(network, "frontend", None)

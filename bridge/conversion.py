@@ -4,6 +4,7 @@ Each layer is fitted on the drive that it will receive in the converted network,
 is fitted to the spike counts of the whole spiking simulation on the same training images.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,10 +30,12 @@ from bridge.sau import SpecialActivationUnit
 from snn.data import Array, Images, as_images
 from snn.data_source import UNNAMED, DataSource
 from snn.exact import round_for_exact_sums
+from snn.geometry import ConvGeometry
 from snn.layer import SpikingConv2d
 from snn.network import SpikingNetwork
 from snn.parameters import Encoding
 from snn.runtime.errors import check
+from snn.runtime.memory import check_memory
 from snn.runtime.progress import progress
 from snn.runtime.random import stream
 from snn.storage import load_network
@@ -41,6 +44,8 @@ FIT_SAMPLE = 1_000_000
 """Neurons to which a layer's steps are fitted, at most."""
 STORED_SAMPLE = 20_000
 """Neurons of a layer whose responses are kept."""
+BYTES_OF_COUNT, BYTES_OF_DRIVE = 2, 12
+"""Held of each neuron and image: its spike count; while its layer is fitted, its input, drive and normalised drive."""
 SINGLE_DRIVES = 1000
 """Constant currents into a single neuron whose response is kept."""
 
@@ -85,7 +90,7 @@ def convert(
     Args:
         network: learned layers, or their file: a path of ``snn.h5`` or ``pretrained:cifar10-fd``.
         images: training images, uint8 (N, C, H, W), a tensor or NumPy array, for normalisation statistics and SAUs;
-            256 suffice.
+            256 suffice. The responses to all of them are held in memory: of a large set, give a part.
         layers: number of layers to convert, from the first; None: all.
         quantise_input: keep the encoder's rounding to whole spikes.
         steps: number of equal steps of every SAU; None: the steps of the neuron.
@@ -93,8 +98,8 @@ def convert(
         device: where to compute. The result is on the CPU.
 
     Raises:
-        UserError: for an unusable file, unfinished learning, images of another type or shape, more layers than have
-            learned, or a layer whose neurons all fire at the same rate.
+        UserError: for an unusable file, unfinished learning, images of another type or shape, responses that do not
+            fit into the memory, more layers than have learned, or a layer whose neurons all fire at the same rate.
     """
     images = as_images(images)
     data_source, parent_digest, name = UNNAMED, "", "the network"
@@ -109,10 +114,22 @@ def convert(
         f"images have shape {tuple(images.shape)}; expected (N, C, H, W) with (C, H, W) = {network.input_shape}, as "
         f"{name} learned on",
     )
+    check_responses(network, len(images))
     network, images = network.to(device), images.to(device)
     counts = simulate_counts(network, images, stream("responses", seed))[1:]
     conversion = fit_frontend(network, images, counts, quantise_input=quantise_input, steps=steps, seed=seed)
     return replace(conversion, data_source=data_source, parent_digest=parent_digest)
+
+
+def check_responses(network: SpikingNetwork, count: int) -> None:
+    """Raise :class:`UserError` if the responses of ``network`` to so many images do not fit into the memory."""
+    shape = (network.input_shape[0] * (2 if network.retina else 1), *network.input_shape[1:])
+    neurons = [math.prod(shape)]
+    for learned in network.layers:
+        shape = ConvGeometry.of(learned.layer.geometry, shape).shape_out
+        neurons.append(math.prod(shape))
+    needed = count * (BYTES_OF_COUNT * sum(neurons) + BYTES_OF_DRIVE * max(neurons))
+    check_memory(needed, f"the responses of {len(network.layers)} layers to {count} images", "give fewer `images`")
 
 
 def choose_layers(network: SpikingNetwork, layers: int | None, name: str | Path) -> SpikingNetwork:

@@ -66,7 +66,7 @@ class ConvertConfig:
 def run(config: ConvertConfig) -> None:
     """The command: load, convert, measure, write, report."""
     # Imported here: --help must not wait for PyTorch.
-    from bridge.conversion import choose_layers, fit_frontend
+    from bridge.conversion import check_responses, choose_layers, fit_frontend
     from bridge.fidelity import MODES, measure_fidelity
     from bridge.figures import draw_fidelity, draw_responses
     from bridge.responses import simulate_counts
@@ -90,6 +90,7 @@ def run(config: ConvertConfig) -> None:
     network = choose_layers(network, config.layers, config.snn)
     splits: tuple[Split, ...] = ("train", "test")
     train, test = (_load_images(config, data_source, split, network.input_shape).to(device) for split in splits)
+    check_responses(network, len(train) + len(test))
     network = control(network.to(device), train, config.conductances, seed)
     counts, test_counts = (
         simulate_counts(network, images, stream(purpose, seed))[1:]

@@ -9,7 +9,7 @@ to another class than to their own (Rousseeuw 1987).
 
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -26,7 +26,7 @@ from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from hybrid.conditions import CHUNK, Condition, Noise, condition_flag
+from hybrid.conditions import Condition, Noise, condition_flag
 from hybrid.evaluation import common_source, different, distinct, load_test_images, match_classes, name_models
 from hybrid.figures import LONGEST_NAME, shortened
 from hybrid.network import Network, embed
@@ -108,14 +108,14 @@ class Panel(NamedTuple):
 
 
 @torch.no_grad()
-def embeddings(network: Network, images: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """The embedding (N, D) and the logits (N, classes) of images (N, C, H, W) in [0, 1], float32, on the CPU.
+def embeddings(network: Network, batches: Iterable[Tensor], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """The embedding (N, D) and the logits (N, classes) of images in [0, 1], float32, on the CPU.
 
-    The network is moved to ``device`` and set to evaluation mode.
+    The images come in mini-batches (B, C, H, W). The network is moved to ``device`` and set to evaluation mode.
     """
     network.to(device).eval()
-    batches = (batch.to(device).contiguous(memory_format=torch.channels_last) for batch in images.split(CHUNK))
-    results = [embed(network, batch) for batch in batches]
+    placed = (batch.to(device).contiguous(memory_format=torch.channels_last) for batch in batches)
+    results = [embed(network, batch) for batch in placed]
     embedding, logits = (torch.cat([part.cpu() for part in parts]) for parts in zip(*results, strict=True))
     return embedding, logits
 
@@ -159,9 +159,9 @@ def embed_models(
     panels = []
     with progress(None, "drawing embeddings", "panel", total=len(models) * len(conditions)) as bar:
         for noise in noises:
-            images = torch.cat(noise.batches(data.images, seed))
             for name, model in models.items():
-                embedding, logits = embeddings(model.network, images, device)
+                # Drawn anew for each model, to the same bits.
+                embedding, logits = embeddings(model.network, noise.batches(data.images, seed), device)
                 score = float(silhouette_score(embedding.double().numpy(), labels))
                 accuracy = 100 * (logits.argmax(1) == data.labels).double().mean().item()
                 panels.append(Panel(name, str(noise), lay_out(embedding, seed), labels, score, accuracy))

@@ -25,7 +25,7 @@ from hybrid.own_network import OwnNetwork, OwnReference, is_own, own_network
 from hybrid.preprocess import UNCHANGED, Preprocess, preprocess_flag
 from hybrid.printing import print_table
 from hybrid.storage import TrainedModel, load_model, model_file
-from snn.data import image_folders
+from snn.data import Images, image_folders
 from snn.data_source import IMAGES, SIDE, note_root
 from snn.image_cache import Caching
 from snn.runtime.cli import RunOptions, check_left_out, run_command
@@ -33,6 +33,7 @@ from snn.runtime.device import choose_device
 from snn.runtime.errors import check
 from snn.runtime.outputs import Outputs, beside, write_csv
 from snn.runtime.ranges import COUNT, check_fields
+from snn.subset import Subset
 
 NO_WEIGHTS = Path("none")
 """Stands for the file of a network whose function loads its own weights."""
@@ -236,6 +237,7 @@ def run(config: EvaluateConfig) -> None:
     pictures = [beside(config.out, ".png"), *([beside(config.out, "_confusion.png")] if config.confusion else [])]
     outputs = Outputs(config.out, table, options=config.options, figures=pictures, inputs=inputs)
     device = choose_device(config.options.device)
+    data: Images | Subset
     if held_out:
         data = load_held_out(trained, config.root, cache=config.caching.cache)
     else:

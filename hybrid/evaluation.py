@@ -8,7 +8,7 @@ For example, with the images of ``snn.data.load_images``::
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from bridge.drawing import drawing, random_modules
-from hybrid.conditions import Condition, Context, Perturbed
-from hybrid.conditions.drawn import Clean, awgn_sigma
+from hybrid.conditions import CHUNK, Condition, Context, Perturbed
+from hybrid.conditions.drawn import Clean, mean_power, sigma_at
 from hybrid.confusion import Confusion
 from hybrid.network import Paths
 from hybrid.own_network import OwnNetwork, OwnReference
@@ -29,6 +29,7 @@ from hybrid.recipe import Recipe, warn_of_classes
 from hybrid.storage import TrainedModel, load_model, model_file
 from snn.data import Array, Images, as_labelled, few, load_images
 from snn.data_source import DataSource, check_recorded
+from snn.growing import Growing
 from snn.image_cache import NONE
 from snn.runtime.device import as_device
 from snn.runtime.errors import check
@@ -36,6 +37,7 @@ from snn.runtime.pretrained import plain_name
 from snn.runtime.progress import progress, warn
 from snn.runtime.random import stream
 from snn.runtime.ranges import COUNT, SEED, check_value
+from snn.subset import Subset
 
 Model = TrainedModel | nn.Module | str | Path
 """A trained model, any module that maps images (B, C, H, W) in [0, 1] to logits (B, classes), or a hybrid.h5 file (also
@@ -62,15 +64,16 @@ def predict(
     draws: int = 1,
     mirror: bool = False,
     seed: int = 0,
+    first: int = 0,
 ) -> Tensor:
-    """Logits (N, classes), on the CPU, of images (N, C, H, W) in [0, 1].
+    """Logits (N, classes), on the CPU, of images (N, C, H, W) in [0, 1], or in uint8.
 
     ``network`` is moved to ``device`` and set to evaluation mode. With ``draws`` above 1, a network that draws in its
     encoder while it is trained (or whose ``preprocess`` does) draws here so many times for each image. The result is
     the logarithm of the mean of the class probabilities. The draws depend on ``seed``, the number of the draw and the
-    place of the image among ``images`` alone. With 1, and in other networks, the encoder gives its mean. With
-    ``mirror``, the network sees each image and its mirror image (left to right), and their answers are averaged
-    likewise.
+    place of the image among ``images`` (counted from ``first``) alone. With 1, and in other networks, the encoder gives
+    its mean. With ``mirror``, the network sees each image and its mirror image (left to right), and their answers are
+    averaged likewise.
     """
     step = preprocess or nn.Identity()
     network.to(device).eval()
@@ -91,8 +94,10 @@ def predict(
     logits = []
     with torch.inference_mode():
         for number, batch in enumerate(images.split(batch_size)):
+            batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
             batch = batch.to(device).contiguous(memory_format=torch.channels_last)
-            rows = range(number * batch_size, number * batch_size + len(batch))
+            start = first + number * batch_size
+            rows = range(start, start + len(batch))
             logits.append(_mean_answer(list(answers(batch, rows))))
     return torch.cat(logits)
 
@@ -113,7 +118,7 @@ def correct_in(logits: Tensor, labels: Tensor, among: int) -> int:
 
 def evaluate(
     models: Model | Sequence[Model] | Mapping[str, Model],
-    data: Images | tuple[Array, Array],
+    data: Images | Subset | tuple[Array, Array],
     conditions: str | Iterable[Condition | str] = DEFAULT_CONDITIONS,
     *,
     repeats: int = 1,
@@ -134,10 +139,11 @@ def evaluate(
 
     Args:
         models: one, several, or several by name. They are moved to ``device`` and set to evaluation mode.
-        data: clean images and labels, or a pair of these, uint8 (N, C, H, W) and int64 (N,), as tensors or NumPy
-            arrays; all models see the same perturbed images. Classes are matched to those of trained models by name
-            (:func:`match_classes`). A plain module has a logit for each class of :class:`snn.data.Images`, in their
-            order, or of a trained model beside it.
+        data: clean images and labels, some of them (:class:`snn.Subset`), or a pair of these, uint8 (N, C, H, W)
+            and int64 (N,), as tensors or NumPy arrays; all models see the same perturbed images. They are read and
+            perturbed in parts, so that memory does not grow with them. Classes are matched to those of trained models
+            by name (:func:`match_classes`). A plain module has a logit for each class of :class:`snn.data.Images`, in
+            their order, or of a trained model beside it.
         conditions: objects or text such as ``"awgn:20"``. Different spellings of one condition count once.
         repeats: noise seeds, from ``seed`` on, for conditions that draw; others are measured once.
         draws: passes over each image of a model that draws in its encoder while it is trained, by ``preprocess``
@@ -160,14 +166,15 @@ def evaluate(
         UserError: images or labels that cannot be used (:func:`snn.data.as_labelled`), a model of other images or
             classes, a condition that cannot be applied, or ``draws`` above 1 where no model draws.
     """
-    named, data = isinstance(data, Images), as_labelled(data)
+    named, rows = isinstance(data, Images | Subset), data.rows if isinstance(data, Subset) else None
+    images = as_labelled(data.data if isinstance(data, Subset) else data)
     if not isinstance(models, Mapping):
         listed = [models] if isinstance(models, TrainedModel | nn.Module | str | Path) else list(models)
         models = dict(zip(name_models(listed), listed, strict=True))
     opened = {name: _opened(name, model) for name, model in models.items()}
     attacking = {} if attack_model is None else {ATTACKER: _opened(ATTACKER, attack_model)}
     trained = {name: model for name, model in (opened | attacking).items() if isinstance(model, TrainedModel)}
-    data = match_classes(trained, data)
+    data = Subset(match_classes(trained, images), rows)
     # Without names, labels do not say how many classes there are.
     classes = len(data.classes) if named or trained else None
     subjects = {name: _subject(model) for name, model in opened.items()}
@@ -196,74 +203,59 @@ def evaluate(
     )
     ablated = next((condition for condition in wanted if isinstance(condition, Clean)), wanted[0])
     runs = [(condition, s) for condition in wanted for s in range(seed, seed + (repeats if condition.draws else 1))]
-    rows = []
-    with progress(None, "evaluating", "run", total=len(subjects) * len(runs)) as bar:
+    power = _mean_power(data) if any(condition.snr is not None for condition in wanted) else torch.ones(1)
+    results = []
+    with progress(None, "evaluating", "image", total=len(runs) * len(data)) as bar:
         for condition, noise_seed in runs:
-            perturbed = condition.perturb(replace(context, seed=noise_seed))
+            every_path = condition == ablated and noise_seed == seed
+            tallies = [
+                _Tally(name, subject, paths, passes[name], classes)
+                for name, subject in subjects.items()
+                for paths in _paths(subject.network, every_path)
+            ]
+            done = 0
+            for batch in _batches(condition.parts(replace(context, seed=noise_seed)), batch_size):
+                for tally in tallies:
+                    ask = partial(predict_batches, tally.subject.network, paths=tally.paths, draws=tally.draws)
+                    tally.add(ask(batch.images, seed=noise_seed, first=done), batch.labels)
+                done += len(batch.labels)
+                bar.update(len(batch.labels))
             attack_digest = attacker.provenance["model_digest"] if attacker and condition.needs_attack_model else ""
             about = {
                 "condition": str(condition),
                 "snr_dB": "" if condition.snr is None else condition.snr,
-                "mean_sigma_intensity": "" if condition.snr is None else _mean_sigma(data.images, condition.snr),
+                "mean_sigma_intensity": "" if condition.snr is None else _mean_sigma(power, condition.snr),
                 "source_digest": attack_digest,
                 "preprocess": str(preprocess),
                 "mirror": mirror,
-                "images": len(perturbed.labels),
+                "images": done,
             }
-            every_path = condition == ablated and noise_seed == seed
-            for name, (network, description, provenance) in subjects.items():
-                logits_of = partial(predict_batches, draws=passes[name], seed=noise_seed)
-                for paths, logits in _answers(name, network, perturbed, every_path, logits_of, classes):
-                    run: dict = {"model": name, **description, "paths": paths, **about}
-                    origin: dict = {"noise_seed": noise_seed, "draws": passes[name], **provenance}
-                    rows += [run | accuracy | origin for accuracy in _accuracies(logits, perturbed.labels)]
-                    if confusion is not None and paths == "both":
-                        predicted = logits.topk(1, dim=1).indices[:, 0]
-                        confusion.add(name, str(condition), noise_seed, perturbed.labels, predicted, data.classes)
-                bar.update()
-    return sorted(rows, key=lambda row: (list(subjects).index(row["model"]), row["paths"] != "both"))
+            for tally in tallies:
+                run: dict = {"model": tally.name, **tally.subject.description, "paths": tally.paths, **about}
+                origin: dict = {"noise_seed": noise_seed, "draws": tally.draws, **tally.subject.provenance}
+                results += [run | accuracy | origin for accuracy in tally.accuracies()]
+                if confusion is not None and tally.paths == "both":
+                    answers = tally.labels.values, tally.predicted.values
+                    confusion.add(tally.name, str(condition), noise_seed, *answers, data.classes)
+    return sorted(results, key=lambda row: (list(subjects).index(row["model"]), row["paths"] != "both"))
 
 
-def _answers(
-    name: str,
-    network: nn.Module,
-    perturbed: Perturbed,
-    every_path: bool,
-    logits_of: Callable[..., Tensor],
-    classes: int | None,
-) -> Iterator[tuple[Paths, Tensor]]:
-    """Paths, and the logits (N, classes); ``every_path``: also with each path alone, where the network has two.
-
-    ``classes``: how many there must be, or None.
-    """
-    alternatives: tuple[Paths, ...] = ("both", "spiking", "auxiliary")
-    for paths in alternatives if every_path and getattr(network, "has_two_paths", False) else alternatives[:1]:
-        logits = logits_of(network, perturbed.images, paths=paths)
-        check(
-            bool(logits.isfinite().all()),
-            f"model {name} gives logits that are not finite numbers: its weights are broken; train it anew",
-        )
-        check(
-            logits.ndim == 2 and int(perturbed.labels.max()) < logits.shape[1],
-            f"model {name} gives logits of shape {tuple(logits.shape)}; labels go up to {perturbed.labels.max()}, so "
-            "expected (N, classes) with more classes",
-        )
-        check(
-            classes is None or logits.shape[1] == classes,
-            f"model {name} gives {logits.shape[1]} logits for {classes} classes; expected one for each, in the order "
-            "of the classes' names",
-        )
-        yield paths, logits
+def _batches(parts: Iterable[Perturbed], size: int) -> Iterator[Perturbed]:
+    """The same images, ``size`` at a time, however large their parts are."""
+    rest: tuple[Perturbed, ...] = ()
+    for part in parts:
+        *whole, last = Perturbed.join((*rest, part)).split(size)
+        yield from whole
+        rest = (last,)
+        if len(last.labels) == size:
+            yield last
+            rest = ()
+    yield from rest
 
 
-def _accuracies(logits: Tensor, labels: Tensor) -> Iterator[dict[str, str | float]]:
-    """Accuracy by each metric."""
-    for metric, among in METRICS.items():
-        correct = correct_in(logits, labels, among)
-        share = correct / len(logits)
-        error = round(100 * (share * (1 - share) / len(logits)) ** 0.5, 3)
-        values = {"correct": correct, "value_percent": round(100 * share, 3), "standard_error_percent": error}
-        yield {"metric": metric, **values}
+def _paths(network: nn.Module, every: bool) -> tuple[Paths, ...]:
+    """All paths together; with ``every``, also each alone, where the network has two."""
+    return ("both", "spiking", "auxiliary") if every and getattr(network, "has_two_paths", False) else ("both",)
 
 
 def distinct(conditions: Iterable[Condition | str]) -> list[Condition]:
@@ -325,6 +317,48 @@ class _Subject(NamedTuple):
     provenance: dict[str, int | str]
 
 
+class _Tally:
+    """What a network answers to the images of one run, of which mini-batches are added.
+
+    ``classes``: how many logits there must be, or None.
+    """
+
+    def __init__(self, name: str, subject: _Subject, paths: Paths, draws: int, classes: int | None) -> None:
+        self.name, self.subject, self.paths, self.draws, self.classes = name, subject, paths, draws, classes
+        self.correct = dict.fromkeys(METRICS, 0)
+        self.labels = self.predicted = Growing.of(torch.empty(0, dtype=torch.int64))
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count logits (B, classes); :class:`UserError` for some that say nothing."""
+        check(
+            bool(logits.isfinite().all()),
+            f"model {self.name} gives logits that are not finite numbers: its weights are broken; train it anew",
+        )
+        check(
+            logits.ndim == 2 and int(labels.max()) < logits.shape[1],
+            f"model {self.name} gives logits of shape {tuple(logits.shape)}; labels go up to {labels.max()}, so "
+            "expected (N, classes) with more classes",
+        )
+        check(
+            self.classes is None or logits.shape[1] == self.classes,
+            f"model {self.name} gives {logits.shape[1]} logits for {self.classes} classes; expected one for each, in "
+            "the order of the classes' names",
+        )
+        for metric, among in METRICS.items():
+            self.correct[metric] += correct_in(logits, labels, among)
+        self.labels = self.labels.extend(labels)
+        self.predicted = self.predicted.extend(logits.topk(1, dim=1).indices[:, 0])
+
+    def accuracies(self) -> Iterator[dict[str, str | float]]:
+        """Accuracy by each metric."""
+        images = self.labels.count
+        for metric, correct in self.correct.items():
+            share = correct / images
+            error = round(100 * (share * (1 - share) / images) ** 0.5, 3)
+            values = {"correct": correct, "value_percent": round(100 * share, 3), "standard_error_percent": error}
+            yield {"metric": metric, **values}
+
+
 def _opened(name: str, model: Model) -> TrainedModel | nn.Module:
     model = load_model(model) if isinstance(model, str | Path) else model
     check(
@@ -344,9 +378,18 @@ def _subject(model: TrainedModel | nn.Module) -> _Subject:
     return _Subject(model.network, description, {"training_seed": model.seed, "model_digest": model.digest})
 
 
-def _mean_sigma(images: Tensor, decibel: float) -> float:
-    """Mean standard deviation of noise on uint8 images, in units of intensity."""
-    return round(awgn_sigma(images.float() / 255, decibel).mean().item(), 5)
+def _mean_power(data: Subset) -> Tensor:
+    """Mean power of each image, (N, 1, 1, 1)."""
+    power, done = torch.empty(len(data), 1, 1, 1), 0
+    for chunk in data.split(CHUNK):
+        power[done : done + len(chunk.labels)] = mean_power(chunk.images.float() / 255)
+        done += len(chunk.labels)
+    return power
+
+
+def _mean_sigma(power: Tensor, decibel: float) -> float:
+    """Mean standard deviation of noise on images of these powers, in units of intensity."""
+    return round(sigma_at(power, decibel).mean().item(), 5)
 
 
 def summarise(rows: list[dict], metric: str = "", paths: str = "") -> list[dict]:
@@ -405,7 +448,7 @@ def common_source(models: Mapping[str, TrainedModel], data: str | None, root: Pa
     return model.data_source.override(data=data, root=root)
 
 
-def load_held_out(models: Mapping[str, TrainedModel], root: Path | None, *, cache: str | Path = NONE) -> Images:
+def load_held_out(models: Mapping[str, TrainedModel], root: Path | None, *, cache: str | Path = NONE) -> Subset:
     """Training images that training kept for its validation curve; they must be the same for all models.
 
     ``cache`` is that of :func:`snn.data.load_images`.
@@ -429,7 +472,7 @@ def load_held_out(models: Mapping[str, TrainedModel], root: Path | None, *, cach
     data = load_images(model.data_source.override(root=root), "train", model.seed, cache=cache)
     rows = Recipe(holdout=model.recipe["holdout"]).held_out(data.labels, model.seed)
     warn_of_classes(data, rows)
-    return data._replace(images=data.images[rows], labels=data.labels[rows])
+    return Subset(data, torch.from_numpy(rows))
 
 
 def match_classes(models: Mapping[str, TrainedModel], data: Images) -> Images:

@@ -1,12 +1,12 @@
 """Training steps for Lightning, each of which depends on seed, step and process alone.
 
-Images stay on the device, as uint8. A mini-batch is an index into them; shifts, flips, noise and dropout are drawn from
-generators of that step. Training can therefore stop and go on anywhere, to the same bits.
+A mini-batch comes as uint8 (:mod:`hybrid.batches`); shifts, flips, noise and dropout are drawn from generators of that
+step. Training can therefore stop and go on anywhere, to the same bits.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
-from torch.utils.data import DataLoader
 
 from hybrid.augment import Augmentation, augment, cover
+from hybrid.batches import Batches, Loader, MiniBatch, Supply
 from hybrid.conditions import Noise
 from hybrid.network import Network
 from hybrid.optimiser import MOMENTUM, ORTHOGONAL_MOMENTUM, Muon, hidden_kernels, one_cycle
@@ -28,6 +28,7 @@ from snn.runtime.errors import UserError, check
 from snn.runtime.outputs import write_csv
 from snn.runtime.progress import progress
 from snn.runtime.random import stream
+from snn.subset import Subset
 
 PARTS = ("train", "val")
 HISTORY = (*(f"{part}_{what}" for part in PARTS for what in ("loss", "accuracy")), "learning_rate")
@@ -44,46 +45,14 @@ class Diverged(UserError):
     """A training has exploded: there is nothing to go on from."""
 
 
-class Batches:
-    """Indices of the images of each mini-batch, from where training stands to the end of that pass.
-
-    Of ``count`` images, the last, smaller mini-batch is left out. Their order differs from pass to pass. ``step``
-    returns the number of steps that are done.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int, step: Callable[[], int]) -> None:
-        self.count, self.batch_size, self.seed, self.step = count, batch_size, seed, step
-
-    def __len__(self) -> int:
-        return self.count // self.batch_size
-
-    def __iter__(self) -> Iterator[Tensor]:
-        epoch, first = divmod(self.step(), len(self))
-        order = torch.randperm(self.count, generator=stream(self.seed, "order", epoch))
-        yield from order.split(self.batch_size)[first : len(self)]
-
-    # Lightning asks loaders that can go on in the middle of a pass for a state; the step says it all.
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-class Uncopied(dict[str, tuple[Tensor, Tensor]]):
-    """Images that a copy of the module shares: an average of weights has such a copy."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Uncopied":
-        return self
-
-
 class Classifier(lightning.LightningModule):
     """The training and validation steps, and a history with one row for each epoch, also in the CSV file ``metrics``.
 
-    ``training`` and ``held_out`` are images, uint8 (N, C, H, W), and labels, int64 (N,); ``augmentation`` is any but
-    auto; ``seed`` is that of all draws. ``watch``: noise under which the held-out images are also classified after each
-    pass, which changes nothing else. ``before``: the history of a finished training that this one goes on from, with a
-    further cycle of the learning rate and other draws.
+    ``training`` and ``held_out`` are images and labels on the CPU, which ``workers`` processes read
+    (:class:`hybrid.batches.Supply`); ``augmentation`` is any but auto; ``seed`` is that of all draws. ``watch``: noise
+    under which the held-out images are also classified after each pass, which changes nothing else. ``before``: the
+    history of a finished training that this one goes on from, with a further cycle of the learning rate and other
+    draws.
     """
 
     def __init__(
@@ -92,21 +61,22 @@ class Classifier(lightning.LightningModule):
         recipe: Recipe,
         augmentation: Augmentation,
         seed: int,
-        training: tuple[Tensor, Tensor],
-        held_out: tuple[Tensor, Tensor],
+        training: Subset,
+        held_out: Subset,
         metrics: Path | None = None,
         watch: Sequence[Noise] = (),
         before: Mapping[str, Iterable[float]] | None = None,
+        workers: int | None = None,
     ) -> None:
         super().__init__()
         self.metrics = metrics
         self.threads: int | None = None
         """CPU threads of this process; None: as many as it gets."""
         self.network, self.recipe, self.augmentation, self.seed = network, recipe, augmentation, seed
-        self.data: dict[str, tuple[Tensor, Tensor]] = Uncopied(train=training, val=held_out)
-        self.mirrored_first = torch.rand(len(training[1]), generator=stream(seed, "flips")) < 0.5
+        self.supply = Supply({"train": training, "val": held_out}, workers)
+        self.mirrored_first = torch.rand(len(training), generator=stream(seed, "flips")) < 0.5
         """Which images are mirrored in the first pass, where flips alternate."""
-        self.weights = class_weights(training[1]) if recipe.class_weights == "balanced" else None
+        self.weights = class_weights(training.labels) if recipe.class_weights == "balanced" else None
         """Of each class in the loss; None: all alike."""
         columns = [*HISTORY, *map(watched_column, watch)]
         self.history: dict[str, list[float]] = {
@@ -121,7 +91,15 @@ class Classifier(lightning.LightningModule):
     @property
     def steps(self) -> int:
         """Optimiser steps that are done, also those of the training that this one goes on from."""
-        return self.passes_before * (len(self.data["train"][1]) // self.recipe.batch_size) + self.global_step
+        return self.passes_before * (len(self.supply.parts["train"]) // self.recipe.batch_size) + self.global_step
+
+    @property
+    def planned(self) -> int:
+        """Optimiser steps of this training, whatever it goes on from.
+
+        Lightning's own estimate makes the loaders, whose workers would read before it is known where training stands.
+        """
+        return (self.trainer.max_epochs or 1) * (len(self.supply.parts["train"]) // self.recipe.batch_size)
 
     @property
     def passes(self) -> int:
@@ -133,24 +111,25 @@ class Classifier(lightning.LightningModule):
         if self.threads:
             torch.set_num_threads(self.threads)
         self.weights = None if self.weights is None else self.weights.to(self.device)
-        self.data = Uncopied({part: (x.to(self.device), y.to(self.device)) for part, (x, y) in self.data.items()})
+        self.supply.prepare(self.device)
 
-    def train_dataloader(self) -> Batches:
-        return Batches(len(self.data["train"][1]), self.recipe.batch_size, self.seed, lambda: self.steps)
+    def train_dataloader(self) -> Loader:
+        count, share = len(self.supply.parts["train"]), slice(self.trainer.global_rank, None, self.trainer.world_size)
+        batches = Batches(count, self.recipe.batch_size, self.seed, lambda: self.steps, share)
+        return self.supply.loader("train", batches)
 
-    def val_dataloader(self) -> DataLoader:
-        share = torch.arange(self.trainer.global_rank, len(self.data["val"][1]), self.trainer.world_size)
-        return DataLoader(share.split(VALIDATION_BATCH), batch_size=None)
+    def val_dataloader(self) -> Loader:
+        share = torch.arange(self.trainer.global_rank, len(self.supply.parts["val"]), self.trainer.world_size)
+        return self.supply.loader("val", share.split(VALIDATION_BATCH))
 
-    def training_step(self, rows: Tensor, index: int) -> Tensor:
-        rank, size = self.trainer.global_rank, self.trainer.world_size
-        images, labels = (values[rows[rank::size]] for values in self.data["train"])
-        draws = stream(self.seed, "step", self.steps, rank)
-        images = augment(images, self.augmentation, draws, self.mirrored(rows[rank::size]), self.recipe.border)
+    def training_step(self, batch: MiniBatch, index: int) -> Tensor:
+        rows, images, labels = batch
+        draws = stream(self.seed, "step", self.steps, self.trainer.global_rank)
+        images = augment(images, self.augmentation, draws, self.mirrored(rows), self.recipe.border)
         if self.recipe.cutout:
             images = cover(images, self.recipe.cutout, draws)
         images = images.float() / 255
-        small = 0 if self.passes_before else self.recipe.small_share * self.trainer.estimated_stepping_batches
+        small = 0 if self.passes_before else self.recipe.small_share * self.planned
         if self.global_step < small:
             images = interpolate(images, scale_factor=SMALL, mode="bilinear", antialias=True)
         noise, dropout = torch.randint(2**62, (2,), generator=draws).tolist()
@@ -172,8 +151,8 @@ class Classifier(lightning.LightningModule):
             return None
         return self.mirrored_first[rows.cpu()] ^ bool(self.passes % 2)
 
-    def validation_step(self, rows: Tensor, index: int) -> None:
-        images, labels = (values[rows] for values in self.data["val"])
+    def validation_step(self, batch: MiniBatch, index: int) -> None:
+        rows, images, labels = batch
         self._add("val", self.network(images.float() / 255), labels)
         for noise, correct in self.watched.items():
             noisy = self.perturbed(noise, images, rows.tolist()).to(self.device)
@@ -208,7 +187,7 @@ class Classifier(lightning.LightningModule):
             self._check_converging(math.isfinite(loss), "the loss is no longer a number")
         for noise, correct in self.watched.items():
             right = self.trainer.strategy.reduce(correct.to(self.device), reduce_op="sum").item()
-            self.history[watched_column(noise)].append(right / len(self.data["val"][1]))
+            self.history[watched_column(noise)].append(right / len(self.supply.parts["val"]))
             self.watched[noise] = torch.zeros(())
         if self.current_epoch + 1 == self.trainer.max_epochs:
             self._check_result()
@@ -221,7 +200,7 @@ class Classifier(lightning.LightningModule):
 
     def _check_result(self) -> None:
         """Raise :class:`UserError` for a network that no honest training ends with."""
-        guess = math.log(max(2, int(self.data["train"][1].max()) + 1))
+        guess = math.log(max(2, int(self.supply.parts["train"].labels.max()) + 1))
         loss = self.history["val_loss"][-1]
         largest = torch.stack([weights.abs().max() for weights in self.network.parameters()]).max().item()
         self._check_converging(math.isfinite(largest), "weights are no longer numbers")
@@ -270,7 +249,7 @@ class Classifier(lightning.LightningModule):
             optimizer = Muon([*({**group, **rates} for group in groups), kernels])
         else:
             optimizer = torch.optim.SGD(groups, nesterov=True, **rates)
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.planned
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -282,9 +261,9 @@ class TrainingProgress(Callback):
     """Steps are made; until then a checkpoint is read."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
         self.begun = True
-        steps = int(trainer.estimated_stepping_batches)
-        self.bar = progress(None, "training", "step", total=steps, initial=trainer.global_step)
+        self.bar = progress(None, "training", "step", total=pl_module.planned, initial=trainer.global_step)
         self.bar.disable |= not trainer.is_global_zero
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -323,7 +302,9 @@ class Checkpoints(Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # The optimiser is made, and not yet set to what the checkpoint holds.
         if self.read:
-            check(_same_kind(self.read, trainer), "its optimiser, learning rate or counters are another training's")
+            assert isinstance(pl_module, Classifier)
+            same = _same_kind(self.read, trainer, pl_module.planned)
+            check(same, "its optimiser, learning rate or counters are another training's")
             self.read = {}
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
@@ -334,8 +315,11 @@ class Checkpoints(Callback):
             self.last = time.monotonic()
 
 
-def _same_kind(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
-    """Whether optimiser, learning rate and counters of a checkpoint are those of this training at some step."""
+def _same_kind(checkpoint: dict[str, Any], trainer: lightning.Trainer, planned: int) -> bool:
+    """Whether optimiser, learning rate and counters of a checkpoint are those of this training at some step.
+
+    ``planned``: its steps.
+    """
     step, (optimiser,) = checkpoint["global_step"], trainer.optimizers
     (stored,), (rates,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
     fresh = optimiser.state_dict()["param_groups"]
@@ -357,21 +341,21 @@ def _same_kind(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
     given = [group["lr"] for group in stored["param_groups"]]
     averaged = [value for state in checkpoint["callbacks"].values() for value in state.values()]
     return (
-        all(same) and all(buffers) and _counts(checkpoint, trainer) and stored["state"].keys() == set(numbers)
+        all(same) and all(buffers) and _counts(checkpoint, trainer, planned) and stored["state"].keys() == set(numbers)
         and rates.keys() == schedule.state_dict().keys()
         and all(type(rate) is float and math.isclose(rate, wanted) for rate, wanted in zip(given, due, strict=True))
-        and step <= trainer.estimated_stepping_batches
+        and step <= planned
         and all(0 <= value <= step for value in averaged)
         and (rates["base_lrs"], rates["last_epoch"]) == (base, step)
     )  # fmt: skip
 
 
-def _counts(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> bool:
+def _counts(checkpoint: dict[str, Any], trainer: lightning.Trainer, planned: int) -> bool:
     """Whether the counters of a checkpoint's loop are those of a loop that made its passes and steps."""
     loop, epoch, step = checkpoint["loops"]["fit_loop"], checkpoint["epoch"], checkpoint["global_step"]
     if _form(loop) != _form(trainer.fit_loop.state_dict()) or not _no_negative(loop):
         return False
-    steps = int(trainer.estimated_stepping_batches) // (trainer.max_epochs or 1)
+    steps = planned // (trainer.max_epochs or 1)
     passes, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
     return epoch == step // steps and all(
         (passes["current"][name], batches["total"][name], batches["current"][name]) == (epoch, step, step % steps)

@@ -4,7 +4,7 @@ A network takes images in [0, 1] and normalises them inside, so that a saved mod
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -29,12 +29,15 @@ class Normalise(nn.Module):
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
 
-    def measure(self, images: Tensor) -> None:
-        """Take the statistics of uint8 images (N, C, H, W)."""
-        # Counts of the 256 intensities: exact, and no copy of all images in a wider type.
+    def measure(self, portions: Iterable[Tensor]) -> None:
+        """Take the statistics of uint8 images, which come in portions (B, C, H, W)."""
+        # Counts of the 256 intensities: exact, in whatever portions.
+        total = torch.zeros(len(self.mean), 256, dtype=torch.int64)
+        for images in portions:
+            for channel, counts in enumerate(total):
+                counts += torch.bincount(images[:, channel].flatten(), minlength=256)
         levels = torch.arange(256, dtype=torch.float64) / 255
-        for channel in range(images.shape[1]):
-            counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        for channel, counts in enumerate(total.double()):
             mean = (counts * levels).sum() / counts.sum()
             variance = (counts * (levels - mean) ** 2).sum() / counts.sum()
             self.mean[channel], self.std[channel] = mean, variance.sqrt().clamp(min=1e-3)

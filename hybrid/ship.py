@@ -61,11 +61,11 @@ def compared_on(model: TrainedModel, config: ShipConfig) -> DataSource:
 
 
 def comparison_images(model: TrainedModel, config: ShipConfig) -> Tensor | None:
-    """Test images in [0, 1], (N, C, H, W); None where those of the training run are not there."""
+    """Test images, uint8 (N, C, H, W); None where those of the training run are not there."""
     source = compared_on(model, config)
     note_root(source, config.root)
     try:
-        images = load_images(source, "test", config.options.seed, cache=config.caching.cache).images.float() / 255
+        images = load_images(source, "test", config.options.seed, cache=config.caching.cache).images
     except UserError as error:
         if config.data is not None or config.root is not None:
             raise
@@ -76,7 +76,7 @@ def comparison_images(model: TrainedModel, config: ShipConfig) -> Tensor | None:
 
 
 def compare(model: TrainedModel, rounded: TrainedModel, images: Tensor, device: torch.device) -> dict[str, float]:
-    """How the logits of two networks differ on images (N, C, H, W) in [0, 1]."""
+    """How the logits of two networks differ on images (N, C, H, W), uint8 or in [0, 1]."""
     before, after = (predict(each.network, images, device) for each in (model, rounded))
     return {
         "images": len(images),

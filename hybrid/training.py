@@ -16,7 +16,7 @@ import torch
 import tyro
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from bridge.frontend import SpikingFrontEnd
@@ -30,15 +30,16 @@ from hybrid.network import Network
 from hybrid.pretrained import Weights, open_weights, start_from
 from hybrid.recipe import Recipe, warn_of_classes
 from hybrid.storage import WATCHED, TrainedModel
-from snn.data import Array, Images, as_labelled
+from snn.data import Array, Images, as_labelled, in_bytes
 from snn.patches import random_patches
 from snn.runtime.device import DeviceName
 from snn.runtime.errors import UserError, check
 from snn.runtime.processes import environments, first_process, group_size, joined
 from snn.runtime.progress import warn
 from snn.runtime.random import stream
-from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, SEED, THREADS, check_fields, check_value
+from snn.runtime.ranges import INTERVAL, NODES, PROCESSES, SEED, THREADS, WORKERS, check_fields, check_value
 from snn.runtime.threads import fastest, numbers_of_threads, seconds_by_threads, use_threads
+from snn.subset import Subset
 
 PATCHES = 20_000
 """Patches whose covariance whitens the first layer."""
@@ -64,6 +65,10 @@ class Hardware:
     """CPU threads of each process; None: the cores (or OMP_NUM_THREADS), or, of several processes, an equal share;
     auto: those up to that number with which a few steps of this training are fastest. Results differ in their last bits
     between numbers of threads, so --resume keeps the number that the training was started with."""
+    workers: Annotated[int | None, WORKERS] = None
+    """Processes that read mini-batches ahead of the step, of images that stay where they are (a mapped file); 0: none.
+    None: images that fit into the GPU's memory are copied there, of others up to 4 processes read; on a CPU none do.
+    Results do not depend on it."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -190,14 +195,14 @@ def train(
         check_continuable(after, spec, recipe, seed, parent_digest, start.digest if start else "", noises)
     device, devices, nodes = hardware.group()
     _check_same_work(data, spec, recipe.identity, seed, parent_digest, start.digest if start else "", noises)
-    kept, held_out = _split(data, recipe, seed, processes=devices * nodes)
+    training, held_out = _split(data, recipe, seed, processes=devices * nodes)
     # torchvision and Lightning draw from the global generators: seeded here, once.
     lightning.seed_everything(seed, verbose=False)
     # The caller's front end or network stays as it is.
     model = build_model(spec, copy.deepcopy(converted)) if isinstance(network, Architecture) else copy.deepcopy(network)
-    model.normalise.measure(data.images[kept])
+    model.normalise.measure(part.images for part in training.portions())
     if recipe.first_layer == "whitening":
-        whiten_first_layer(model, data.images[kept], seed)
+        whiten_first_layer(model, training, seed)
     if after is not None:
         finished = copy.deepcopy(after.network).cpu()
         check(
@@ -219,11 +224,12 @@ def train(
         recipe,
         resolve_augmentation(recipe.augmentation, data.data_source.data),
         seed,
-        training=(data.images[kept], data.labels[kept]),
-        held_out=(data.images[held_out], data.labels[held_out]),
+        training=training,
+        held_out=held_out,
         metrics=folder / "metrics.csv" if folder else None,
         watch=noises,
         before=after.history if after else None,
+        workers=hardware.workers,
     )
     cycles = (*(after.cycles or (module.passes_before,)), recipe.epochs - module.passes_before) if after else ()
     identity = training_identity(spec, recipe, seed, data, model, cycles, noises)
@@ -296,18 +302,19 @@ def check_continuable(
     )
 
 
-def whiten_first_layer(network: Network, images: Tensor, seed: int) -> None:
+def whiten_first_layer(network: Network, training: Subset, seed: int) -> None:
     """Start the trainable convolution that reads images with filters that whiten their patches (airbench).
 
-    Each of the largest principal axes of normalised patches of uint8 ``images`` gives two filters, of either sign.
+    Each of the largest principal axes of normalised patches of the images gives two filters, of either sign.
     Filters beyond these keep their start. A network without such a convolution stays as it is.
     """
-    readers = (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels == images.shape[1])
+    readers = (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels == training.shape[0])
     first = next(readers, None)
     if first is None:
         return
     size = first.kernel_size[0]
-    patches = network.normalise(random_patches(images, size, PATCHES, stream(seed, "first layer")).double() / 255)
+    patches = random_patches(training.data.images, size, PATCHES, stream(seed, "first layer"), training.rows)
+    patches = network.normalise(patches.double() / 255)
     # A training that goes on is recognised by these filters, however many threads it now has.
     with use_threads(1):
         variance, axes = torch.linalg.eigh(torch.cov(patches.flatten(1).T))
@@ -330,7 +337,8 @@ def training_identity(
     further = f"{cycles} {watch}" if cycles or watch else ""
     digest = hashlib.sha256(f"({spec!r}, {recipe.identity}, {seed!r}){further}".encode())
     for values in (data.images, data.labels, *network.state_dict().values()):
-        digest.update(values.contiguous().numpy().tobytes())
+        for part in in_bytes(values):
+            digest.update(part)
     return digest.hexdigest()
 
 
@@ -353,8 +361,8 @@ def _describe(
     return replace(spec, classes=data.classes), None, ""
 
 
-def _split(data: Images, recipe: Recipe, seed: int, processes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images to train on, and of those held out."""
+def _split(data: Images, recipe: Recipe, seed: int, processes: int) -> tuple[Subset, Subset]:
+    """The images to train on, and those held out."""
     check(len(data.classes) >= 2, f"the images are of {len(data.classes)} class; training needs 2 or more")
     held_out = recipe.held_out(data.labels, seed)
     kept = np.setdiff1d(np.arange(len(data.labels)), held_out)
@@ -369,7 +377,7 @@ def _split(data: Images, recipe: Recipe, seed: int, processes: int) -> tuple[np.
         "two images for each",
     )
     warn_of_classes(data, held_out)
-    return kept, held_out
+    return Subset(data, torch.from_numpy(kept)), Subset(data, torch.from_numpy(held_out))
 
 
 def _check_same_work(data: Images, *settings: object) -> None:
@@ -409,8 +417,9 @@ def measure_threads(module: Classifier, limit: int) -> tuple[dict[int, float], i
     seconds. A copy of the network computes, and the global generator is restored, so that training is not changed.
     """
     network = copy.deepcopy(module.network).train()
-    images, labels = (values[: module.recipe.batch_size] for values in module.data["train"])
-    images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
+    first = module.supply.parts["train"][: module.recipe.batch_size]
+    labels = first.labels
+    images = (first.images.float() / 255).contiguous(memory_format=torch.channels_last)
 
     def step(count: int) -> None:
         network.zero_grad()
@@ -498,4 +507,4 @@ def _fit(
         finally:
             log.setLevel(level)
             # Lightning's objects live on for a while; the images need not.
-            module.data = {}
+            module.supply.parts = {}

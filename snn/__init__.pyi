@@ -20,3 +20,4 @@ from snn.registries import register_rule as register_rule
 from snn.runtime.errors import UserError as UserError
 from snn.storage import load as load
 from snn.storage import save as save
+from snn.subset import Subset as Subset

@@ -4,8 +4,9 @@ Images are uint8 tensors (N, C, H, W), labels int64 tensors (N,); intensity x = 
 """
 
 import math
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from snn.data_source import LENGTHS, UNNAMED, DataSource, Split, check_data
-from snn.decoded import as_tensor, mapped_file, read_pixels
-from snn.image_cache import AUTO, NONE, CacheFile, cache_folder
+from snn.decoded import as_tensor, read_pixels
+from snn.image_cache import AUTO, NONE, cache_folder
 from snn.image_files import (
     IMAGE_SUFFIXES,
     SEVERAL_FRAMES,
@@ -31,13 +32,15 @@ from snn.image_files import (
 )
 from snn.runtime.errors import UserError, check
 from snn.runtime.memory import check_memory
-from snn.runtime.processes import Processes, first_process
+from snn.runtime.processes import first_process
 from snn.runtime.progress import warn, warn_once
 
 Array = Tensor | np.ndarray
 
 MOST_CLASSES = 100_000
 """Largest number of classes that labels without names of their classes can mean."""
+DIGEST_ROWS = 64
+"""Rows of a tensor that are added to a digest at once."""
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 """(C, H, W) of data sets whose images all have one size."""
 
@@ -59,6 +62,11 @@ class Images(NamedTuple):
         """(C, H, W)."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    def split(self, size: int) -> "Iterator[Images]":
+        """The images in their order, ``size`` at a time."""
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield self._replace(images=images, labels=labels)
 
 
 def load_images(
@@ -110,31 +118,6 @@ def load_images(
     return Images(torch.from_numpy(images), torch.from_numpy(targets[chosen]), classes, source)
 
 
-def share_images(load: Callable[[], Images], processes: Processes, device: torch.device) -> Images:
-    """What ``load`` returns in the first of some processes, in all of them; its :class:`UserError` ends them all.
-
-    Images that the first one has mapped are not sent if all others can map them, too. ``device`` is the process's.
-    """
-    loaded: list[Images] = []
-
-    def load_and_describe() -> tuple[Images, CacheFile | None]:
-        loaded.append(load())
-        file = mapped_file(loaded[0].images)
-        return loaded[0]._replace(images=torch.empty(0)) if file else loaded[0], file
-
-    data, file = processes.share(load_and_describe)
-    if file is None:
-        return data
-    found = file.read() if not loaded else None
-    mapped = loaded[0].images if loaded else as_tensor(found) if found else None
-    # A cache on another node's disk, or that another command has replaced meanwhile.
-    lacking = processes.add(torch.tensor([int(mapped is None)], device=device)).item()
-    if lacking:
-        mapped = processes.share(lambda: loaded[0].images)
-    assert mapped is not None
-    return data._replace(images=mapped)
-
-
 def image_shape(source: DataSource, split: Split) -> tuple[int, int, int]:
     """(C, H, W) of the images of one split, of which at most one is read; errors as of :func:`load_images`."""
     size, folder = source.image_size, _folder(source)
@@ -163,7 +146,7 @@ def _folder(source: DataSource) -> Path | None:
 
 
 def as_images(images: Images | Array) -> Tensor:
-    """Images as all stages take them, of a tensor or NumPy array: uint8 (N, C, H, W).
+    """Images as all stages take them, of a tensor or NumPy array, whose memory they share: uint8 (N, C, H, W).
 
     Raises :class:`UserError` for another type or shape, for no images, and for sides of less than 4 pixels.
     """
@@ -184,7 +167,7 @@ def as_images(images: Images | Array) -> Tensor:
         min(shape[2:]) >= SMALLEST and max(shape[2:]) <= LENGTHS.high,
         f"images have {shape[3]}x{shape[2]} pixels; expected sides of {SMALLEST} to {LENGTHS.high} pixels",
     )
-    return _tensor(pixels)
+    return _shared(pixels)
 
 
 def as_labelled(data: Images | tuple[Array, Array]) -> Images:
@@ -231,6 +214,22 @@ def _tensor(values: Array) -> Tensor:
         return values
     # A copy: not every array has a layout and byte order that a tensor can have, and some are only to be read.
     return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
+
+
+def _shared(values: Array) -> Tensor:
+    """A tensor over the memory of an array, which may be a file that is only mapped; a copy of one in another order."""
+    if isinstance(values, Tensor) or not values.flags.c_contiguous:
+        return _tensor(values)
+    with warnings.catch_warnings():
+        # Of an array that is only to be read: nothing here writes to images.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
+
+
+def in_bytes(values: Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor on the CPU, in the order of its elements, for a digest; it is not copied as a whole."""
+    for part in values.split(DIGEST_ROWS) if values.ndim else (values,):
+        yield part.contiguous().numpy().data
 
 
 def few(names: Sequence[str]) -> str:

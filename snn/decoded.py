@@ -86,12 +86,6 @@ def as_tensor(pixels: Pixels) -> Tensor:
     return tensor
 
 
-def mapped_file(images: Tensor) -> CacheFile | None:
-    """The file from which a tensor of images is mapped; None if it lies in memory."""
-    pixels = _mapped.get(images)
-    return pixels.file if pixels else None
-
-
 def known_digest(images: Tensor) -> str | None:
     """Digest of mapped images as of :func:`snn.storage.images_digest`, without reading them; None for any others.
 

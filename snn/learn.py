@@ -81,7 +81,7 @@ def run(config: LearnConfig) -> None:
     # Imported here: --help must not wait for PyTorch.
     from snn.board import Board
     from snn.checkpointing import checkpoint_writer, load_unfinished
-    from snn.data import image_folders, load_images, share_images
+    from snn.data import image_folders, load_images
     from snn.engines.base import choose_engine
     from snn.figures import draw_kernels
     from snn.learner import learn
@@ -97,15 +97,16 @@ def run(config: LearnConfig) -> None:
     hold_log_folder(logs := log_folder(config.out, "_learning"), (config.out, config.options.json), folders)
     processes, device = start_processes(config.options.device, config.devices, config.num_nodes)
     engine = choose_engine(config.engine, device)
-    # The first process alone downloads, reads and decides; a message is shown once.
-    source, cache = config.data_source, config.caching.cache
-    data = share_images(lambda: load_images(source, "train", seed, labels=False, cache=cache), processes, device)
+    # The first process alone downloads, decides and writes; a message is shown once.
+    cache = config.caching.cache
+    data = processes.in_turn(lambda: load_images(config.data_source, "train", seed, labels=False, cache=cache))
     images = data.images
     check_file(config.learning, data.shape[0], len(images))
     fresh = SpikingNetwork(data.shape, config.learning, (), seed, images_digest=images_digest(images))
     check(
         processes.share(lambda: fresh) == fresh,
-        "the first process has other settings: give the command the same flags on all nodes",
+        f"process {processes.rank} has other settings or images than the first: give the command the same flags and "
+        "images on all nodes",
     )
     unfinished = processes.share(lambda: load_unfinished(config.out, fresh, config.resume))
     if processes.first:

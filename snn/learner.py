@@ -57,7 +57,8 @@ def learn(
 
     Args:
         images: uint8 (N, C, H, W), a tensor or NumPy array, or what :func:`snn.data.load_images` returns. All
-            processes hold all of them.
+            processes are given the same. Mini-batches are read from them as they are needed: a mapped file is not
+            copied into memory.
         p: settings (None: defaults).
         seed: of all draws.
         device: where to compute.

@@ -50,7 +50,7 @@ class Monitor:
 
     def _describe(self) -> str:
         """Speed since this process began, and activity over the last updates."""
-        images, wins, mean_change = self._history
+        images, wins = self._history.images, self._history.wins
         recent = wins[-PATIENCE:]
         shown = (images[-1] - (images[-PATIENCE - 1] if len(images) > PATIENCE else 0)).item()
         seen = (images[-1] - (images[self._done - 1] if self._done else 0)).item()
@@ -58,7 +58,7 @@ class Monitor:
         return (
             f"{speed:.0f} images/s, {speed * self._p.encoding.n_steps:.0f} steps/s, "
             f"{recent.sum().item() / shown:.0f} spikes/image, {(recent.sum(0) > 0).sum().item()} maps active, "
-            f"mean |dG| {mean_change[-PATIENCE:].mean():.2g}, peak memory {peak_memory():.1f} GiB"
+            f"mean |dG| {self._history.mean_change[-PATIENCE:].mean():.2g}, peak memory {peak_memory():.1f} GiB"
         )
 
     def _warn(self) -> None:

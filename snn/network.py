@@ -2,42 +2,56 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from snn.engines.base import Engine
+from snn.growing import Growing
 from snn.layer import SpikingConv2d
 from snn.learning import Learning
 from snn.retina import Retina, encoder_input
 from snn.spikes import Spikes
 
 
-class LayerHistory(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LayerHistory:
     """One entry per mini-batch update of a layer."""
 
-    images: Tensor
-    """Images seen up to and including the update, int64 (U,)."""
-    wins: Tensor
-    """Postsynaptic spikes of each channel, int64 (U, C_out)."""
-    mean_change: Tensor
-    """Mean |dG| over the layer's synapses, float64 (U,)."""
+    columns: tuple[Growing, Growing, Growing]
+
+    @classmethod
+    def of(cls, images: Tensor, wins: Tensor, mean_change: Tensor) -> "LayerHistory":
+        """The history with these values."""
+        return cls((Growing.of(images), Growing.of(wins), Growing.of(mean_change)))
 
     @classmethod
     def empty(cls, maps: int) -> "LayerHistory":
         """Before the first update."""
         images, wins = torch.empty(0, dtype=torch.int64), torch.empty(0, maps, dtype=torch.int64)
-        return cls(images, wins, torch.empty(0, dtype=torch.float64))
+        return cls.of(images, wins, torch.empty(0, dtype=torch.float64))
+
+    @property
+    def images(self) -> Tensor:
+        """Images seen up to and including the update, int64 (U,)."""
+        return self.columns[0].values
+
+    @property
+    def wins(self) -> Tensor:
+        """Postsynaptic spikes of each channel, int64 (U, C_out)."""
+        return self.columns[1].values
+
+    @property
+    def mean_change(self) -> Tensor:
+        """Mean |dG| over the layer's synapses, float64 (U,)."""
+        return self.columns[2].values
 
     def with_update(self, images: int, wins: Tensor, mean_change: float) -> "LayerHistory":
         """The history with one more update, of ``images`` images; ``wins`` (C_out,), ``mean_change`` a conductance."""
-        seen = images + (self.images[-1:] if len(self.images) else 0)
-        return LayerHistory(
-            torch.cat([self.images, torch.as_tensor(seen).reshape(1)]),
-            torch.cat([self.wins, wins.cpu()[None]]),
-            torch.cat([self.mean_change, torch.tensor([mean_change], dtype=torch.float64)]),
-        )
+        seen = images + (int(self.images[-1]) if len(self.images) else 0)
+        rows = torch.tensor([seen]), wins[None], torch.tensor([mean_change], dtype=torch.float64)
+        first, second, third = (column.extend(row) for column, row in zip(self.columns, rows, strict=True))
+        return LayerHistory((first, second, third))
 
 
 @dataclass(frozen=True)

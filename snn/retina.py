@@ -38,6 +38,9 @@ INTENSITY_STEPS = 4 * LEVELS
 SCALE_SAMPLE = 4_000_000
 """Contrasts of training images, at most, whose quantile is the scale."""
 
+SUMMED = 2**20
+"""Intensities that are summed at once."""
+
 
 class RetinaHistory(NamedTuple):
     """How a retina came about."""
@@ -130,10 +133,15 @@ def learn_retina(images: Tensor, p: RetinaParameters, seed: int) -> Retina | Non
         filters, variance = whitening(sample_patches(images, p, seed), p.epsilon, p.noise)
     else:
         filters = difference_of_gaussians(colours, p)
-    # The mean of all images, in parts that fit memory; a difference of Gaussians ignores it.
-    total = torch.stack([part.sum((0, 2, 3), dtype=torch.int64) for part in images.split(1024)]).sum(0).double()
-    mean = total / (LEVELS * count * height * width) if p.kind == "whiten" else torch.zeros_like(total)
     sample = max(1, SCALE_SAMPLE // images[0].numel())
+    mean = torch.zeros(colours, dtype=torch.float64)
+    # A difference of Gaussians ignores it.
+    if p.kind == "whiten":
+        # In parts, as PyTorch makes int64 of what it sums.
+        total = torch.zeros(colours, dtype=torch.int64)
+        for part in images.split(max(1, SUMMED // images[0].numel())):
+            total += part.sum((0, 2, 3), dtype=torch.int64)
+        mean = total.double() / (LEVELS * count * height * width)
     chosen = images[torch.randperm(count, generator=stream(seed, "retina scale"))[:sample]]
     raw = _fitted(filters, mean)
     steps = (part.double() * (INTENSITY_STEPS // LEVELS) for part in chosen.split(256))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snn.data import in_bytes
 from snn.data_source import LOCATION, UNNAMED, DataSource, input_tree, read_input
 from snn.decoded import known_digest
 from snn.image_cache import new_digest
@@ -35,7 +36,8 @@ def images_digest(images: Tensor) -> str:
     if known := known_digest(images):
         return known
     digest = new_digest(tuple(images.shape))
-    digest.update(images.contiguous().numpy().data)
+    for part in in_bytes(images):
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -101,7 +103,8 @@ def _unfinished_tree(state: UnfinishedLayer) -> Tree:
 
 
 def _history_tree(history: LayerHistory) -> Tree:
-    return {name: values.numpy() for name, values in history._asdict().items()}
+    columns = {"images": history.images, "wins": history.wins, "mean_change": history.mean_change}
+    return {name: values.numpy() for name, values in columns.items()}
 
 
 def layer_tree(layer: SpikingConv2d) -> Tree:
@@ -233,4 +236,4 @@ def _history_from_tree(tree: Stored, maps: int) -> LayerHistory:
     check(bool((np.diff(images) > 0).all()), f"{tree.path}images does not increase")
     wins = tree.array("wins", np.int64, (len(images), maps), low=0)
     mean_change = tree.array("mean_change", np.float64, (len(images),), low=0)
-    return LayerHistory(*map(torch.from_numpy, (images, wins, mean_change)))
+    return LayerHistory.of(*map(torch.from_numpy, (images, wins, mean_change)))

@@ -309,6 +309,9 @@ def test_conversion_refuses_unfinished_networks_and_other_images(pipeline, tmp_p
             convert(network, images, layers=layers)
     with pytest.raises(UserError, match=r"shape \(20, 1, 7, 8\); expected .*\(1, 8, 8\)"):
         convert(network, images[:, :, 1:])
+    many = torch.zeros(1, 1, 8, 8, dtype=torch.uint8).expand(10**9, -1, -1, -1)
+    with pytest.raises(UserError, match=r"responses of 2 layers to 1000000000 images would take .*; give fewer"):
+        convert(network, many)
     with pytest.raises(UserError, match="`steps` 0: give 1 or more"):
         convert(network, images, steps=0)
     with pytest.raises(UserError, match=r"nothing\.h5 does not exist"):

@@ -136,7 +136,7 @@ def test_unknown_noise_and_levels_out_of_range_are_refused(text):
 def test_all_models_see_the_same_noise_however_a_condition_is_spelled():
     digits = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     first, again, other_seed, other_level = (
-        torch.cat(Noise.parse(text).batches(digits, seed))
+        torch.cat(list(Noise.parse(text).batches(digits, seed)))
         for text, seed in (("awgn:20", 0), ("awgn:20.0", 0), ("awgn:20", 1), ("awgn:21", 0))
     )
     assert torch.equal(first, again)

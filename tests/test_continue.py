@@ -19,6 +19,7 @@ from torch.nn.functional import log_softmax
 
 import hybrid
 from hybrid import lightning_module
+from hybrid.batches import MiniBatch
 from hybrid.checkpoint import PREVIOUS, PROGRESS
 from hybrid.conditions import Noise
 from hybrid.lightning_module import Classifier
@@ -29,6 +30,7 @@ from snn.data import load_images
 from snn.data_source import DataSource
 from snn.runtime.errors import UserError
 from snn.runtime.random import stream
+from snn.subset import Subset
 
 SMALL = ["--data", "digits", "--limit-train", "140", "--width", "0.1", "--batch-size", "16", "--variant", "baseline",
          "--no-figures", "--threads", "1", "--holdout", "0.2"]  # fmt: skip
@@ -149,10 +151,9 @@ def test_a_network_without_its_curve_does_not_go_on(continued, tmp_path, capsys)
 
 def classifier(data, recipe, before=None, **options):
     network = hybrid.baseline((1, 8, 8), width=0.1)
-    part = (data.images[:112], data.labels[:112])
+    part = Subset(data, torch.arange(112))
     module = Classifier(network, recipe, "none", 0, training=part, held_out=part, before=before, **options)
-    module.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, current_epoch=0, max_epochs=3,
-                                     estimated_stepping_batches=3 * STEPS)  # fmt: skip
+    module.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, current_epoch=0, max_epochs=3)
     return module
 
 
@@ -161,7 +162,7 @@ def test_draws_of_a_continuation_are_those_after_the_first_epochs(data, continue
     recipe = hybrid.Recipe(batch_size=16, flips="alternating")
     fresh, going_on = classifier(data, recipe), classifier(data, recipe, models[0][0].history)
     assert (fresh.steps, fresh.passes, going_on.steps, going_on.passes) == (0, 0, 2 * STEPS, 2)
-    orders = [torch.cat(list(module.train_dataloader())) for module in (fresh, going_on)]
+    orders = [torch.cat([batch.rows for batch in module.train_dataloader()]) for module in (fresh, going_on)]
     for order, epoch in zip(orders, (0, 2), strict=True):
         assert torch.equal(order, torch.randperm(112, generator=stream(0, "order", epoch)))
     going_on.trainer.current_epoch = 1
@@ -181,7 +182,8 @@ def test_small_images_belong_to_the_first_cycle(data, continued, monkeypatch):
     recipe = hybrid.Recipe(batch_size=16, small_share=0.5)
     for before, small in ((None, 1), (models[0][0].history, 0)):
         sizes.clear()
-        classifier(data, recipe, before).training_step(torch.arange(16), 0)
+        module = classifier(data, recipe, before)
+        module.training_step(next(iter(module.train_dataloader())), 0)
         assert len(sizes) == small
 
 
@@ -276,12 +278,13 @@ def test_balanced_weights_are_those_of_the_field():
 def test_the_balanced_loss_is_the_mean_of_each_images_weighted_one(data):
     recipe = hybrid.Recipe(batch_size=16, label_smoothing=0.2, class_weights="balanced")
     module, rows = classifier(data, recipe), torch.arange(3, 19)
-    images, labels = module.data["train"][0][rows], module.data["train"][1][rows]
-    counts = [int((module.data["train"][1] == label).sum()) for label in range(10)]
+    images, labels = data.images[rows], data.labels[rows]
+    batch = MiniBatch(rows, images, labels)
+    counts = [int((data.labels[:112] == label).sum()) for label in range(10)]
     for part in module.network.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-    loss = module.training_step(rows, 0).item()
+    loss = module.training_step(batch, 0).item()
     expected = 0.0
     for logits, label in zip(log_softmax(module.network(images / 255), 1), labels.tolist(), strict=True):
         smoothed = [0.2 / 10 + (0.8 if other == label else 0) for other in range(10)]
@@ -289,7 +292,7 @@ def test_the_balanced_loss_is_the_mean_of_each_images_weighted_one(data):
         expected -= weight * sum(q * p.item() for q, p in zip(smoothed, logits, strict=True)) / 16
     assert loss == pytest.approx(expected, rel=1e-4)
     assert len(set(counts)) > 1
-    plain = classifier(data, replace(recipe, class_weights="none")).training_step(rows, 0).item()
+    plain = classifier(data, replace(recipe, class_weights="none")).training_step(batch, 0).item()
     assert plain != pytest.approx(loss, rel=1e-6)
 
 

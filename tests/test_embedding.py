@@ -36,8 +36,8 @@ def naive_silhouette(points: np.ndarray, labels: np.ndarray) -> float:
 @pytest.mark.parametrize("name", ["safe", "baseline"])
 def test_the_last_layer_makes_the_logits_of_the_embedding(models, digits, name):
     network = models[name].network
-    batches = Noise.parse("awgn:15").batches(digits.images, 3)
-    embedding, logits = embeddings(network, torch.cat(batches), "cpu")
+    batches = list(Noise.parse("awgn:15").batches(digits.images, 3))
+    embedding, logits = embeddings(network, batches, "cpu")
     assert embedding.shape == (60, last_linear(network.main).in_features)
     assert embedding.dtype == torch.float32
     with torch.no_grad():
@@ -50,8 +50,8 @@ def test_panels_hold_the_score_of_the_embedding_and_the_accuracy(models, digits)
     panels = embed_models(models, digits, conditions, 5, "cpu")
     assert [(p.model, p.condition) for p in panels] == [(m, str(c)) for m in models for c in conditions]
     for panel in panels:
-        batches = Noise.parse(panel.condition).batches(digits.images, 5)
-        embedding, _ = embeddings(models[panel.model].network, torch.cat(batches), "cpu")
+        batches = list(Noise.parse(panel.condition).batches(digits.images, 5))
+        embedding, _ = embeddings(models[panel.model].network, batches, "cpu")
         assert panel.silhouette == pytest.approx(naive_silhouette(embedding.double().numpy(), panel.labels), abs=1e-9)
         assert panel.silhouette != pytest.approx(naive_silhouette(panel.points, panel.labels), abs=1e-3)
         right = predict(models[panel.model].network, torch.cat(batches), "cpu").argmax(1) == digits.labels
@@ -210,6 +210,6 @@ def test_the_legend_names_every_class_once(tmp_path, monkeypatch, count):
 def test_embeddings_leave_the_network_as_it_is(models, digits):
     network = models["safe"].network
     hooks = [len(module._forward_pre_hooks) for module in network.modules()]
-    embeddings(network, digits.images[:4].float() / 255, "cpu")
+    embeddings(network, [digits.images[:4].float() / 255], "cpu")
     assert hooks == [len(module._forward_pre_hooks) for module in network.modules()]
     assert isinstance(last_linear(network.main), nn.Linear)

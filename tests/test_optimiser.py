@@ -17,9 +17,10 @@ from hybrid.lightning_module import Classifier
 from hybrid.optimiser import Muon, hidden_kernels, one_cycle, orthogonal
 from hybrid.recipe import RECIPES, Recipe
 from hybrid.training import Checkpointing, Hardware, train, whiten_first_layer
-from snn.data import load_images
+from snn.data import as_labelled, load_images
 from snn.data_source import DataSource
 from snn.runtime.errors import UserError
+from snn.subset import Subset
 
 
 def seeded(seed=0):
@@ -167,7 +168,7 @@ def test_every_trainable_parameter_is_in_one_group_with_its_rate_and_decay(optim
     network.main.stages[2][1][0].bias = nn.Parameter(torch.zeros(128))
     network.main.stages[0][1][0].weight.requires_grad_(False)
     images = torch.randint(256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    data = images, torch.arange(8) % 4
+    data = Subset(as_labelled((images, torch.arange(8) % 4)))
     module = Classifier(network, recipe, "none", 0, training=data, held_out=data)
     trainer = lightning.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -414,13 +415,14 @@ def test_averaging_leaves_every_bit_of_a_frozen_front_end(pipeline):
 
 
 def test_filters_of_the_first_layer_whiten_patches_in_pairs_of_opposite_sign():
-    images = load_images(DataSource(limit_train=500), "train", seed=0).images
+    data = Subset(load_images(DataSource(limit_train=500), "train", seed=0))
+    images = data.images
     torch.manual_seed(0)
     network = baseline((1, 8, 8), "fast_cnn", 10, width=0.875)
-    network.normalise.measure(images)
+    network.normalise.measure([images])
     first = network.main.stem[0]
     start = first.weight.detach().clone()
-    whiten_first_layer(network, images, seed=0)
+    whiten_first_layer(network, data, seed=0)
     filters = first.weight.detach()
     # Nine axes of 3 x 3 patches, of either sign; of 24 filters, six are left as they were.
     assert len(filters) == 24
@@ -439,11 +441,11 @@ def test_filters_of_the_first_layer_whiten_patches_in_pairs_of_opposite_sign():
 
 
 def test_the_first_layer_that_whitens_depends_on_the_seed_and_is_where_images_are_read(pipeline):
-    images = load_images(DataSource(limit_train=100), "train", seed=0).images
+    data = Subset(load_images(DataSource(limit_train=100), "train", seed=0))
     narrow = baseline((1, 8, 8), "fast_cnn", 10, width=0.25)
     kernels = []
     for seed in (0, 0, 1):
-        whiten_first_layer(narrow, images, seed)
+        whiten_first_layer(narrow, data, seed)
         kernels.append(narrow.main.stem[0].weight.detach().clone())
     assert torch.equal(kernels[0], kernels[1])
     assert not torch.equal(kernels[0], kernels[2])
@@ -456,6 +458,6 @@ def test_the_first_layer_that_whitens_depends_on_the_seed_and_is_where_images_ar
         )
         network = build_model(spec, copy.deepcopy(frontend))
         before = copy.deepcopy(network.state_dict())
-        whiten_first_layer(network, images, seed=0)
+        whiten_first_layer(network, data, seed=0)
         changed = [name for name, value in network.state_dict().items() if not torch.equal(value, before[name])]
         assert changed == (["auxiliary.0.weight"] if maps else [])

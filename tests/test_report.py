@@ -155,7 +155,7 @@ def test_differences_of_stages(models, digits):
     clean = digits.images[:7].float() / 255
     noisy = (clean + 0.1 * torch.rand(clean.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     network = models["safe"].network
-    found = stage_differences(network, clean, noisy)
+    found = stage_differences(network, [(clean, noisy)])
     assert list(found) == ["image", "conv1", "conv2", "auxiliary"]
     for stage in ("image", "conv1"):
         before, after = (views(network, images)[stage].double().numpy() for images in (clean, noisy))
@@ -164,8 +164,8 @@ def test_differences_of_stages(models, digits):
             if a.any():
                 shares.append(math.sqrt(((b - a) ** 2).sum() / (a**2).sum()))
         assert found[stage] == pytest.approx(100 * np.mean(shares))
-    assert stage_differences(network, clean, clean)["conv2"] == 0
-    assert "image" not in stage_differences(network, 0 * clean, noisy)
+    assert stage_differences(network, [(clean, clean)])["conv2"] == 0
+    assert "image" not in stage_differences(network, [(0 * clean, noisy)])
 
 
 def test_the_parts_of_a_report(written):

@@ -20,17 +20,19 @@ from torch import nn
 import hybrid
 from bridge.storage import load_frontend
 from hybrid.architecture import Architecture, baseline
+from hybrid.batches import Batches
 from hybrid.checkpoint import PREVIOUS, PROGRESS, read_checkpoint
 from hybrid.conditions import Noise
 from hybrid.image_size import has_small_strides, learning_preset
-from hybrid.lightning_module import Batches, Classifier
+from hybrid.lightning_module import Classifier
 from hybrid.recipe import RECIPES, Recipe
 from hybrid.storage import load_model
 from hybrid.train import TrainConfig, main, with_preset
 from hybrid.training import Checkpointing, Hardware, train
-from snn.data import image_shape, load_images
+from snn.data import as_labelled, image_shape, load_images
 from snn.data_source import DataSource
 from snn.runtime.errors import UserError
+from snn.subset import Subset
 
 SMALL = ["--data", "digits", "--limit-train", "140", "--width", "0.1", "--epochs", "3", "--batch-size", "16",
          "--variant", "baseline", "--no-figures", "--threads", "1"]  # fmt: skip
@@ -198,14 +200,15 @@ def test_two_processes_count_every_held_out_image_once(count):
     images = torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8, generator=random)
     labels = torch.randint(10, (count,), generator=random)
     network = baseline((1, 8, 8), width=0.1).eval()
-    classifier = Classifier(network, Recipe(), "none", 0, training=(images, labels), held_out=(images, labels))
+    data = Subset(as_labelled((images, labels)))
+    classifier = Classifier(network, Recipe(), "none", 0, training=data, held_out=data)
     counted = []
     for rank in range(2):
         classifier.trainer = SimpleNamespace(global_rank=rank, world_size=2)
-        for number, indices in enumerate(classifier.val_dataloader()):
+        for number, batch in enumerate(classifier.val_dataloader()):
             with torch.no_grad():
-                classifier.validation_step(indices, number)
-            counted += indices.tolist()
+                classifier.validation_step(batch, number)
+            counted += batch.rows.tolist()
     assert sorted(counted) == list(range(count))
     with torch.no_grad():
         correct = (network(images / 255).argmax(1) == labels).sum().item()

@@ -6,6 +6,7 @@ which ``--plugin FILE`` imports (docs/guides/noise.md has an example).
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self, TypeVar
@@ -18,6 +19,7 @@ from snn.data import Images
 from snn.runtime.errors import UserError, check
 from snn.runtime.registry import Registry
 from snn.runtime.text_flag import TextFlag, read_number
+from snn.subset import Subset
 
 Kind = TypeVar("Kind", bound="Condition")
 
@@ -33,13 +35,24 @@ class Perturbed(NamedTuple):
     labels: Tensor
     """int64 (N,)."""
 
+    @classmethod
+    def join(cls, parts: Iterable["Perturbed"]) -> "Perturbed":
+        """All images of several parts."""
+        images, labels = zip(*parts, strict=True)
+        return cls(torch.cat(images), torch.cat(labels))
+
+    def split(self, size: int) -> Iterator["Perturbed"]:
+        """The images in their order, ``size`` at a time."""
+        yield from map(Perturbed, self.images.split(size), self.labels.split(size))
+
 
 @dataclass(frozen=True)
 class Context:
     """What a perturbation may use."""
 
-    data: Images
-    """Clean images, uint8 (N, C, H, W), and their labels."""
+    data: Images | Subset
+    """Clean images, uint8 (N, C, H, W), and their labels. There may be more than fit into memory: ``data.split(CHUNK)``
+    has them in parts."""
     seed: int = 0
     """Seed of the draws."""
     attack_model: nn.Module | None = None
@@ -73,8 +86,15 @@ class Condition(ABC):
     """Whether another seed gives other images."""
 
     @abstractmethod
+    def parts(self, context: Context) -> Iterator[Perturbed]:
+        """Images of ``context`` under this condition, in their order and in parts, of :data:`CHUNK` for example.
+
+        Raises :class:`UserError` where it cannot be applied to them.
+        """
+
     def perturb(self, context: Context) -> Perturbed:
-        """Images of ``context`` under this condition; :class:`UserError` where it cannot be applied to them."""
+        """All parts at once, in memory."""
+        return Perturbed.join(self.parts(context))
 
     @property
     def snr(self) -> float | None:
@@ -150,18 +170,24 @@ class Noise(Condition):
         )
         return perturbed.clamp(0, 1)
 
-    def batches(self, images: Tensor, seed: int) -> list[Tensor]:
+    def batches(self, images: Tensor, seed: int) -> Iterator[Tensor]:
         """All of the uint8 images (N, C, H, W), perturbed, float32 in [0, 1], in chunks of :data:`CHUNK`.
 
         The draws depend on the seed and the condition alone and are made on the CPU, so every model sees the same
         images.
         """
-        entropy = np.random.SeedSequence([seed, *self.key.encode()]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(entropy) >> 1)
-        return [self.apply(chunk.float() / 255, generator) for chunk in images.split(CHUNK)]
+        generator = self._generator(seed)
+        for chunk in images.split(CHUNK):
+            yield self.apply(chunk.float() / 255, generator)
 
-    def perturb(self, context: Context) -> Perturbed:
-        return Perturbed(torch.cat(self.batches(context.data.images, context.seed)), context.data.labels)
+    def parts(self, context: Context) -> Iterator[Perturbed]:
+        generator = self._generator(context.seed)
+        for chunk in context.data.split(CHUNK):
+            yield Perturbed(self.apply(chunk.images.float() / 255, generator), chunk.labels)
+
+    def _generator(self, seed: int) -> torch.Generator:
+        entropy = np.random.SeedSequence([seed, *self.key.encode()]).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(entropy) >> 1)
 
 
 CONDITIONS: Registry[type[Condition]] = Registry("perturbation", "hybrid.conditions")

@@ -3,6 +3,8 @@
 The perturbation is computed on one network and shown to others, whose gradients are never taken (paper, 5.3).
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -35,11 +37,12 @@ class FastGradientSign(Condition):
     form, meaning, ranges = "EPS", "a step of 0 to 255 (8-bit units)", ((0, 255),)
     needs_attack_model, draws = True, False
 
-    def perturb(self, context: Context) -> Perturbed:
+    def parts(self, context: Context) -> Iterator[Perturbed]:
         if context.attack_model is None:
             raise UserError(f"`noise` {self} needs `attack_model` FILE, the model whose gradient it takes")
-        network, data, moved = context.attack_model.to(context.device).eval(), context.data, []
-        for images, labels in zip(data.images.split(CHUNK), data.labels.split(CHUNK), strict=True):
-            batch = (images.float() / 255).to(context.device)
-            moved.append(fgsm(network, batch, labels.to(context.device), self.levels[0]).cpu())
-        return Perturbed(torch.cat(moved), data.labels)
+        device = context.device
+        network = context.attack_model.to(device).eval()
+        for chunk in context.data.split(CHUNK):
+            batch = (chunk.images.float() / 255).to(device)
+            moved = fgsm(network, batch, chunk.labels.to(device), self.levels[0])
+            yield Perturbed(moved.cpu(), chunk.labels)

@@ -13,6 +13,7 @@ A higher severity does not always change an image more: glass_blur and frost som
 difference.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid.conditions import Condition, Context, Perturbed, register_condition
+from hybrid.conditions import CHUNK, Condition, Context, Perturbed, register_condition
 from snn.data import Images, balanced_subset
 from snn.data_source import DataSource
 from snn.runtime.errors import UserError, check
@@ -43,12 +44,12 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 _TAKE_A_SEED = {"impulse_noise", "glass_blur"}
 
 
-def corrupt(images: Tensor, name: str, severity: int, seed: int) -> Tensor:
+def corrupt(images: Tensor, name: str, severity: int, seed: int, first: int = 0) -> Tensor:
     """Images, uint8 RGB (N, 3, H, W), with one corruption at one severity of ImageNet-C, computed on the CPU.
 
-    The draws for image ``i`` depend on ``(seed, i)`` alone: they are the same for any number of images and for all
-    corruptions and severities. Results repeat bit by bit with the same versions of the libraries. The function uses
-    NumPy's global random state and restores it at the end, so call it from one thread at a time.
+    The draws for image ``i`` (counted from ``first``) depend on ``(seed, i)`` alone: they are the same for any number
+    of images and for all corruptions and severities. Results repeat bit by bit with the same versions of the libraries.
+    The function uses NumPy's global random state and restores it at the end, so call it from one thread at a time.
 
     Raises :class:`UserError` for an unknown name, a severity out of 1 to 5, images of another type or of less than 32
     pixels, and if the library is not installed.
@@ -66,8 +67,8 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int) -> Tensor:
     # The library draws from NumPy's global generator, except for two functions with a seed of their own.
     before = np.random.get_state()  # noqa: NPY002
     try:
-        for index, image in enumerate(progress(originals, f"{name} {severity}", "image")):
-            *words, own = np.random.SeedSequence((seed, index)).generate_state(5)
+        for index, image in enumerate(originals):
+            *words, own = np.random.SeedSequence((seed, first + index)).generate_state(5)
             np.random.seed(words)  # noqa: NPY002
             options = {"seed": int(own)} if name in _TAKE_A_SEED else {}
             results[index] = library.corrupt(image, severity=severity, corruption_name=name, **options)
@@ -205,9 +206,14 @@ class ComputedCorruption(Corruption):
     def draws(self) -> bool:  # type: ignore[override]
         return self.corruption not in DETERMINISTIC
 
-    def perturb(self, context: Context) -> Perturbed:
-        images = corrupt(context.data.images, self.corruption, self.severity, context.seed)
-        return Perturbed(images.float() / 255, context.data.labels)
+    def parts(self, context: Context) -> Iterator[Perturbed]:
+        first = 0
+        with progress(None, str(self), "image", total=len(context.data.labels)) as bar:
+            for chunk in context.data.split(CHUNK):
+                images = corrupt(chunk.images, self.corruption, self.severity, context.seed, first)
+                first += len(images)
+                bar.update(len(images))
+                yield Perturbed(images.float() / 255, chunk.labels)
 
 
 @register_condition("cifar10-c")
@@ -217,7 +223,7 @@ class PublishedCorruption(Corruption):
     draws = False
     needs_cifar10_c = True
 
-    def perturb(self, context: Context) -> Perturbed:
+    def parts(self, context: Context) -> Iterator[Perturbed]:
         if context.cifar10_c is None:
             raise UserError(
                 f"`noise` {self} needs `cifar10_c` FOLDER, the published files; corruption:NAME,SEVERITY is computed "
@@ -230,4 +236,5 @@ class PublishedCorruption(Corruption):
             f"`noise` {self}: the models were trained on images of shape {data.shape} and {len(data.classes)} classes; "
             "CIFAR-10-C is for models of CIFAR-10",
         )
-        return Perturbed(published.images.float() / 255, published.labels)
+        for chunk in published.split(CHUNK):
+            yield Perturbed(chunk.images.float() / 255, chunk.labels)

@@ -16,10 +16,19 @@ from torch import Tensor
 from hybrid.conditions import Noise, register_condition
 
 
+def mean_power(images: Tensor) -> Tensor:
+    """Mean square (B, 1, 1, 1) of each image in [0, 1], (B, C, H, W)."""
+    return images.square().mean(dim=(1, 2, 3), keepdim=True)
+
+
+def sigma_at(power: Tensor, decibel: float) -> Tensor:
+    """Standard deviation of noise that gives images of this mean power this signal-to-noise ratio."""
+    return (power / 10 ** (decibel / 10)).sqrt()
+
+
 def awgn_sigma(images: Tensor, decibel: float) -> Tensor:
     """Standard deviation (B, 1, 1, 1) that gives each image in [0, 1], (B, C, H, W), this signal-to-noise ratio."""
-    power = images.square().mean(dim=(1, 2, 3), keepdim=True)
-    return (power / 10 ** (decibel / 10)).sqrt()
+    return sigma_at(mean_power(images), decibel)
 
 
 def inverse_gaussian(shape: torch.Size, mean: float, scale: float, generator: torch.Generator) -> Tensor:

@@ -54,7 +54,7 @@ NOT_DECIDING: dict[type, tuple[str, ...]] = {
     TrainConfig: ("out", "frontend", "preset", "watch"),
     Checkpointing: ("folder", "resume", "checkpoint_interval"),
     # The number of threads moves the last bits; each file records it.
-    Hardware: ("device", "threads"),
+    Hardware: ("device", "threads", "workers"),
     SwapConfig: ("model", "frontend", "out", "root"),
     EvaluateConfig: ("models", "out", "attack_model", "cifar10_c", "root", "batch_size", "confusion"),
     DataSource: ("root", "download"),

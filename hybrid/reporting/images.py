@@ -1,12 +1,13 @@
 """The parts of a report for which networks see test images: embeddings, and what noise does on the way through."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from hybrid.conditions import Condition, Noise
+from hybrid.conditions import Condition, Context, Noise
+from hybrid.conditions.drawn import CLEAN
 from hybrid.embedding import draw_embedding, embed_models, panel_rows
 from hybrid.evaluation import predict, summarise
 from hybrid.network import Network
@@ -84,14 +85,14 @@ def _scores(rows: Sequence[Mapping]) -> Block:
     return Shown(caption, ("network", "condition", "silhouette", "top-1 (%)"), shown, words=2)
 
 
-def stage_differences(network: Network, clean: Tensor, noisy: Tensor) -> dict[str, float]:
+def stage_differences(network: Network, pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """How far noise moves what each stage sees, in %: |noisy - clean| / |clean|, the mean over images.
 
-    Images are float32 (N, C, H, W) in [0, 1]; the norm is over all values of an image at this stage. Images at which a
-    stage is silent are left out. The network stays on its device.
+    The clean and the noisy images come in pairs of mini-batches, float32 (B, C, H, W) in [0, 1]; the norm is over all
+    values of an image at this stage. Images at which a stage is silent are left out. The network stays on its device.
     """
     shares: dict[str, list[Tensor]] = {}
-    for before, after in zip(clean.split(CHUNK), noisy.split(CHUNK), strict=True):
+    for before, after in pairs:
         seen, moved = views(network, before), views(network, after)
         for stage, maps in seen.items():
             norm = maps.double().flatten(1).norm(dim=1)
@@ -99,6 +100,13 @@ def stage_differences(network: Network, clean: Tensor, noisy: Tensor) -> dict[st
             shares.setdefault(stage, []).append((distance / norm)[norm > 0])
     joined = {stage: torch.cat(parts) for stage, parts in shares.items()}
     return {stage: 100 * values.mean().item() for stage, values in joined.items() if len(values)}
+
+
+def clean_and_noisy(data: Images, noise: Noise, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Test images in [0, 1] and the same under noise, :data:`CHUNK` at a time."""
+    context = Context(data, seed)
+    for clean, noisy in zip(CLEAN.parts(context), noise.parts(context), strict=True):
+        yield from zip(clean.images.split(CHUNK), noisy.images.split(CHUNK), strict=True)
 
 
 def walk(
@@ -112,18 +120,16 @@ def walk(
     blocks: list[Block] = []
     figures: list[dict] = []
     for models, data in groups:
-        clean = data.images.float() / 255
-        noisy = {str(noise): torch.cat(noise.batches(data.images, seed)) for noise in noises}
         for model in models.values():
             model.network.to(device)
         rows = [
-            {"model": name, "condition": condition, "stage": stage, "difference_percent": round(share, 3)}
+            {"model": name, "condition": str(noise), "stage": stage, "difference_percent": round(share, 3)}
             for name, model in models.items()
-            for condition, images in noisy.items()
-            for stage, share in stage_differences(model.network, clean, images).items()
+            for noise in noises
+            for stage, share in stage_differences(model.network, clean_and_noisy(data, noise, seed)).items()
         ]
         figures += rows
-        blocks += [*_differences(rows, len(clean)), *_examples(models, data, clean, noisy, examples, device)]
+        blocks += [*_differences(rows, len(data.labels)), *_examples(models, data, noises, examples, seed, device)]
     return (Section("walk", "What noise does on the way through", blocks) if blocks else None), figures
 
 
@@ -151,17 +157,25 @@ def _ordered(stages: set[str]) -> list[str]:
 def _examples(
     models: Mapping[str, TrainedModel],
     data: Images,
-    clean: Tensor,
-    noisy: Mapping[str, Tensor],
+    noises: Sequence[Noise],
     examples: int,
+    seed: int,
     device: torch.device,
 ) -> list[Block]:
     blocks: list[Block] = []
     names = tuple(map(visible, data.classes))
     # Of different classes as far as there are.
     chosen = sorted(range(len(data.labels)), key=lambda row: (_occurrence(data.labels, row), int(data.labels[row])))
-    for row in chosen[:examples]:
-        conditions = {"clean": clean[row : row + 1]} | {name: x[row : row + 1] for name, x in noisy.items()}
+    shown: dict[int, dict[str, Tensor]] = {row: {} for row in chosen[:examples]}
+    for noise in (CLEAN, *noises):
+        first = 0
+        for part in noise.parts(Context(data, seed)):
+            for row in shown:
+                if first <= row < first + len(part.images):
+                    # A copy: a view would keep the whole part.
+                    shown[row][str(noise)] = part.images[row - first][None].clone()
+            first += len(part.images)
+    for row, conditions in shown.items():
         seen = {
             (name, condition): views(model.network, image)
             for name, model in models.items()

@@ -57,6 +57,7 @@ INTERVAL = Range(0, 1e6, unit="s")
 PROCESSES = Range(1, 1024)
 NODES = Range(1, 2**16)
 THREADS = Range(1, 4096)
+WORKERS = Range(0, 256)
 
 
 class Declared(NamedTuple):

@@ -131,6 +131,7 @@ ALLOWED = {
     **dict.fromkeys(("--retinas", "--networks", "--deterministic", "--stochastic"), ("0", OFF)),
     **dict.fromkeys(("--longest-lag", "--longest-wait"), ("0", "only the window itself")),
     "--image-interval": ("0", "no pictures"),
+    "--workers": ("0", "no process reads ahead"),
 }
 """Values, separated by blanks, that make sense for a flag, and why."""
 
