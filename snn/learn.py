@@ -84,7 +84,6 @@ def run(config: LearnConfig) -> None:
     from snn.learner import learn
     from snn.monitor import layer_figures, peak_memory
     from snn.network import SpikingNetwork
-    from snn.runtime.errors import check
     from snn.runtime.processes import start_processes
     from snn.storage import check_file, images_digest, save
 
@@ -94,13 +93,11 @@ def run(config: LearnConfig) -> None:
     hold_log_folder(logs := log_folder(config.out, "_learning"), (config.out, config.options.json), folders)
     processes, device = start_processes(config.options.device, config.devices, config.num_nodes)
     engine = choose_engine(config.engine, device)
-    # The first process alone downloads, decides and writes; a message is shown once.
-    data = processes.in_turn(lambda: load_images(config.data_source, "train", seed, labels=False))
+    # The first process alone downloads, reads and decides; a message is shown once.
+    data = processes.share(lambda: load_images(config.data_source, "train", seed, labels=False))
     images = data.images
     check_file(config.learning, data.shape[0], len(images))
     fresh = SpikingNetwork(data.shape, config.learning, (), seed, images_digest=images_digest(images))
-    same = processes.share(lambda: fresh.images_digest) == fresh.images_digest
-    check(same, f"`data` {config.data_source.data}: process {processes.rank} finds other images than the first one")
     unfinished = processes.share(lambda: load_unfinished(config.out, fresh, config.resume))
     if processes.first:
         maps = ", ".join(map(str, config.learning.maps))

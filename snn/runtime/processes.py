@@ -56,15 +56,6 @@ class Processes:
             raise shared if self.first else SystemExit(0)
         return shared
 
-    def in_turn(self, make: Callable[[], Made]) -> Made:
-        """What ``make`` returns in each process: the others call it once the first one has, and find what it wrote.
-
-        A :class:`UserError` of the first ends them all.
-        """
-        made = []
-        self.share(lambda: made.append(make()))
-        return made[0] if made else make()
-
 
 def first_process() -> bool:
     """Whether this process is the first of its group (or alone), by the variables that its launcher sets."""
