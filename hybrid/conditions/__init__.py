@@ -38,8 +38,10 @@ class Perturbed(NamedTuple):
     @classmethod
     def join(cls, parts: Iterable["Perturbed"]) -> "Perturbed":
         """All images of several parts."""
-        images, labels = zip(*parts, strict=True)
-        return cls(torch.cat(images), torch.cat(labels))
+        first, *others = parts
+        if not others:
+            return first
+        return cls(*(torch.cat(values) for values in zip(first, *others, strict=True)))
 
     def split(self, size: int) -> Iterator["Perturbed"]:
         """The images in their order, ``size`` at a time."""
