@@ -9,6 +9,7 @@ not fit into the registers is spilled: every access goes to memory. Programs tha
 other's waiting; registers and memory on chip limit their number.
 """
 
+import math
 import re
 import subprocess
 import sys
@@ -17,26 +18,33 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from snn.engines.gpu import kernels, launch
-from snn.engines.gpu.tiles import Tile, pair_constants, pair_options
+from snn.engines.gpu.packed import words_of
+from snn.engines.gpu.tiles import REGISTERS, THREADS, Tile, pair_constants, pair_options
+from snn.geometry import ConvGeometry
 from snn.learning import PRESETS, Learning
 from snn.runtime.cli import run_command
 from snn.runtime.errors import check
-from snn.runtime.ranges import Range, check_fields
+from snn.runtime.random import AFTER, BEFORE, ENCODE, TIES
+from snn.runtime.ranges import check_fields
 
-THREADS, REGISTERS, WARPS_OF_MULTIPROCESSOR = 32, 2**16, 64
-"""Of a warp; registers of a multiprocessor, and most warps on it (compute capability 8.0 and 9.0)."""
+WARPS_OF_MULTIPROCESSOR = 64
+"""Most warps on a multiprocessor (compute capability 8.0 and 9.0)."""
+SHARED, SHARED_BY_SYSTEM = {80: 164 * 2**10, 90: 228 * 2**10}, 2**10
+"""Bytes on chip of a multiprocessor, by compute capability, and those that each program gives to the system."""
+SIDE = 32
+"""Of the images, in pixels."""
 KINDS = {
     "*u8": ("images",),
     "*i8": ("weights",),
     "*i16": ("levels",),
-    "*fp32": ("grid", "scale", "threshold", "drive"),
+    "*fp32": ("unit", "scale", "threshold", "drive"),
     "*i64": ("seeds", "chosen"),
     "fp32": ("v_init", "v_leak", "v_reset", "rate"),
     "*i32": ("held", "offsets", "spikes", "trains", "chances", "pre", "post", "before", "after"),
@@ -51,6 +59,9 @@ class Launch(NamedTuple):
     layer: str
     kernel: Any
     constants: Mapping[str, int]
+    numbers: Mapping[str, int] = MappingProxyType({})
+    """Arguments that are whole numbers, where they are the same at every launch: whether they are 1 or multiples of 16
+    decides what is compiled."""
     options: Mapping[str, int] = MappingProxyType({})
     """Warps and registers, where they are not the compiler's own."""
 
@@ -70,36 +81,46 @@ class Resources:
     fused: int
     """Fused multiply-adds in float32, which round otherwise than a CPU."""
     warps: int
-
-    @property
-    def programs(self) -> int:
-        """Programs that share a multiprocessor, by registers and warps."""
-        # Registers are given to a warp in units of 256.
-        warp = -(-self.registers * THREADS // 256) * 256
-        return min(REGISTERS // (warp * self.warps), WARPS_OF_MULTIPROCESSOR // self.warps)
+    programs: int
+    """Programs that share a multiprocessor, by registers, warps and memory on chip."""
 
 
 def launches(p: Learning, channels: int = 3) -> Iterator[Launch]:
-    """All kernels as the layers of ``p`` launch them, for images of so many channels."""
-    block = {"BLOCK": launch.NEURONS}
-    yield Launch("images", kernels.encode_regular, block)
-    yield Launch("images", kernels.encode_poisson, block)
-    yield Launch("all", kernels.count_spikes, block)
-    yield Launch("all", kernels.count_driven, block)
-    inputs = channels * (1 if p.retina.kind == "none" else 2)
+    """All kernels as the layers of ``p`` launch them, for images of so many channels and :data:`SIDE` pixels."""
+    block, inputs = {"BLOCK": launch.BLOCK}, channels * (1 if p.retina.kind == "none" else 2)
+    words, shape = words_of(p.encoding.n_steps), (inputs, SIDE, SIDE)
+    times = {"words": words, "steps": p.encoding.n_steps}
+    encoded = {**times, "active": p.encoding.active_steps, "neurons": inputs * SIDE**2, "purpose": ENCODE}
+    yield Launch("images", kernels.encode_regular, block, encoded)
+    yield Launch("images", kernels.encode_poisson, block, encoded)
     for number in range(len(p.maps)):
-        geometry, layer = p.geometry(number), f"layer {number + 1}"
-        fan_in = inputs * geometry.kernel_size**2
-        pulse, _ = geometry.steps(p.encoding.dt)
-        yield Launch(layer, kernels.hold, {**block, "PULSE": pulse})
-        tile = Tile.of(geometry.maps, fan_in)
+        parameters, layer = p.geometry(number), f"layer {number + 1}"
+        g, (pulse, blocked) = ConvGeometry.of(parameters, shape), parameters.steps(p.encoding.dt)
+        around, tile = g.width + 2 * g.padding, Tile.of(g.channels_out, g.channels_in * g.kernel_size**2)
+        row, row_out = g.width * g.channels_in, around * g.channels_in
+        padded = {"row": row, "row_out": row_out, "begin_out": g.padding * (row_out + g.channels_in)}
+        sheet = {"neurons": g.height * row, "neurons_out": around * row_out}
+        yield Launch(layer, kernels.hold, {**block, "PULSE": pulse}, times | padded | sheet)
+        fields = {"neurons_in": around * row_out, "stride_y": g.stride * row_out, "stride_x": g.stride * g.channels_in}
+        sizes = {**times, **fields, "places": g.places_out, "width_out": g.width_out, "channels": g.channels_out}
+        neuron = {"blocked_steps": blocked, "purpose": TIES}
         for inhibition in (False, True):
-            yield Launch(layer, kernels.simulate, {**tile.constants, "INHIBITION": inhibition}, tile.options)
-        yield Launch(layer, kernels.sample_drive, tile.constants, tile.options)
+            constants = {**tile.constants, "INHIBITION": inhibition}
+            yield Launch(layer, kernels.simulate, constants, sizes | neuron, tile.options)
+        yield Launch(layer, kernels.sample_drive, tile.constants, sizes, tile.options)
+        yield Launch(layer, kernels.count_driven, block, {"channels": g.channels_out, "steps": p.encoding.n_steps})
+        yield Launch(layer, kernels.count_spikes, block, {"words": words, "neurons": math.prod(g.shape_out)})
         two_sided = p.rule.pairing == "two-sided"
-        constants = pair_constants(geometry.kernel_size, geometry.stride, geometry.padding, inputs, two_sided)
-        yield Launch(layer, kernels.count_pairs, constants, pair_options(constants["SYNAPSES"]))
-        inputs = geometry.maps
+        constants = pair_constants(g.kernel_size, g.stride, g.padding, g.channels_in, two_sided)
+        image = {"height": g.height, "width": g.width, "channels_in": g.channels_in, "channels": g.channels_out}
+        image |= {
+            "height_out": g.height_out,
+            "width_out": g.width_out,
+            "purpose_before": BEFORE,
+            "purpose_after": AFTER,
+        }
+        yield Launch(layer, kernels.count_pairs, constants, times | image, pair_options(constants["SYNAPSES"]))
+        shape = g.shape_out
 
 
 def compile_kernel(what: Launch, architecture: int) -> Resources:
@@ -109,28 +130,43 @@ def compile_kernel(what: Launch, architecture: int) -> Resources:
     signature = {each: types.get(each, "i32") for each in arguments}
     if "out" in signature:
         signature["out"] = OUT.get(name, "*i32")
-    signature |= dict.fromkeys(what.constants, "constexpr")
-    constants = {(arguments.index(each),): value for each, value in what.constants.items()}
+    numbers = {each: value for each, value in what.numbers.items() if each in arguments}
+    fixed = {**what.constants, **{each: 1 for each, value in numbers.items() if value == 1}}
+    signature |= dict.fromkeys(fixed, "constexpr")
+    # PyTorch's memory begins at multiples of more than 16 bytes.
+    multiples = [each for each in arguments if signature[each][0] == "*" or (numbers.get(each, 1) % 16 == 0)]
     compiled = triton.compile(
-        ASTSource(what.kernel, signature, constants),
+        ASTSource(
+            what.kernel,
+            signature,
+            {(arguments.index(each),): value for each, value in fixed.items()},
+            {(arguments.index(each),): [["tt.divisibility", 16]] for each in multiples},
+        ),
         target=GPUTarget("cuda", architecture, THREADS),
         options={**what.options, **launch.OPTIONS},
     )
-    program = compiled.asm["ptx"]
+    program, tools = compiled.asm["ptx"], Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        usage, assembly = (
+            subprocess.run([tools / tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
+    registers, warps, shared = int(found[1]), compiled.metadata.num_warps, compiled.metadata.shared
+    # Registers are given to a warp in units of 256.
+    of_program = -(-registers * THREADS // 256) * 256 * warps
+    on_chip = SHARED[90 if architecture >= 90 else 80] // (shared + SHARED_BY_SYSTEM)
     return Resources(
-        registers=int(found[1]),
+        registers=registers,
         spilled=int(found[2]),
-        shared=compiled.metadata.shared,
+        shared=shared,
         products=next((each for each in ("wgmma", "mma.sync") if each in program), "none"),
-        fused=len(re.findall(r"\bfma\.rn(\.ftz)?\.f32", program)),
-        warps=compiled.metadata.num_warps,
+        fused=len(re.findall(r"\bFFMA\b", assembly)),
+        warps=warps,
+        programs=min(REGISTERS // of_program, WARPS_OF_MULTIPROCESSOR // warps, on_chip),
     )
 
 
@@ -140,8 +176,8 @@ class ResourcesConfig:
 
     preset: str = "cifar10"
     """Whose layers launch them."""
-    architecture: Annotated[int, Range(75, 120)] = 90
-    """Compute capability: 80 for A100, 90 for H100 and H200."""
+    architecture: Literal[80, 90] = 90
+    """Compute capability: 80 (A100) or 90 (H100, H200)."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -7,7 +7,9 @@ from torch import Tensor
 def exact_grid(largest: Tensor, dtype: torch.dtype) -> Tensor:
     """The finest power of two on whose multiples sums of up to ``largest`` (a number) are exact in ``dtype``."""
     digits = {torch.float32: 24, torch.float64: 53}[dtype]
-    return torch.exp2(torch.ceil(torch.log2(largest.double().clamp(min=1e-30))) - digits).to(dtype)
+    # The exponent as it is stored: a logarithm of a power of two is rounded on some devices.
+    mantissa, exponent = torch.frexp(largest.double().clamp(min=1e-30))
+    return torch.exp2((exponent - (mantissa == 0.5).int() - digits).double()).to(dtype)
 
 
 def round_for_exact_sums(values: Tensor, largest: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ class SpikingConv2d:
         if not self.geometry.feed_forward_inhibition:
             return self.conductance
         total = _on_exact_grid(self.conductance).sum((1, 2, 3), keepdim=True)
-        return self.conductance - total / self.conductance[0].numel()
+        # By a tensor: CUDA multiplies by the inverse of a number, which rounds otherwise.
+        return self.conductance - total / torch.full_like(total, self.conductance[0].numel())
 
     def exact_weight(self) -> Tensor:
         """Weights rounded to a grid (2^-15 for sums of up to 512 in float32) on which every sum of them is exact.

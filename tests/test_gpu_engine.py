@@ -13,6 +13,7 @@ from snn.calibration import normalised_rates
 from snn.data_source import UNNAMED
 from snn.engines.base import choose_engine
 from snn.engines.gpu.packed import PackedSpikes, words_of
+from snn.engines.gpu.tiles import Tile
 from snn.geometry import ConvGeometry
 from snn.layer import SpikingConv2d
 from snn.learning import Inhibition
@@ -102,6 +103,29 @@ def test_pulses_last_as_long_as_they_should(engine, device, pulse):
             assert (drive[t, (image * 5 + y) * 4 + x, 0] > 0) == open_
 
 
+def test_arguments_that_are_not_contiguous_are_read_as_they_are(engine, device):
+    """As the share of a process in a mini-batch."""
+    seeds, places = torch.arange(6, dtype=torch.int64) * 2**40, torch.arange(60).flip(0)[::2]
+    images = torch.randint(256, (6, 6, 5, 2), dtype=torch.uint8, generator=generator(0)).permute(0, 3, 1, 2)
+    layer, p = random_layer(4, 2, kernel_size=3, stride=1, padding=1), Encoding(f_max=60, presentation=92.5, quiet=10)
+    layer = layer.with_values(gain=layer.gain[:1].expand(4), v_threshold=layer.v_threshold[:1].expand(4))
+    level = torch.zeros(6, 5, 6, 2, dtype=torch.int64).permute(0, 3, 2, 1)[1::2]
+    table, results = torch.full((38, 1), 2**29, dtype=torch.int32), []
+    table[::2] *= -1
+    for simulator, where in ((EVENTS, "cpu"), (engine, device)):
+        on_device = [each.to(where) for each in (images[1::2], seeds, level)]
+        share = on_device[1][1::2]
+        assert not share.is_contiguous()
+        pre, placed = simulator.encode(on_device[0], p, share), layer.to(where)
+        post = simulator.simulate(placed, pre, inhibition=True, seeds=share)
+        counts = simulator.count_events(pre, post, on_device[2], [table], layer.convolution((2, 6, 5)), share)
+        drive = simulator.sample_drive(placed, pre, places)
+        results.append([as_dense(pre).cpu(), as_dense(post).cpu(), *(each.cpu() for each in (*counts, drive))])
+    assert all(each.any() for each in results[0])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 LAYERS = {
     "one synapse": (3, 1, dict(kernel_size=1, stride=1, padding=0)),
     "two synapses": (2, 2, dict(kernel_size=1, stride=2, padding=0)),
@@ -113,6 +137,7 @@ LAYERS = {
     "long pulses": (6, 3, dict(kernel_size=3, stride=1, padding=1, pulse_width=50.0)),
     "long inhibition": (6, 3, dict(kernel_size=3, stride=1, padding=1, inhibition_time=40.0)),
     "feed-forward": (6, 3, dict(kernel_size=3, stride=1, padding=1, feed_forward_inhibition=True)),
+    "inhibition without end": (4, 2, dict(kernel_size=3, stride=1, padding=1, inhibition_time=1e6)),
     "two digits": (4, 64, dict(kernel_size=3, stride=2, padding=1)),
 }
 """Channels, input channels and geometry of layers; images of 9 x 8 pixels have more than 64 places."""
@@ -216,6 +241,16 @@ def test_layers_in_double_precision_are_simulated_too(engine, device, inhibition
     assert engine.count_driven(placed, drive) == EVENTS.count_driven(layer, drive.cpu())
 
 
+def test_layers_of_more_maps_than_fit_are_simulated_too(engine, device):
+    layer, pre = random_layer(1025, 1, kernel_size=1, stride=1, padding=0), random_spikes(9, 1, 1, 4, 4)
+    spikes = engine.simulate(layer.to(device), pre.to(device), inhibition=False)
+    assert torch.equal(spikes.cpu(), EVENTS.simulate(layer, pre, inhibition=False))
+    tiles = [Tile.of(channels, 576) for channels in (1, 16, 40, 100, 256, 257, 1024)]
+    assert [tile.channels for tile in tiles] == [16, 16, 64, 128, 256, 512, 1024]
+    # Registers of a program are those of a multiprocessor at most.
+    assert all(32 * tile.options["num_warps"] * tile.options["maxnreg"] <= 2**16 for tile in tiles)
+
+
 def test_other_engines_take_its_spikes(engine, device):
     layer, pre = random_layer(3, 2, kernel_size=3, stride=1, padding=1), random_spikes(STEPS, 2, 2, 5, 4)
     packed = PackedSpikes.from_dense(pre)
@@ -238,7 +273,7 @@ def test_kernels_compile_without_a_gpu(preset, architecture, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
-    assert len(rows) == 4 + 5 * {"cifar10": 3, "retina": 1}[preset]
+    assert len(rows) == 2 + 7 * {"cifar10": 3, "retina": 1}[preset]
     for _, kernel, _, registers, spilled, _, programs, products, fused in rows:
         # A fused multiply-add would round otherwise than the CPU.
         assert int(fused) == 0

@@ -80,6 +80,7 @@ def simulate_events(
     if inhibition:
         assert seeds is not None, "inhibition draws between channels of equal potential"
         _, blocked_steps = layer.geometry.steps(layer.dt)
+        blocked_steps = min(blocked_steps, len(pre))
         keys = numpy_keys(seeds, TIES)
 
     def simulate(image: int) -> Raster:

@@ -86,6 +86,7 @@ def simulate_drive(
     """
     neuron, scale = layer.neurons()
     _, blocked_steps = layer.geometry.steps(layer.dt)
+    blocked_steps = min(blocked_steps, NEVER)
     key = None if seeds is None else image_key(seeds, TIES)
     state: SheetState | None = None
     spikes = []

@@ -8,6 +8,8 @@ size (T, B, C, H, W) exists.
 Without a GPU, ``TRITON_INTERPRET=1`` runs the same kernels slowly on a CPU, which is how they are tested.
 """
 
+import os
+import shutil
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from snn.encoding import check_images
 from snn.engines.base import EventCounts
 from snn.engines.gpu.packed import PackedSpikes
+from snn.engines.gpu.tiles import MOST_CHANNELS
 from snn.engines.norse import NorseEngine
 from snn.geometry import ConvGeometry
 from snn.layer import SpikingConv2d
@@ -29,7 +32,7 @@ from snn.spikes import Spikes, as_dense
 
 @register_engine("gpu")
 class GpuEngine(NorseEngine):
-    """Simulates bits on CUDA; layers in float64, whose drives do not fit into the matrix units, as the dense engine."""
+    """Simulates bits on CUDA, as the dense engine those layers that its kernels cannot hold (:func:`fits`)."""
 
     def __init__(self) -> None:
         self._synapses = WeakIdKeyDictionary()
@@ -41,15 +44,16 @@ class GpuEngine(NorseEngine):
         # Imported here: Triton takes a while, and comes with PyTorch's builds for CUDA alone.
         import triton
 
-        interpreted = {"cuda": 3, "cpu": 1} if triton.knobs.runtime.interpret else {"cuda": 3}
-        return interpreted.get(device_type, 0)
+        if triton.knobs.runtime.interpret:
+            return {"cuda": 3, "cpu": 1}.get(device_type, 0)
+        return 3 if device_type == "cuda" and can_compile() else 0
 
     def encode(self, images: Tensor, p: Encoding, seeds: Tensor) -> Spikes:
         check_images(images)
         return ENCODERS[p.kind]().packed(images, p, seeds)
 
     def simulate(self, layer: SpikingConv2d, pre: Spikes, *, inhibition: bool, seeds: Tensor | None = None) -> Spikes:
-        if layer.conductance.dtype != torch.float32:
+        if not fits(layer):
             return super().simulate(layer, pre, inhibition=inhibition, seeds=seeds)
         packed = as_packed(pre)
         assert seeds is not None or not inhibition, "inhibition draws between channels of equal potential"
@@ -64,13 +68,13 @@ class GpuEngine(NorseEngine):
         return EventCounts(*_launch().count_pairs(as_packed(pre), as_packed(post), level, tables, geometry, seeds))
 
     def sample_drive(self, layer: SpikingConv2d, pre: Spikes, places: Tensor) -> Tensor:
-        if layer.conductance.dtype != torch.float32:
+        if not fits(layer):
             return super().sample_drive(layer, pre, places)
         packed = as_packed(pre)
         return _launch().sample_drive(layer, self._prepared(layer), packed, places.to(packed.words.device))
 
     def count_driven(self, layer: SpikingConv2d, drive: Tensor) -> int:
-        if layer.conductance.dtype != torch.float32:
+        if not fits(layer):
             return super().count_driven(layer, drive)
         return _launch().count_driven(layer, drive)
 
@@ -78,6 +82,21 @@ class GpuEngine(NorseEngine):
         if layer not in self._synapses:
             self._synapses[layer] = _launch().Synapses.of(layer)
         return self._synapses[layer]
+
+
+def can_compile() -> bool:
+    """Whether kernels can be made for the CUDA device: NVIDIA's, of compute capability 8.0, and a C compiler is there.
+
+    Triton builds a small program to launch each kernel.
+    """
+    if torch.version.cuda is None or torch.cuda.get_device_capability() < (8, 0):
+        return False
+    return any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+
+
+def fits(layer: SpikingConv2d) -> bool:
+    """Whether the kernels can simulate a layer: in float32, of at most :data:`MOST_CHANNELS` maps."""
+    return layer.conductance.dtype == torch.float32 and len(layer.conductance) <= MOST_CHANNELS
 
 
 def _launch() -> ModuleType:

@@ -166,12 +166,12 @@ def hold(
 @triton.jit
 def summed_weights(
     held, offsets, weights, corner, step,
-    PLANES: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr,
+    DIGITS: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Exact drives at a step, in units of the weights' grid: int32 (PLACES, CHANNELS).
 
-    Open synapses are a matrix of ones and zeros, (places, synapses). Weights are whole numbers in ``PLANES`` digits of
-    8 bits, int8 (PLANES, CHANNELS, INPUTS), the highest digits first.
+    Open synapses are a matrix of ones and zeros, (places, synapses). Weights are whole numbers in ``DIGITS`` digits of
+    8 bits, int8 (DIGITS, CHANNELS, INPUTS), the highest digits first.
 
     Args:
         held: words of pulses.
@@ -180,7 +180,7 @@ def summed_weights(
         step: number of the step within the word.
     """
     channel, number = tl.arange(0, CHANNELS), tl.arange(0, CHUNK)
-    plane: tl.constexpr = CHANNELS * INPUTS
+    matrix: tl.constexpr = CHANNELS * INPUTS
     digit0 = tl.zeros([PLACES, CHANNELS], tl.int32)
     digit1 = tl.zeros([PLACES, CHANNELS], tl.int32)
     digit2 = tl.zeros([PLACES, CHANNELS], tl.int32)
@@ -191,36 +191,36 @@ def summed_weights(
         open_ = ((words >> step) & 1).to(tl.int8)
         digits = weights + channel[None, :] * INPUTS + synapse[:, None]
         digit0 = tl.dot(open_, tl.load(digits), acc=digit0, out_dtype=tl.int32)
-        if PLANES > 1:
-            digit1 = tl.dot(open_, tl.load(digits + plane), acc=digit1, out_dtype=tl.int32)
-        if PLANES > 2:
-            digit2 = tl.dot(open_, tl.load(digits + 2 * plane), acc=digit2, out_dtype=tl.int32)
-        if PLANES > 3:
-            digit3 = tl.dot(open_, tl.load(digits + 3 * plane), acc=digit3, out_dtype=tl.int32)
+        if DIGITS > 1:
+            digit1 = tl.dot(open_, tl.load(digits + matrix), acc=digit1, out_dtype=tl.int32)
+        if DIGITS > 2:
+            digit2 = tl.dot(open_, tl.load(digits + 2 * matrix), acc=digit2, out_dtype=tl.int32)
+        if DIGITS > 3:
+            digit3 = tl.dot(open_, tl.load(digits + 3 * matrix), acc=digit3, out_dtype=tl.int32)
     total = digit0
-    if PLANES > 1:
+    if DIGITS > 1:
         total = total * 256 + digit1
-    if PLANES > 2:
+    if DIGITS > 2:
         total = total * 256 + digit2
-    if PLANES > 3:
+    if DIGITS > 3:
         total = total * 256 + digit3
     return total
 
 
 @triton.jit
 def simulate(
-    held, offsets, weights, grid, scale, threshold, seeds, out,
+    held, offsets, weights, unit, scale, threshold, seeds, out,
     steps, words, neurons_in, stride_y, stride_x, places, width_out, channels,
     v_init, v_leak, v_reset, rate, blocked_steps, purpose,
     INHIBITION: tl.constexpr,
-    PLANES: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr,
+    DIGITS: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """A presentation of a layer: one program for each image and each ``PLACES`` places, with all their channels.
 
     Args:
         held: words of presynaptic pulses with padding, (B, words, neurons_in).
         offsets, weights: of the synapses (:func:`summed_weights`).
-        grid: a number, the weights' unit.
+        unit: of the weights, a number.
         scale, threshold: mV per unit of drive, and mV: (channels,).
         seeds: of the images; read with ``INHIBITION``, which lets one channel fire at a place (:mod:`snn.layer`).
         out: words of spikes (B, words, places, channels).
@@ -234,7 +234,7 @@ def simulate(
     corner = (read // width_out) * stride_y + (read % width_out) * stride_x
     channel = tl.arange(0, CHANNELS)
     real = channel < channels
-    unit = tl.load(grid)
+    one = tl.load(unit)
     scales = tl.load(scale + channel, mask=real, other=0.0)[None, :]
     thresholds = tl.load(threshold + channel, mask=real, other=float("inf"))[None, :]
     if INHIBITION:
@@ -248,9 +248,9 @@ def simulate(
             step = word * WORD + number
             drive = summed_weights(
                 held + (image * words + word) * neurons_in, offsets, weights, corner, number,
-                PLANES, PLACES, CHANNELS, INPUTS, CHUNK,
+                DIGITS, PLACES, CHANNELS, INPUTS, CHUNK,
             )  # fmt: skip
-            depolarisation = (drive.to(tl.float32) * unit) * scales
+            depolarisation = (drive.to(tl.float32) * one) * scales
             if INHIBITION:
                 depolarisation = tl.where(until > step, 0.0, depolarisation)
             new = v + rate * ((depolarisation + v_leak) - v)
@@ -278,11 +278,11 @@ def simulate(
         tl.store(out + offset, spikes.to(tl.int32, bitcast=True), mask=(place < places)[:, None] & real[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def sample_drive(
-    held, offsets, weights, grid, chosen, out,
+    held, offsets, weights, unit, chosen, out,
     count, words, neurons_in, stride_y, stride_x, places, width_out, channels,
-    PLANES: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr,
+    DIGITS: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Drives before the gain at one step, float32 (steps, count, channels), at the places ``chosen``, int64 (count,).
 
@@ -294,12 +294,12 @@ def sample_drive(
     corner = (image * words + step // WORD) * neurons_in
     corner += (place // width_out) * stride_y + (place % width_out) * stride_x
     drive = summed_weights(
-        held, offsets, weights, corner, step % WORD, PLANES, PLACES, CHANNELS, INPUTS, CHUNK,
+        held, offsets, weights, corner, step % WORD, DIGITS, PLACES, CHANNELS, INPUTS, CHUNK,
     )  # fmt: skip
     channel = tl.arange(0, CHANNELS)
     offset = (tl.cast(step, tl.int64) * count + row)[:, None] * channels + channel[None, :]
     tl.store(
-        out + offset, drive.to(tl.float32) * tl.load(grid), mask=(row < count)[:, None] & (channel < channels)[None, :]
+        out + offset, drive.to(tl.float32) * tl.load(unit), mask=(row < count)[:, None] & (channel < channels)[None, :]
     )
 
 
@@ -327,6 +327,15 @@ def count_driven(
 
 
 @triton.jit
+def draw_change(seed, purpose, counter, synapse, chance):
+    """Whether each synapse is potentiated, and whether it is depressed, at an event: int32 0 or 1."""
+    first, second = image_key(seed, purpose)
+    key, other = event_key(first, second, counter)
+    drawn = (draw_bits(key, other, synapse) >> 2).to(tl.int32)
+    return (drawn < chance).to(tl.int32), (drawn < -chance).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["batch", "rates"])
 def count_pairs(
     pre, post, levels, before, after, seeds, out,
     batch, steps, words, rates, height, width, channels_in, height_out, width_out, channels,
@@ -379,34 +388,30 @@ def count_pairs(
             seed = tl.load(seeds + image)
             events += exists.to(tl.int32)
 
+            until_now = bit(number) | (bit(number) - 1)
             lag = tl.zeros([SYNAPSES], tl.int32) + steps
             for earlier in range(word + 1):
                 here = unsigned(tl.load(pre + (image * words + earlier) * sheet + neuron, mask=exists, other=0))
                 # Of the spike's own word, the bits up to its step.
-                here = tl.where(earlier == word, here & (bit(number) | (bit(number) - 1)), here)
+                here = tl.where(earlier == word, here & until_now, here)
                 last = highest_bit(here)
                 lag = tl.where(last >= 0, step - (earlier * WORD + last), lag)
-            first, second = image_key(seed, purpose_before)
-            key, other = event_key(first, second, counter)
-            drawn = (draw_bits(key, other, synapse) >> 2).to(tl.int32)
             chance = tl.load(before + lag * rates + level, mask=exists, other=0)
-            potentiated += (drawn < chance).to(tl.int32)
-            depressed += (drawn < -chance).to(tl.int32)
+            up, down = draw_change(seed, purpose_before, counter, synapse, chance)
+            potentiated += up
+            depressed += down
             if TWO_SIDED:
                 lag = tl.zeros([SYNAPSES], tl.int32) + steps
                 for back in range(words - word):
                     later = words - 1 - back
                     here = unsigned(tl.load(pre + (image * words + later) * sheet + neuron, mask=exists, other=0))
-                    above = (bit(number) | (bit(number) - 1)) ^ 0xFFFFFFFF
-                    here = tl.where(later == word, here & above, here)
+                    here = tl.where(later == word, here & (until_now ^ 0xFFFFFFFF), here)
                     next_ = highest_bit(here & (0 - here))
                     lag = tl.where(next_ >= 0, later * WORD + next_ - step, lag)
-                first, second = image_key(seed, purpose_after)
-                key, other = event_key(first, second, counter)
-                drawn = (draw_bits(key, other, synapse) >> 2).to(tl.int32)
                 chance = tl.load(after + lag * rates + level, mask=exists, other=0)
-                potentiated += (drawn < chance).to(tl.int32)
-                depressed += (drawn < -chance).to(tl.int32)
+                up, down = draw_change(seed, purpose_after, counter, synapse, chance)
+                potentiated += up
+                depressed += down
     target = out + channel * fan_in + synapse
     every = channels * fan_in
     real = synapse < fan_in

@@ -18,8 +18,10 @@ from snn.neuron import norse_parameters
 from snn.parameters import Encoding, LIFParameters
 from snn.runtime.random import AFTER, BEFORE, ENCODE, TIES
 
-NEURONS = 256
+BLOCK = 256
 """Neurons of a program that looks at each by itself."""
+MOST_COUNTS = 2**31
+"""A count of the rule's events stays below."""
 OPTIONS = {"enable_fp_fusion": False}
 """Of the compiler: a fused multiply-add rounds once where a CPU rounds twice."""
 
@@ -28,24 +30,26 @@ class Synapses(NamedTuple):
     """Weights of a layer, as the kernels take them."""
 
     digits: Tensor
-    """int8 (planes, channels, inputs) of the tile: balanced digits of base 256, the highest first."""
+    """int8 (digits, channels, inputs) of the tile: balanced digits of base 256, the highest first."""
     unit: Tensor
     """A number, float32."""
     tile: Tile
 
     @classmethod
     def of(cls, layer: SpikingConv2d) -> "Synapses":
-        whole, unit = layer.whole_weight()
+        # On the CPU, whose rounding is the one that all engines share; and these are many small steps.
+        whole, unit = layer.with_values(conductance=layer.conductance.cpu()).whole_weight()
         # Synapses are numbered (ky, kx, c): those of a row of the kernel lie side by side in the image, too.
         whole = whole.permute(0, 2, 3, 1).flatten(1)
         channels, fan_in = whole.shape
         tile = Tile.of(channels, fan_in)
         digits = whole.new_zeros((tile.digits, tile.channels, tile.inputs), dtype=torch.int8)
-        for plane in reversed(range(len(digits))):
+        for digit in reversed(range(len(digits))):
             low = ((whole + 128) & 255) - 128
-            digits[plane, :channels, :fan_in] = low
+            digits[digit, :channels, :fan_in] = low
             whole = (whole - low) >> 8
-        return cls(digits, unit, tile)
+        device = layer.conductance.device
+        return cls(digits.to(device), unit.to(device), tile)
 
 
 class Pulses(NamedTuple):
@@ -66,9 +70,9 @@ class Pulses(NamedTuple):
         held = make((batch, words, height + 2 * padding, width + 2 * padding, channels))
         row, row_out = width * channels, held[0, 0, 0].numel()
         neurons = height * row
-        _run(kernels.hold, [batch * triton.cdiv(neurons, NEURONS)],
+        _run(kernels.hold, [batch * triton.cdiv(neurons, BLOCK)],
              spikes.words, held, neurons, words, row, row_out, padding * (row_out + channels), held[0, 0].numel(),
-             PULSE=min(pulse, WORD * words), BLOCK=NEURONS)  # fmt: skip
+             PULSE=min(pulse, WORD * words), BLOCK=BLOCK)  # fmt: skip
         return cls(held, field_offsets(geometry.kernel_size, channels, row_out, tile.inputs, held.device), geometry)
 
     @property
@@ -110,8 +114,8 @@ def encode(images: Tensor, kernel: Any, table: Tensor, p: Encoding, seeds: Tenso
     values = images.permute(0, 2, 3, 1).contiguous()
     words = values.new_empty((len(values), words_of(p.n_steps), *values.shape[1:]), dtype=torch.int32)
     neurons = values[0].numel()
-    _run(kernel, [len(values) * triton.cdiv(neurons, NEURONS)],
-         values, table, seeds, words, neurons, words.shape[1], p.active_steps, ENCODE, BLOCK=NEURONS)  # fmt: skip
+    _run(kernel, [len(values) * triton.cdiv(neurons, BLOCK)],
+         values, table, seeds, words, neurons, words.shape[1], p.active_steps, ENCODE, BLOCK=BLOCK)  # fmt: skip
     return PackedSpikes(words, p.n_steps)
 
 
@@ -119,8 +123,8 @@ def count_spikes(words: Tensor) -> Tensor:
     """Spikes of each neuron of int32 (B, words, ...): int16 (B, ...)."""
     counts = words.new_empty((len(words), *words.shape[2:]), dtype=torch.int16)
     neurons = counts[0].numel()
-    _run(kernels.count_spikes, [len(words) * triton.cdiv(neurons, NEURONS)],
-         words, counts, neurons, words.shape[1], BLOCK=NEURONS)  # fmt: skip
+    _run(kernels.count_spikes, [len(words) * triton.cdiv(neurons, BLOCK)],
+         words, counts, neurons, words.shape[1], BLOCK=BLOCK)  # fmt: skip
     return counts
 
 
@@ -132,9 +136,10 @@ def simulate(
     batch, words, geometry = *pre.words.shape[:2], pulses.geometry
     out = pre.words.new_empty((batch, words, geometry.height_out, geometry.width_out, geometry.channels_out))
     _, blocked_steps = layer.geometry.steps(layer.dt)
+    blocked_steps = min(blocked_steps, len(pre))
     _run(kernels.simulate, [batch * triton.cdiv(geometry.places_out, tile.places)],
-         pulses.words, pulses.offsets, synapses.digits, synapses.unit, *neurons(layer), seeds, out, len(pre),
-         *pulses.sizes, *cell(layer.lif, layer.dt), blocked_steps, TIES,
+         pulses.words, pulses.offsets, synapses.digits, synapses.unit, *scale_and_threshold(layer), seeds, out,
+         len(pre), *pulses.sizes, *cell(layer.lif, layer.dt), blocked_steps, TIES,
          INHIBITION=inhibition, **tile.constants, **tile.options)  # fmt: skip
     return PackedSpikes(out, len(pre))
 
@@ -151,12 +156,12 @@ def sample_drive(layer: SpikingConv2d, synapses: Synapses, pre: PackedSpikes, pl
 
 def count_driven(layer: SpikingConv2d, drive: Tensor) -> int:
     """Spikes of neurons with these drives (:meth:`snn.engines.base.Engine.count_driven`)."""
-    scale, threshold = neurons(layer)
+    scale, threshold = scale_and_threshold(layer)
     count = drive[0].numel()
-    programs = triton.cdiv(count, NEURONS)
+    programs = triton.cdiv(count, BLOCK)
     sums = drive.new_empty(programs, dtype=torch.int32)
-    _run(kernels.count_driven, [programs], drive.contiguous(), scale, threshold, sums, count, drive.shape[2],
-         len(drive), *cell(layer.lif, layer.dt), BLOCK=NEURONS)  # fmt: skip
+    _run(kernels.count_driven, [programs], drive, scale, threshold, sums, count, drive.shape[2],
+         len(drive), *cell(layer.lif, layer.dt), BLOCK=BLOCK)  # fmt: skip
     return int(sums.sum())
 
 
@@ -167,13 +172,14 @@ def count_pairs(
     """What the rule draws (:meth:`snn.engines.base.Engine.count_events`): float64 (3, C_out, C_in, k, k)."""
     device, kernel, words = pre.words.device, geometry.kernel_size, pre.words.shape[1]
     fan_in = geometry.channels_in * kernel**2
-    levels = level.permute(0, 2, 3, 1).to(torch.int16).contiguous()
-    before, after = (tables[side].to(device).contiguous() for side in (0, -1))
+    levels = level.permute(0, 2, 3, 1).to(torch.int16)
+    before, after = (tables[side].to(device) for side in (0, -1))
     total = torch.zeros((3, geometry.channels_out, fan_in), dtype=torch.float64, device=device)
     constants = pair_constants(kernel, geometry.stride, geometry.padding, geometry.channels_in, len(tables) > 1)
     synapses = constants["SYNAPSES"]
-    # So many images that no count, of one for each spike at most, leaves 32 bits.
-    for images in torch.arange(len(seeds)).split(max(1, 2**31 // (words * WORD * geometry.places_out + 1))):
+    # So many images that no count leaves 32 bits, whose most is one for each spike and table.
+    most = len(tables) * words * WORD * geometry.places_out + 1
+    for images in torch.arange(len(seeds)).split(max(1, MOST_COUNTS // most)):
         part, batch = slice(int(images[0]), int(images[-1]) + 1), len(images)
         counts = torch.zeros((3, geometry.channels_out, fan_in), dtype=torch.int32, device=device)
         tiles = triton.cdiv(batch * words * geometry.places_out, constants["SPIKES"] * constants["TILES"])
@@ -186,14 +192,15 @@ def count_pairs(
     return total.unflatten(2, (kernel, kernel, -1)).permute(0, 1, 4, 2, 3)
 
 
-def neurons(layer: SpikingConv2d) -> tuple[Tensor, Tensor]:
+def scale_and_threshold(layer: SpikingConv2d) -> tuple[Tensor, Tensor]:
     """mV per unit of drive, and thresholds in mV: (C_out,) each."""
-    neuron, scale = layer.neurons()
-    return scale.flatten(), neuron.v_th.flatten()
+    return layer.gain * layer.lif.millivolts_per_current, layer.v_threshold
 
 
 def _run(kernel: Any, grid: Sequence[int], first: Tensor, *arguments: Any, **constants: Any) -> None:
     """Launch a kernel on the device of its first argument."""
     on_device = torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext()
+    # Kernels know no strides. What they write to is contiguous, as it was made here.
+    plain = (value.contiguous() if isinstance(value, Tensor) else value for value in (first, *arguments))
     with on_device:
-        kernel[tuple(grid)](first, *arguments, **constants, **OPTIONS)
+        kernel[tuple(grid)](*plain, **constants, **OPTIONS)

@@ -8,6 +8,10 @@ ROWS, MOST_ROWS = 16, 64
 """Rows of a product in a GPU's matrix units: at least, and as its largest instructions take them."""
 LARGEST_SUM = 2**24
 """No sum of a layer's weights is larger, as whole numbers (:meth:`snn.layer.SpikingConv2d.whole_weight`)."""
+MOST_CHANNELS = 1024
+"""Of more, the sums of a place would not fit into the registers of a program."""
+THREADS, REGISTERS = 32, 2**16
+"""Of a warp; of a multiprocessor."""
 SPIKES, TILES, SYNAPSES = 128, 8, 512
 """Of a program that draws the rule's events: words of one load, loads, and most synapses."""
 
@@ -48,14 +52,15 @@ class Tile:
 
     @property
     def options(self) -> dict[str, int]:
-        """Of the compiler. With half of the registers, two programs share a multiprocessor."""
-        return {"num_warps": self.warps, "maxnreg": 128 if self.places * self.channels <= NEURONS // 2 else 255}
+        """Of the compiler: warps, and registers of a thread. With half of them, two programs share a multiprocessor."""
+        small = self.places * self.channels <= NEURONS // 2
+        return {"num_warps": self.warps, "maxnreg": 128 if small else min(255, REGISTERS // (THREADS * self.warps))}
 
     @property
     def constants(self) -> dict[str, int]:
         """What kernels that sum weights are compiled for."""
         return {
-            "PLANES": self.digits,
+            "DIGITS": self.digits,
             "PLACES": self.places,
             "CHANNELS": self.channels,
             "INPUTS": self.inputs,
