@@ -500,6 +500,11 @@ def _fit(
                 remove_checkpoints(folder)
             raise
         except Exception as error:
+            check(
+                not _names_a_worker(error),
+                "a process that reads images ahead has been killed, as where memory or room in /dev/shm is short: give "
+                "fewer `workers`, and go on with `resume`",
+            )
             if start is None or shown.begun:
                 raise
             words = " ".join(str(error).split())[:200]
@@ -508,3 +513,12 @@ def _fit(
             log.setLevel(level)
             # Lightning's objects live on for a while; the images need not.
             module.supply.parts = {}
+
+
+def _names_a_worker(error: BaseException | None) -> bool:
+    """Whether a data loader's process ended by a signal; its message may have come in the middle of anything."""
+    while error is not None:
+        if "DataLoader worker" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -14,13 +14,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from snn.data_source import Split
 from snn.image_cache import CacheFile, Pixels, Rows, peek, say_not_kept
-from snn.image_files import DECODER, Layout, Listing, read_image, read_images
+from snn.image_files import DECODER, Layout, Listing, read_images, read_measured
 from snn.runtime.memory import check_memory
 
 MANY = 1000
 """Images that take about a second to decode, even if they are small."""
 LARGE = 2**24
 """Bytes of files that take about a second to decode, even if they are few."""
+PIXELS = 2**25
+"""Pixels of files that take about a second to decode, even if they compress well."""
 LARGE_DECODED = 2**26
 """Bytes of decoded images of which not every process needs its own copy."""
 
@@ -56,7 +58,10 @@ def read_pixels(
     rows, decoded = decode, whole.read()
     if decoded:
         rows = partial(_taken, decoded, chosen)
-    if not worth_keeping(wanted, lambda: decoded.values[0] if decoded else read_image(wanted.paths[0], size)):
+        kept = len(wanted) * decoded.values[0].nbytes >= LARGE_DECODED
+    else:
+        kept = worth_keeping(wanted, *read_measured(wanted.paths[0], size))
+    if not kept:
         return _in_memory(rows, len(wanted))
     try:
         return file.read_or_write(rows)
@@ -65,13 +70,13 @@ def read_pixels(
         return _in_memory(rows, len(wanted))
 
 
-def worth_keeping(files: Listing, first: Callable[[], np.ndarray]) -> bool:
+def worth_keeping(files: Listing, first: np.ndarray, pixels: int) -> bool:
     """Whether images are kept: not those that take less than a second to decode, and little memory.
 
-    ``first`` gives the first of them, uint8 (C, H, W).
+    ``first`` is the first of them, uint8 (C, H, W), and ``pixels`` those of its file.
     """
-    small = len(files) < MANY and int(files.sizes.sum()) < LARGE
-    return not small or len(files) * first().nbytes >= LARGE_DECODED
+    quick = len(files) < MANY and int(files.sizes.sum()) < LARGE and len(files) * pixels < PIXELS
+    return not quick or len(files) * first.nbytes >= LARGE_DECODED
 
 
 def as_tensor(pixels: Pixels) -> Tensor:

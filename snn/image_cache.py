@@ -76,6 +76,10 @@ class Pixels(NamedTuple):
     """Digest of shape and values, known for those of a file alone."""
 
 
+OWN = "[0-9a-f]{20}"
+"""Names of files and locks, without suffix: others in the folder are not touched."""
+
+
 @dataclass(frozen=True)
 class CacheFile:
     """A file for certain images, whether it is there or not."""
@@ -116,8 +120,8 @@ class CacheFile:
                 return self._write(images)
 
     def _write(self, rows: Iterator[Row]) -> Pixels:
-        remove_leftovers(self.path.parent)
-        remove_abandoned(self.path.parent)
+        remove_leftovers(self.path.parent, name=OWN)
+        remove_abandoned(self.path.parent, OWN)
         with replacing(self.path) as temporary, open(temporary, "w+b", buffering=2**20) as file:
             first, rows = peek(rows)
             shape, several = (self.count, *first.shape), []

@@ -314,6 +314,18 @@ def read_image(path: str | Path, size: int | None, skipped: Counter[str] | None 
     return read_as(path, lambda image: to_array(image, size), skipped)
 
 
+def read_measured(path: str | Path, size: int | None) -> tuple[np.ndarray, int]:
+    """:func:`read_image`, and how many pixels the file has."""
+    pixels = 0
+
+    def convert(image: Image.Image) -> np.ndarray:
+        nonlocal pixels
+        pixels = image.width * image.height
+        return to_array(image, size)
+
+    return read_as(path, convert), pixels
+
+
 def read_fitted(
     path: Path, width: int, height: int, fit: Fit, grey: bool, skipped: Counter[str] | None = None
 ) -> np.ndarray:

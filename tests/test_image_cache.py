@@ -533,3 +533,36 @@ def test_processes_that_start_at_once_have_the_same_images_and_one_file(tmp_path
     assert {process.communicate()[0] for process in processes} == {digests(folder)}
     assert [process.returncode for process in processes] == [0, 0]
     assert not file(cache).name.startswith(".")
+
+
+def test_images_that_compress_well_are_kept_too(tmp_path):
+    folder = tmp_path / "photos"
+    for number in range(12):
+        path = folder / ("train" if number % 3 else "test") / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (3000, 1800), number).save(path)
+    source = DataSource(f"folder:{folder}", image_size=8)
+    assert sum(path.stat().st_size for path in folder.rglob("*.png")) < 2**20
+    first = load_images(source, "train", cache=tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".images"]
+    again = load_images(source, "train", cache=tmp_path / "cache")
+    assert known_digest(again.images)
+    assert torch.equal(first.images, again.images)
+
+
+def test_files_of_other_programs_in_the_folder_are_left_alone(tmp_path):
+    others = [".other-program.lock", f".foo.{platform.node()}.999999.txt", "notes.txt"]
+    own = [f".{'0' * 20}.lock", f".{'a' * 20}.{platform.node()}.999999.images"]
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name in (*others, *own):
+        (cache / name).touch()
+    folder = tmp_path / "photos" / "train" / "a"
+    folder.mkdir(parents=True)
+    for number in range(1000):
+        Image.new("L", (4, 4), number % 256).save(folder / f"{number:04d}.bmp")
+    load_images(f"folder:{tmp_path / 'photos'}", "train", labels=False, cache=cache)
+    left = {path.name for path in cache.iterdir()}
+    assert left >= set(others)
+    assert not left & set(own)
+    assert any(name.endswith(".images") for name in left)

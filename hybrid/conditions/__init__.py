@@ -87,12 +87,15 @@ class Condition(ABC):
     draws: ClassVar[bool] = True
     """Whether another seed gives other images."""
 
-    @abstractmethod
     def parts(self, context: Context) -> Iterator[Perturbed]:
         """Images of ``context`` under this condition, in their order and in parts, of :data:`CHUNK` for example.
 
-        Raises :class:`UserError` where it cannot be applied to them.
+        A subclass defines this or, if it needs all images at once, :meth:`perturb`. Raises :class:`UserError` where it
+        cannot be applied to them.
         """
+        if type(self).perturb is Condition.perturb:
+            raise NotImplementedError(f"{type(self).__name__} defines neither parts nor perturb")
+        yield self.perturb(context)
 
     def perturb(self, context: Context) -> Perturbed:
         """All parts at once, in memory."""

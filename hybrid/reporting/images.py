@@ -1,5 +1,6 @@
 """The parts of a report for which networks see test images: embeddings, and what noise does on the way through."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -165,7 +166,8 @@ def _examples(
     blocks: list[Block] = []
     names = tuple(map(visible, data.classes))
     # Of different classes as far as there are.
-    chosen = sorted(range(len(data.labels)), key=lambda row: (_occurrence(data.labels, row), int(data.labels[row])))
+    order = list(zip(_occurrences(data.labels), data.labels.tolist(), strict=True))
+    chosen = sorted(range(len(order)), key=order.__getitem__)
     shown: dict[int, dict[str, Tensor]] = {row: {} for row in chosen[:examples]}
     for noise in (CLEAN, *noises):
         first = 0
@@ -203,9 +205,14 @@ def _examples(
     return blocks
 
 
-def _occurrence(labels: Tensor, row: int) -> int:
-    """How many images before this one have its class."""
-    return int((labels[:row] == labels[row]).sum())
+def _occurrences(labels: Tensor) -> list[int]:
+    """Of each image, how many before it have its class."""
+    seen: Counter[int] = Counter()
+    before = []
+    for label in labels.tolist():
+        before.append(seen[label])
+        seen[label] += 1
+    return before
 
 
 def _cell(stage: str, maps: Mapping[str, Tensor], clean: Mapping[str, Tensor], largest: float, condition: str) -> Cell:

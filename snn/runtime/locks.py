@@ -7,6 +7,7 @@ until the next command takes and removes it. On a file system without locks ther
 import contextlib
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -76,11 +77,15 @@ def turn(lock: Path, waits: Callable[[str], object]) -> Iterator[None]:
         yield
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove the files of locks (``.NAME.lock``) in a folder that no process holds, as killed ones leave them."""
+def remove_abandoned(folder: Path, name: str) -> None:
+    """Remove the files of locks (``.NAME.lock``) in a folder that no process holds, as killed ones leave them.
+
+    ``name`` is a regular expression: other programs lock by files of which nobody needs to hold anything.
+    """
     for lock in folder.glob(".*.lock"):
-        with contextlib.suppress(UserError), locked(lock, "{holder} holds it"):
-            pass
+        if re.fullmatch(rf"\.{name}\.lock", lock.name):
+            with contextlib.suppress(UserError), locked(lock, "{holder} holds it"):
+                pass
 
 
 @contextlib.contextmanager

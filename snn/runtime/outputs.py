@@ -189,14 +189,17 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
-def remove_leftovers(*paths: Path) -> None:
-    """Remove temporary files that dead processes of this host left of these files, or of all files in these folders."""
+def remove_leftovers(*paths: Path, name: str = ".+") -> None:
+    """Remove temporary files that dead processes of this host left of these files, or of all files in these folders.
+
+    ``name`` is a regular expression for the latter, of the name without its suffix.
+    """
     if os.name != "posix":
         # Elsewhere a process cannot be asked whether it lives.
         return
     for path in paths:
         whole = path.is_dir()
-        folder, stem, suffix = (path, ".+", r"(\.\w+)?") if whole else (
+        folder, stem, suffix = (path, name, r"(\.\w+)?") if whole else (
             path.parent, re.escape(path.stem), re.escape(path.suffix)
         )  # fmt: skip
         pattern = re.compile(rf"\.{stem}\.{re.escape(platform.node())}\.(\d+){suffix}")
