@@ -225,7 +225,7 @@ def test_a_limit_takes_from_the_cache_of_all_and_else_decodes_no_more_than_it_ne
 
 
 @pytest.mark.parametrize("first", ["all", "part"])
-def test_a_large_part_has_a_cache_of_its_own(photos, cache, first):
+def test_a_part_is_taken_from_the_cache_of_all_or_has_its_own(photos, cache, first):
     plain = {seed: load(photos, limit=5, seed=seed) for seed in range(6)}
     other = next(seed for seed in plain if not torch.equal(plain[seed].images, plain[0].images))
     if first == "all":
@@ -233,10 +233,11 @@ def test_a_large_part_has_a_cache_of_its_own(photos, cache, first):
         spoil(photos)
     part = load(photos, cache, limit=5, seed=0)
     assert same(part, plain[0])
-    assert known_digest(part.images) == images_digest(plain[0].images)
+    # What is soon read from the cache of all lies in memory.
+    assert known_digest(part.images) == (None if first == "all" else images_digest(plain[0].images))
     assert same(load(photos, cache, limit=5, seed=other), plain[other])
     # The last one only.
-    assert len(files(cache)) == 1 + (first == "all")
+    assert len(files(cache)) == 1
     spoil(photos)
     assert same(load(photos, cache, limit=5, seed=other), plain[other])
     if first == "part":
@@ -317,13 +318,13 @@ def test_what_dead_processes_have_left_is_removed(photos, cache):
     cache.mkdir()
     ended = subprocess.Popen(["true"])
     ended.wait()
-    (cache / ".0123.lock").write_text("process 1 on nowhere")
-    (cache / f".0123.{platform.node()}.{ended.pid}.images").write_bytes(b"half")
-    (cache / f".0123.{platform.node()}.{os.getpid()}.images").write_bytes(b"another thread's")
-    with turn(cache / ".4567.lock", print):
+    (cache / f".{'01' * 10}.lock").write_text("process 1 on nowhere")
+    (cache / f".{'01' * 10}.{platform.node()}.{ended.pid}.images").write_bytes(b"half")
+    (cache / f".{'01' * 10}.{platform.node()}.{os.getpid()}.images").write_bytes(b"another thread's")
+    with turn(cache / f".{'45' * 10}.lock", print):
         load(photos, cache)
         left = {path.name for path in files(cache) if path.name.startswith(".")}
-        assert left == {".4567.lock", f".0123.{platform.node()}.{os.getpid()}.images"}
+        assert left == {f".{'45' * 10}.lock", f".{'01' * 10}.{platform.node()}.{os.getpid()}.images"}
 
 
 def test_the_cache_of_another_set_is_not_taken(photos, cache, tmp_path):
@@ -559,7 +560,7 @@ def test_files_of_other_programs_in_the_folder_are_left_alone(tmp_path):
         (cache / name).touch()
     folder = tmp_path / "photos" / "train" / "a"
     folder.mkdir(parents=True)
-    for number in range(1000):
+    for number in range(1200):
         Image.new("L", (4, 4), number % 256).save(folder / f"{number:04d}.bmp")
     load_images(f"folder:{tmp_path / 'photos'}", "train", labels=False, cache=cache)
     left = {path.name for path in cache.iterdir()}
