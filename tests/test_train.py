@@ -325,7 +325,7 @@ def test_models_whose_names_differ_in_their_suffix_share_no_logs(tmp_path):
 
 def test_recipes_follow_the_images(tmp_path, photographs, capsys):
     def chosen(source, **changes):
-        config = TrainConfig(tmp_path / "x.h5", source, Architecture(variant="baseline"), **changes)
+        config = TrainConfig(tmp_path / "x.h5", source, architecture=Architecture(variant="baseline"), **changes)
         return with_preset(config).recipe
 
     assert chosen(DataSource("digits")) is RECIPES["digits"]
