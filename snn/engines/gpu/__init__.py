@@ -39,7 +39,7 @@ class GpuEngine(NorseEngine):
         """Weights of layers that live, as the kernels take them: those of layers below are used at every update."""
 
     def preference(self, device_type: str) -> int:
-        if find_spec("triton") is None:
+        if find_spec("triton") is None or (device_type == "cpu" and "TRITON_INTERPRET" not in os.environ):
             return 0
         # Imported here: Triton takes a while, and comes with PyTorch's builds for CUDA alone.
         import triton
