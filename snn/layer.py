@@ -45,7 +45,12 @@ class SpikingConv2d:
         """Norse's parameters, and mV per unit of drive before the gain; both broadcast against (B, C, H, W)."""
         per_map = (1, -1, 1, 1)
         neuron = norse_parameters(self.lif, self.v_threshold.reshape(per_map))
-        return neuron, (self.gain * self.lif.millivolts_per_current).reshape(per_map)
+        return neuron, self.millivolts_per_drive.reshape(per_map)
+
+    @property
+    def millivolts_per_drive(self) -> Tensor:
+        """mV per unit of each channel's drive before the gain, (C_out,)."""
+        return self.gain * self.lif.millivolts_per_current
 
     @property
     def weight(self) -> Tensor:

@@ -36,6 +36,11 @@ def norse_parameters(p: LIFParameters, v_threshold: Tensor) -> LIFBoxParameters:
     )
 
 
+def cell_constants(neuron: LIFBoxParameters, v_init: float, dt: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What compiled engines take of a neuron, one number each: v_init, v_leak, v_reset in mV, and dt / tau."""
+    return torch.full_like(neuron.v_leak, v_init), neuron.v_leak, neuron.v_reset, dt * neuron.tau_mem_inv
+
+
 def integrate(depolarisation: Tensor, v: Tensor, p: LIFBoxParameters, dt: float) -> tuple[Tensor, Tensor]:
     """One norse step of ``dt`` ms without reset: whether v > v_threshold after it (bool), and v after it, in mV.
 

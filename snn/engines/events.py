@@ -15,6 +15,7 @@ from snn.engines import kernels
 from snn.engines.base import EventCounts
 from snn.geometry import ConvGeometry
 from snn.layer import SpikingConv2d
+from snn.neuron import cell_constants
 from snn.parameters import Encoding
 from snn.registries import ENCODERS, register_engine
 from snn.runtime.random import AFTER, BEFORE, TIES, numpy_keys
@@ -183,6 +184,5 @@ class Neurons(NamedTuple):
     @classmethod
     def of(cls, layer: SpikingConv2d) -> "Neurons":
         neuron, scale = layer.neurons()
-        v_init = torch.full_like(neuron.v_leak, layer.lif.v_init)
-        cell = (v_init, neuron.v_leak, neuron.v_reset, layer.dt * neuron.tau_mem_inv)
-        return cls(tuple(value.numpy()[()] for value in cell), scale.flatten().numpy(), neuron.v_th.flatten().numpy())
+        cell = tuple(value.numpy()[()] for value in cell_constants(neuron, layer.lif.v_init, layer.dt))
+        return cls(cell, scale.flatten().numpy(), neuron.v_th.flatten().numpy())

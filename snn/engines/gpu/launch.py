@@ -14,7 +14,7 @@ from snn.engines.gpu.packed import WORD, PackedSpikes, pack, words_of
 from snn.engines.gpu.tiles import Tile, pair_constants, pair_options
 from snn.geometry import ConvGeometry
 from snn.layer import SpikingConv2d
-from snn.neuron import norse_parameters
+from snn.neuron import cell_constants, norse_parameters
 from snn.parameters import Encoding, LIFParameters
 from snn.runtime.random import AFTER, BEFORE, ENCODE, TIES
 
@@ -93,12 +93,10 @@ def field_offsets(kernel: int, channels: int, row: int, inputs: int, device: tor
 
 
 @cache
-def cell(lif: LIFParameters, dt: float) -> tuple[float, float, float, float]:
-    """v_init, v_leak, v_reset in mV and dt / tau, rounded to float32 as on a CPU."""
+def cell_numbers(lif: LIFParameters, dt: float) -> tuple[float, ...]:
+    """:func:`snn.neuron.cell_constants` in float32, from the CPU: read from a GPU, each would be waited for."""
     neuron = norse_parameters(lif, torch.zeros(()))
-    values = (torch.full_like(neuron.v_leak, lif.v_init), neuron.v_leak, neuron.v_reset, dt * neuron.tau_mem_inv)
-    v_init, v_leak, v_reset, rate = (value.item() for value in values)
-    return v_init, v_leak, v_reset, rate
+    return tuple(value.item() for value in cell_constants(neuron, lif.v_init, dt))
 
 
 @cache
@@ -138,8 +136,9 @@ def simulate(
     _, blocked_steps = layer.geometry.steps(layer.dt)
     blocked_steps = min(blocked_steps, len(pre))
     _run(kernels.simulate, [batch * triton.cdiv(geometry.places_out, tile.places)],
-         pulses.words, pulses.offsets, synapses.digits, synapses.unit, *scale_and_threshold(layer), seeds, out,
-         len(pre), *pulses.sizes, *cell(layer.lif, layer.dt), blocked_steps, TIES,
+         pulses.words, pulses.offsets, synapses.digits, synapses.unit,
+         layer.millivolts_per_drive, layer.v_threshold, seeds, out, len(pre), *pulses.sizes,
+         *cell_numbers(layer.lif, layer.dt), blocked_steps, TIES,
          INHIBITION=inhibition, **tile.constants, **tile.options)  # fmt: skip
     return PackedSpikes(out, len(pre))
 
@@ -156,12 +155,12 @@ def sample_drive(layer: SpikingConv2d, synapses: Synapses, pre: PackedSpikes, pl
 
 def count_driven(layer: SpikingConv2d, drive: Tensor) -> int:
     """Spikes of neurons with these drives (:meth:`snn.engines.base.Engine.count_driven`)."""
-    scale, threshold = scale_and_threshold(layer)
     count = drive[0].numel()
     programs = triton.cdiv(count, BLOCK)
     sums = drive.new_empty(programs, dtype=torch.int32)
-    _run(kernels.count_driven, [programs], drive, scale, threshold, sums, count, drive.shape[2],
-         len(drive), *cell(layer.lif, layer.dt), BLOCK=BLOCK)  # fmt: skip
+    _run(kernels.count_driven, [programs],
+         drive, layer.millivolts_per_drive, layer.v_threshold, sums, count, drive.shape[2],
+         len(drive), *cell_numbers(layer.lif, layer.dt), BLOCK=BLOCK)  # fmt: skip
     return int(sums.sum())
 
 
@@ -190,11 +189,6 @@ def count_pairs(
              **constants, **pair_options(synapses))  # fmt: skip
         total += counts
     return total.unflatten(2, (kernel, kernel, -1)).permute(0, 1, 4, 2, 3)
-
-
-def scale_and_threshold(layer: SpikingConv2d) -> tuple[Tensor, Tensor]:
-    """mV per unit of drive, and thresholds in mV: (C_out,) each."""
-    return layer.gain * layer.lif.millivolts_per_current, layer.v_threshold
 
 
 def _run(kernel: Any, grid: Sequence[int], first: Tensor, *arguments: Any, **constants: Any) -> None:
