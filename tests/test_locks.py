@@ -115,6 +115,34 @@ def test_what_dead_processes_left_is_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if "other" in path.name) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_a_killed_process_left_is_removed_while_the_system_takes_it_apart(tmp_path):
+    # Its locks are free before it has ended. Much memory makes that time long enough to be seen.
+    program = """
+import mmap, time
+memory = mmap.mmap(-1, 2**28, mmap.MAP_PRIVATE)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+memory[::mmap.PAGESIZE] = bytes(len(memory) // mmap.PAGESIZE)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+    def removed_before_it_ended() -> bool:
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            assert process.stdout.readline() == b"ready\n"
+            left = tmp_path / f".snn.{platform.node()}.{process.pid}.h5"
+            left.touch()
+            remove_leftovers(tmp_path)
+            assert left.exists()
+            process.kill()
+            while left.exists():
+                remove_leftovers(tmp_path)
+            return b") Z " not in Path(f"/proc/{process.pid}/stat").read_bytes()
+
+    assert any(removed_before_it_ended() for _ in range(20))
+
+
 @pytest.mark.slow
 def test_a_command_killed_while_it_writes_leaves_nothing_after_the_next(tmp_path):
     out = tmp_path / "snn.h5"

@@ -214,6 +214,10 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}")
 
 
+PF_EXITING = 0x4
+"""Among the flags of a process, ninth value of /proc/PID/stat: it is ending (Linux, include/linux/sched.h)."""
+
+
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -222,9 +226,14 @@ def _alive(process: int) -> bool:
     except PermissionError:
         # Another user's.
         return True
-    # One that was killed and whose parent has not yet asked for it: it has ended, too.
-    status = Path(f"/proc/{process}/stat")
-    return not (status.exists() and status.read_bytes().rpartition(b")")[2].split()[:1] == [b"Z"])
+    try:
+        state, *fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        # It ended in between, or it is not Linux.
+        return not Path("/proc/self/stat").exists()
+    # It has ended as well if its parent has not yet asked for it (Z), or while the kernel takes it apart (PF_EXITING):
+    # its locks are free from then on, and who waits for one comes here at once.
+    return state != b"Z" and not int(fields[5]) & PF_EXITING
 
 
 def write_json(path: Path | None, figures: dict) -> None:
