@@ -144,8 +144,11 @@ def learn_retina(images: Tensor, p: RetinaParameters, seed: int) -> Retina | Non
         mean = total.double() / (LEVELS * count * height * width)
     chosen = images[torch.randperm(count, generator=stream(seed, "retina scale"))[:sample]]
     raw = _fitted(filters, mean)
-    steps = (part.double() * (INTENSITY_STEPS // LEVELS) for part in chosen.split(256))
-    contrast = torch.cat([raw.response(part).abs().flatten() for part in steps]) / INTENSITY_STEPS
+    # Filled in place: these are millions of numbers.
+    contrast = torch.empty(chosen.shape, dtype=torch.float64)
+    for part, place in zip(chosen.split(256), contrast.split(256), strict=True):
+        torch.abs(raw.response(part.double() * (INTENSITY_STEPS // LEVELS)), out=place)
+    contrast = contrast.div_(INTENSITY_STEPS).flatten()
     scale = contrast.kthvalue(1 + round(p.quantile * (len(contrast) - 1))).values.item()
     check(scale > 0, "the training images have no contrast; give other images, or `retina` none")
     retina = _fitted((filters / scale).float(), mean)
