@@ -1,13 +1,14 @@
 """Where the time of a training step goes, and how near it is to what the machine can do.
 
     python -m benchmarks.training_step --width 0.75
+    python -m benchmarks.training_step --width 0.75 --precision bfloat16
     python -m benchmarks.training_step --variant safe --frontend pretrained:cifar10-retina --auxiliary-maps 8
     python -m benchmarks.training_step --compare           # compiled, other memory order, bfloat16
 
 Steps are those of ``hybrid.train``, in Lightning's loop, on random images, on one thread. Operations count all
-multiply-accumulates of forward and backward (convolutions and matrix products); the peak is that of float32 matrix
-products, measured before and after the steps. On one thread the share of it is computed from the processor time of a
-step, which other load on the machine changes less than its duration.
+multiply-accumulates of forward and backward (convolutions and matrix products); the peak is that of matrix products in
+the same precision, measured before and after the steps. On one thread the share of it is computed from the processor
+time of a step, which other load on the machine changes less than its duration.
 """
 
 import bisect
@@ -111,12 +112,17 @@ class StepConfig:
             check(getattr(self, name) >= 1, f"`{name}` {getattr(self, name)}: expected 1 or more")
         check(self.options.device == "cpu", f"`device` {self.options.device}: only the CPU is profiled; give cpu")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In what the network's convolutions compute."""
+        return torch.bfloat16 if self.recipe.is_low(torch.device("cpu")) else torch.float32
 
-def peak_gflops(seconds: float = 1.0) -> float:
-    """The most float32 operations (1e9) per second that products of square matrices reach."""
+
+def peak_gflops(dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """The most operations (1e9) per second that products of square matrices of this type reach."""
     best = 0.0
     for size in SIZES:
-        a, b = torch.rand(2, size, size)
+        a, b = torch.rand(2, size, size).to(dtype)
         began = perf_counter()
         while perf_counter() - began < seconds / len(SIZES):
             started = perf_counter()
@@ -245,6 +251,7 @@ def train_steps(config: StepConfig, network: Network) -> StepTimes:
         warnings.simplefilter("ignore")
         trainer = lightning.Trainer(
             accelerator="cpu",
+            precision="bf16-mixed" if config.dtype == torch.bfloat16 else "32-true",
             max_epochs=1,
             logger=False,
             callbacks=[times],
@@ -310,9 +317,9 @@ def run(config: StepConfig) -> None:
         network = build_model(spec, frontend).to(memory_format=torch.channels_last)
         macs, gflop = count_macs(network, SHAPE), step_gflop(network)
         plain = copy.deepcopy(network)
-        before = peak_gflops()
+        before = peak_gflops(config.dtype)
         times = train_steps(config, network.train())
-        after = peak_gflops()
+        after = peak_gflops(config.dtype)
         batch = config.recipe.batch_size
         duration, processor = times.seconds
         computing = processor if config.threads == 1 else duration
@@ -322,6 +329,7 @@ def run(config: StepConfig) -> None:
             "network": name,
             "threads": config.threads,
             "batch_size": batch,
+            "precision": str(config.dtype).removeprefix("torch."),
             "images_per_s": batch / duration,
             "images_per_processor_s": batch / processor,
             "forward_macs": macs,
@@ -337,7 +345,7 @@ def run(config: StepConfig) -> None:
         )
         print(f"forward {macs / 1e6:.1f} M multiply-accumulates an image; a whole step {gflop:.3f} GFLOP")
         print(
-            f"{reached:.0f} GFLOP/s, {reached / peak:.0%} of the peak of matrix products "
+            f"{reached:.0f} GFLOP/s, {reached / peak:.0%} of the peak of matrix products in {figures['precision']} "
             f"({before:.0f} before, {after:.0f} after)"
         )
         spent = shares(list(times.profiler.events() or []), times.profiled_seconds)

@@ -136,7 +136,8 @@ class Classifier(lightning.LightningModule):
         images = self.recipe.train_noise.apply(images, torch.Generator(self.device).manual_seed(noise))
         # torchvision's dropout draws from the global generator.
         torch.manual_seed(dropout)
-        logits = self.network(images.contiguous(memory_format=torch.channels_last))
+        # In bfloat16 probabilities would have two digits.
+        logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
         self._add("train", logits.detach(), labels)
         smoothing = self.recipe.label_smoothing
         if self.weights is None:

@@ -24,8 +24,9 @@ Border = Literal["black", "reflect"]
 Flips = Literal["random", "alternating"]
 FirstLayer = Literal["random", "whitening"]
 ClassWeights = Literal["none", "balanced"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
-LATER: dict[str, object] = {"class_weights": "none"}
+LATER: dict[str, object] = {"class_weights": "none", "precision": "auto"}
 """Fields that recipes did not always have, with the value that stands for what was done before: files and identities of
 such recipes are as they were."""
 PEAK_RATE = Range(0, 1e6)
@@ -73,6 +74,10 @@ class Recipe:
     """Share of the training images, in proportion to the classes, that is kept for the validation curve."""
     class_weights: ClassWeights = "none"
     """Weight of each image in the loss: none, or balanced, inverse to the frequency of its class, 1 on average."""
+    precision: Precision = "auto"
+    """In what convolutions and matrix products compute: float32, or bfloat16 (all but the frozen layers; weights stay
+    float32); auto: bfloat16 on CUDA, float32 on a CPU. A CPU with instructions for bfloat16 trains up to twice as fast
+    in it."""
 
     def __post_init__(self) -> None:
         check(
@@ -90,6 +95,10 @@ class Recipe:
         """Fields as ``hybrid.h5`` stores them: the noise as text, and :data:`LATER` ones only where they say more."""
         tree = asdict(self) | {"train_noise": str(self.train_noise)}
         return {name: value for name, value in tree.items() if LATER.get(name) != value}
+
+    def is_low(self, device: torch.device) -> bool:
+        """Whether training computes in bfloat16 on this device."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
 
     @property
     def identity(self) -> str:

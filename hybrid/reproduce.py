@@ -21,6 +21,7 @@ from hybrid.paper.parts import Writer
 from hybrid.paper.runs import Place, in_order, missing_runs
 from hybrid.paper.tables import PARTS, TableSpec
 from hybrid.paper.workflow import Engine, make
+from hybrid.recipe import Precision
 from snn.data import image_folders
 from snn.data_source import IMAGES, SIDE, DataSource, check_data
 from snn.image_cache import Caching
@@ -70,6 +71,8 @@ class ReproduceConfig:
     """Passes of supervised training, in place of the recipe's."""
     width: Annotated[float | None, WIDTH] = None
     """Multiplier of the backbones' channels, in place of the scale's."""
+    precision: Precision = "auto"
+    """In what trainings compute: float32 or bfloat16; auto: bfloat16 on CUDA, float32 on a CPU."""
     partial: bool = False
     """Make no run: write the tables from those that are there, however few seeds they have."""
     dry_run: bool = False
@@ -142,7 +145,7 @@ def run(config: ReproduceConfig, snakemake: tuple[str, ...] = ()) -> None:
     """The command: make missing runs, then write all parts; ``snakemake`` holds further options of Snakemake."""
     cifar, traffic = experiments(config)
     device, plugin, threads = config.options.device, config.options.plugin, config.engine.threads
-    place = Place(config.runs, device, config.root, plugin, threads, config.caching)
+    place = Place(config.runs, device, config.root, plugin, threads, config.precision, config.caching)
     stand_in = "" if config.traffic else " (standing in for traffic images)"
     writer = Writer(config.out, place, cifar, traffic, how_made(config, cifar), stand_in, config.options.figures)
     parts = [PARTS[name] for name in config.wanted]

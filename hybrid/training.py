@@ -32,7 +32,7 @@ from hybrid.recipe import Recipe, warn_of_classes
 from hybrid.storage import WATCHED, TrainedModel
 from snn.data import Array, Images, as_labelled, in_bytes
 from snn.patches import random_patches
-from snn.runtime.device import DeviceName
+from snn.runtime.device import DeviceName, has_bfloat16
 from snn.runtime.errors import UserError, check
 from snn.runtime.processes import environments, first_process, group_size, joined
 from snn.runtime.progress import warn
@@ -56,7 +56,7 @@ class Hardware:
     """Where a training computes."""
 
     device: tyro.conf.Suppress[DeviceName] = "cpu"
-    """auto, cpu or cuda. On CUDA all but the frozen layers compute in bfloat16."""
+    """auto, cpu or cuda."""
     devices: Annotated[int, PROCESSES] = 1
     """Processes (each with a GPU or a share of the CPU's cores) on each node, which share every mini-batch."""
     num_nodes: Annotated[int, NODES] = 1
@@ -235,6 +235,8 @@ def train(
     identity = training_identity(spec, recipe, seed, data, model, cycles, noises)
     # The first process's file, which other nodes may not see (hybrid.checkpoint.CheckpointFiles reads it so).
     unfinished, started = joined().share(lambda: checkpointing.unfinished(identity, module)) or (None, None)
+    if recipe.is_low(device) and device.type == "cpu" and not has_bfloat16() and first_process():
+        warn("this CPU has no instructions for bfloat16: `precision` float32 is faster here")
     with use_threads(torch.get_num_threads()):
         module.threads = _threads(module, hardware, device, processes=devices * nodes, started=started)
         _fit(module, device, devices, nodes, checkpointing, identity, unfinished)
@@ -423,7 +425,9 @@ def measure_threads(module: Classifier, limit: int) -> tuple[dict[int, float], i
 
     def step(count: int) -> None:
         network.zero_grad()
-        cross_entropy(network(images[:count]), labels[:count]).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=module.recipe.is_low(images.device)):
+            loss = cross_entropy(network(images[:count]), labels[:count])
+        loss.backward()
 
     began = perf_counter()
     # Dropout draws from the global generator.
@@ -479,7 +483,7 @@ def _fit(
             devices=devices,
             num_nodes=nodes,
             strategy="ddp" if devices * nodes > 1 else "auto",
-            precision="bf16-mixed" if device.type == "cuda" else "32-true",
+            precision="bf16-mixed" if module.recipe.is_low(device) else "32-true",
             max_epochs=module.recipe.epochs - module.passes_before,
             logger=TensorBoardLogger(folder.parent, name=folder.name, version="") if folder else False,
             callbacks=callbacks,

@@ -127,6 +127,7 @@ OTHER = {
     "weights": "imagenet",
     "watch": (Noise.parse("awgn:15"),),
     "class_weights": "balanced",
+    "precision": "bfloat16",
     "cache": "elsewhere",
 }
 """Another valid value of each field whose type does not suggest one."""
@@ -228,7 +229,8 @@ def parsed(run, place):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_command_lines_are_read_as_the_configurations_they_were_made_of(scale):
-    place = Place(Path("runs"), "cpu", Path("images"), ("math", "cmath"), threads=3, caching=Caching("a b"))
+    place = Place(Path("runs"), "cpu", Path("images"), ("math", "cmath"), threads=3, precision="bfloat16",
+                  caching=Caching("a b"))  # fmt: skip
     # All sorts of networks and evaluations; other seeds and backbones have the same flags.
     sorts = {}
     for run in runs_of_all_tables(scale):
@@ -244,7 +246,7 @@ def test_command_lines_are_read_as_the_configurations_they_were_made_of(scale):
     for run in sorts.values():
         assert parsed(run, place) == run.configuration(place)
     trainings = [run.configuration(place) for run in sorts.values() if run.module == "hybrid.train"]
-    assert {config.hardware.threads for config in trainings} == {3}
+    assert {(config.hardware.threads, config.recipe.precision) for config in trainings} == {(3, "bfloat16")}
 
 
 def test_flags_are_only_of_fields_that_differ(digits):

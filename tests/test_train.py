@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import hybrid
 from bridge.storage import load_frontend
@@ -25,6 +27,7 @@ from hybrid.checkpoint import PREVIOUS, PROGRESS, read_checkpoint
 from hybrid.conditions import Noise
 from hybrid.image_size import has_small_strides, learning_preset
 from hybrid.lightning_module import Classifier
+from hybrid.preprocess import Preprocess
 from hybrid.recipe import RECIPES, Recipe
 from hybrid.storage import load_model
 from hybrid.train import TrainConfig, main, with_preset
@@ -280,6 +283,73 @@ def test_a_resumed_training_keeps_its_number_of_threads(tmp_path, capsys):
 def test_threads_are_auto_or_a_number(threads, tmp_path, capsys):
     assert main([*SMALL, "--threads", threads, "--out", str(tmp_path / "x.h5")]) == 2
     assert "threads" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def precisions(pipeline):
+    """A training of SAFE for each precision, with the type of what each of its modules gave."""
+    data = load_images(DataSource(limit_train=140), "train", seed=0)
+    architecture = Architecture("fast_cnn", width=0.25, preprocess=Preprocess.parse("spikes"))
+    trained = {}
+    for precision in ("auto", "float32", "bfloat16"):
+        kinds: dict[str, set[torch.dtype]] = {}
+
+        def note(module, _, output, kinds=kinds):
+            if isinstance(output, torch.Tensor):
+                kinds.setdefault(type(module).__name__, set()).add(output.dtype)
+
+        with register_module_forward_hook(note):
+            recipe = Recipe(epochs=3, batch_size=16, learning_rate=0.005, precision=precision)
+            trained[precision] = train(data, architecture, recipe, frontend=pipeline.frontend), kinds
+    return trained
+
+
+def test_all_but_the_frozen_layers_compute_in_the_chosen_precision(precisions):
+    for precision in ("auto", "float32"):
+        assert set().union(*precisions[precision][1].values()) == {torch.float32}
+    kinds = precisions["bfloat16"][1]
+    for name in ("ConvertedLayer", "SpecialActivationUnit", "SpikingFrontEnd"):
+        assert kinds[name] == {torch.float32}, name
+    for name in ("Conv2d", "BatchNorm2d", "GELU", "Linear", "FastCNN"):
+        assert kinds[name] == {torch.bfloat16}, name
+
+
+def test_precision_is_recorded_and_keeps_weights_and_learning(precisions, tmp_path):
+    auto, plain, low = (precisions[precision][0] for precision in ("auto", "float32", "bfloat16"))
+    for name, values in low.network.state_dict().items():
+        assert torch.equal(auto.network.state_dict()[name], plain.network.state_dict()[name]), name
+        assert values.dtype == plain.network.state_dict()[name].dtype, name
+    for name, weight in plain.network.main.named_parameters():
+        assert not torch.equal(low.network.main.get_parameter(name), weight), name
+    for curve in ("train_loss", "val_loss"):
+        # bfloat16 keeps 8 bits of each product's factors, and sums them in float32.
+        np.testing.assert_allclose(low.history[curve], plain.history[curve], rtol=0.1)
+    assert "precision" not in auto.recipe
+    hybrid.save(low, tmp_path / "low.h5")
+    assert hybrid.load(tmp_path / "low.h5").recipe["precision"] == "bfloat16"
+
+
+def test_a_resumed_training_keeps_its_precision(tmp_path):
+    data = load_images(DataSource(limit_train=140), "train", seed=0)
+    checkpointing = Checkpointing(tmp_path / "progress", resume=True, checkpoint_interval=0)
+    for precision in ("bfloat16", "float32"):
+        recipe = Recipe(epochs=1, batch_size=16, precision=precision)
+        with pytest.raises(UserError, match="other settings") if precision == "float32" else nullcontext():
+            train(data, Architecture("fast_cnn", "baseline", width=0.1), recipe, checkpointing=checkpointing)
+
+
+@pytest.mark.parametrize(
+    ("known", "warns"),
+    [({}, 0), ({"avx2": True, "avx512_bf16": True}, 0), ({"avx2": True, "avx512_bf16": False}, 1), ({"bf16": True}, 0)],
+)
+def test_a_cpu_that_is_slow_in_bfloat16_is_told_of(known, warns, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    data, architecture = load_images(DataSource(limit_train=140), "train", seed=0), Architecture("fast_cnn", "baseline")
+    for precision in ("bfloat16", "float32", "auto"):
+        recipe = Recipe(epochs=1, batch_size=16, precision=precision)
+        train(data, replace(architecture, width=0.1), recipe)
+        said = capsys.readouterr().err.count("warning: this CPU has no instructions for bfloat16")
+        assert said == (warns if precision == "bfloat16" else 0)
 
 
 def test_noise_training_sees_noise_and_is_recorded(tmp_path):

@@ -18,7 +18,7 @@ from hybrid.backbones import BACKBONES
 from hybrid.evaluate import EvaluateConfig
 from hybrid.paper.networks import CONVERT, EVALUATE, LEARN, SWAP, TRAIN
 from hybrid.recipe import LATER as RECIPE_LATER
-from hybrid.recipe import Recipe
+from hybrid.recipe import Precision, Recipe
 from hybrid.storage import SCHEMA as training_schema
 from hybrid.swap import SwapConfig
 from hybrid.train import TrainConfig
@@ -52,6 +52,8 @@ NOT_DECIDING: dict[type, tuple[str, ...]] = {
     LearnConfig: ("out", "preset", "engine", "resume", "checkpoint_interval", "devices", "num_nodes", "image_interval"),
     ConvertConfig: ("snn", "out", "root"),
     TrainConfig: ("out", "frontend", "preset", "watch"),
+    # As the device decides it, unless it is given.
+    Recipe: ("precision",),
     Checkpointing: ("folder", "resume", "checkpoint_interval"),
     # The number of threads moves the last bits; each file records it.
     Hardware: ("device", "threads", "workers"),
@@ -88,6 +90,8 @@ class Place:
     """What runs import first."""
     threads: int | None = None
     """CPU threads of each training; None: its share of the cores."""
+    precision: Precision = "auto"
+    """Precision of each training (:class:`hybrid.recipe.Recipe`)."""
     caching: Caching = field(default_factory=Caching)
     """Where decoded images are kept."""
 
@@ -151,6 +155,7 @@ class Run:
             changes["resume"] = True
         elif isinstance(self.config, TrainConfig):
             changes["checkpointing"] = replace(self.config.checkpointing, resume=True)
+            changes["recipe"] = replace(self.config.recipe, precision=place.precision)
             if place.threads is not None:
                 changes["hardware"] = replace(self.config.hardware, threads=place.threads)
         elif place.root is not None:

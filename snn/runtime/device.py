@@ -23,6 +23,15 @@ def as_device(device: "torch.device | str") -> "torch.device":
     return found
 
 
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16, as far as PyTorch knows."""
+    import torch
+
+    # Before PyTorch 2.12 it could not be asked.
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return not known or any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
 def choose_device(name: DeviceName) -> "torch.device":
     """``auto`` is CUDA where there is one, else the CPU; ``cuda`` without one is a :class:`UserError`."""
     # Imported here: a command's --help must not wait for it.
