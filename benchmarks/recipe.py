@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -52,8 +52,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "whole images in all passes": {"small_share": 0.0},
     "two fully connected layers": {"embedding": 128},
     "weight decay 0.002, not 0.0005": {"weight_decay": 2e-3},
+    "bfloat16": {"precision": "bfloat16"},
 }
 """Changed fields of the recipe, or of the architecture, by what they mean."""
+ChangeName = Literal[*CHANGES]  # type: ignore[valid-type]
 CONDITIONS = ("clean", "awgn:15")
 
 Row = dict[str, Any]
@@ -79,6 +81,8 @@ class RecipeConfig:
     """Share of the images that is held out, to measure on."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A training of each change for each."""
+    changes: tuple[ChangeName, ...] | None = None
+    """Measure only these changes, and the recipe as it is; None: all."""
     workers: int = 1
     """Trainings at the same time, each in a process with one thread."""
     data_source: Annotated[DataSource, tyro.conf.arg(name="")] = field(
@@ -100,7 +104,7 @@ class RecipeConfig:
     @property
     def settings(self) -> str:
         """What all rows of a file must share, in words."""
-        return repr((self.data_source, self.backbone, self.width, self.reference))
+        return repr((self.data_source, self.backbone, self.width, self.reference.identity))
 
 
 @cache
@@ -142,7 +146,8 @@ def measure(config: RecipeConfig, change: str, seed: int) -> list[Row]:
 def missing(config: RecipeConfig, rows: Iterable[Row]) -> Iterator[tuple[str, int]]:
     """Changes and seeds that ``rows`` do not hold; every change once before another seed."""
     held = {(row["change"], int(row["seed"])) for row in rows}
-    yield from ((change, seed) for seed in config.seeds for change in CHANGES if (change, seed) not in held)
+    wanted = CHANGES if config.changes is None else dict.fromkeys((REFERENCE, *config.changes))
+    yield from ((change, seed) for seed in config.seeds for change in wanted if (change, seed) not in held)
 
 
 def gains(rows: Iterable[Row]) -> list[tuple[str, ...]]:

@@ -368,6 +368,11 @@ def test_parts_of_the_recipe_are_measured_and_an_interrupted_run_goes_on(tmp_pat
     # In one pass with few steps, flips by turns and averages have no time; the others train otherwise.
     assert len(set(losses.values())) > 6
     write_csv(out, rows[:-4])
+    # Those that are there stay, and of the others only what is asked for is measured.
+    assert measure_recipe([*small, "--changes", rows[-4]["change"]]) == 0
+    assert sorted(map(repr, read(out)[:-2])) == sorted(map(repr, rows[:-4]))
+    assert {row["change"] for row in read(out)[-2:]} == {rows[-4]["change"]}
+    write_csv(out, rows[:-4])
     assert measure_recipe(small) == 0
     again = read(out)
     assert again[:-4] == rows[:-4]
