@@ -115,7 +115,7 @@ class StepConfig:
     @property
     def dtype(self) -> torch.dtype:
         """In what the network's convolutions compute."""
-        return torch.bfloat16 if self.recipe.is_low(torch.device("cpu")) else torch.float32
+        return torch.bfloat16 if self.recipe.uses_bfloat16(torch.device("cpu")) else torch.float32
 
 
 def peak_gflops(dtype: torch.dtype, seconds: float = 1.0) -> float:

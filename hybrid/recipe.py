@@ -96,7 +96,7 @@ class Recipe:
         tree = asdict(self) | {"train_noise": str(self.train_noise)}
         return {name: value for name, value in tree.items() if LATER.get(name) != value}
 
-    def is_low(self, device: torch.device) -> bool:
+    def uses_bfloat16(self, device: torch.device) -> bool:
         """Whether training computes in bfloat16 on this device."""
         return self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
 

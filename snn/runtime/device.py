@@ -27,7 +27,7 @@ def has_bfloat16() -> bool:
     """Whether this CPU has instructions for products in bfloat16, as far as PyTorch knows."""
     import torch
 
-    # Before PyTorch 2.12 it could not be asked.
+    # Older versions of PyTorch cannot be asked.
     known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return not known or any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
