@@ -296,14 +296,16 @@ def test_the_balanced_loss_is_the_mean_of_each_images_weighted_one(data):
     assert plain != pytest.approx(loss, rel=1e-6)
 
 
-def test_files_and_identities_know_of_it_where_it_is_used():
-    plain, balanced = hybrid.Recipe(), hybrid.Recipe(class_weights="balanced")
-    assert "class_weights" not in plain.as_tree()
-    assert balanced.as_tree()["class_weights"] == "balanced"
+@pytest.mark.parametrize(("name", "value"), [("class_weights", "balanced"), ("precision", "bfloat16")])
+def test_files_and_identities_know_of_later_settings_where_they_are_used(name, value):
+    plain, other = hybrid.Recipe(), hybrid.Recipe(**{name: value})
+    assert name not in plain.as_tree()
+    assert other.as_tree()[name] == value
     assert hybrid.Recipe.from_tree(plain.as_tree()) == plain
-    assert hybrid.Recipe.from_tree(balanced.as_tree()) == balanced
-    assert "class_weights" not in plain.identity
-    assert plain.identity != balanced.identity == repr(balanced)
+    assert hybrid.Recipe.from_tree(other.as_tree()) == other
+    # Of a recipe of before there were these settings.
+    assert plain.identity == repr(plain).partition(", class_weights=")[0] + ")"
+    assert other.identity == f"{plain.identity[:-1]}, {name}={value!r})"
 
 
 def test_the_curve_has_a_line_for_each_noise_and_a_mark_between_cycles(continued, tmp_path, monkeypatch):
