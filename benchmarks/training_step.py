@@ -40,7 +40,7 @@ from hybrid.architecture import Architecture, ModelSpec, build_model, class_name
 from hybrid.augment import resolve_augmentation
 from hybrid.batches import MiniBatch
 from hybrid.complexity import count_macs
-from hybrid.lightning_module import Classifier
+from hybrid.lightning_module import PRECISIONS, Classifier
 from hybrid.network import Network
 from hybrid.printing import print_table
 from hybrid.recipe import RECIPES, Recipe
@@ -115,7 +115,7 @@ class StepConfig:
     @property
     def dtype(self) -> torch.dtype:
         """In what the network's convolutions compute."""
-        return torch.bfloat16 if self.recipe.uses_bfloat16(torch.device("cpu")) else torch.float32
+        return self.recipe.dtype(torch.device("cpu"))
 
 
 def peak_gflops(dtype: torch.dtype, seconds: float = 1.0) -> float:
@@ -251,7 +251,7 @@ def train_steps(config: StepConfig, network: Network) -> StepTimes:
         warnings.simplefilter("ignore")
         trainer = lightning.Trainer(
             accelerator="cpu",
-            precision="bf16-mixed" if config.dtype == torch.bfloat16 else "32-true",
+            precision=PRECISIONS[config.dtype],
             max_epochs=1,
             logger=False,
             callbacks=[times],

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -43,6 +43,13 @@ SMALL = 0.75
 
 class Diverged(UserError):
     """A training has exploded: there is nothing to go on from."""
+
+
+PRECISIONS: dict[torch.dtype, Literal["32-true", "bf16-mixed"]] = {
+    torch.float32: "32-true",
+    torch.bfloat16: "bf16-mixed",
+}
+"""Lightning's names of what it computes in; the second keeps weights in float32."""
 
 
 class Classifier(lightning.LightningModule):

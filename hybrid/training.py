@@ -25,7 +25,7 @@ from hybrid.augment import resolve_augmentation
 from hybrid.backbones import BACKBONES
 from hybrid.checkpoint import PREVIOUS, PROGRESS, CheckpointFiles, check_values, read_checkpoint, remove_checkpoints
 from hybrid.conditions import Noise
-from hybrid.lightning_module import HISTORY, SMALL, Checkpoints, Classifier, Diverged, TrainingProgress
+from hybrid.lightning_module import HISTORY, PRECISIONS, SMALL, Checkpoints, Classifier, Diverged, TrainingProgress
 from hybrid.network import Network
 from hybrid.pretrained import Weights, open_weights, start_from
 from hybrid.recipe import Recipe, warn_of_classes
@@ -235,7 +235,7 @@ def train(
     identity = training_identity(spec, recipe, seed, data, model, cycles, noises)
     # The first process's file, which other nodes may not see (hybrid.checkpoint.CheckpointFiles reads it so).
     unfinished, started = joined().share(lambda: checkpointing.unfinished(identity, module)) or (None, None)
-    if recipe.uses_bfloat16(device) and device.type == "cpu" and not has_bfloat16() and first_process():
+    if recipe.dtype(device) == torch.bfloat16 and device.type == "cpu" and not has_bfloat16() and first_process():
         warn("this CPU has no instructions for bfloat16: `precision` float32 is faster here")
     with use_threads(torch.get_num_threads()):
         module.threads = _threads(module, hardware, device, processes=devices * nodes, started=started)
@@ -425,7 +425,7 @@ def measure_threads(module: Classifier, limit: int) -> tuple[dict[int, float], i
 
     def step(count: int) -> None:
         network.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=module.recipe.uses_bfloat16(images.device)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=module.recipe.dtype(images.device) == torch.bfloat16):
             loss = cross_entropy(network(images[:count]), labels[:count])
         loss.backward()
 
@@ -483,7 +483,7 @@ def _fit(
             devices=devices,
             num_nodes=nodes,
             strategy="ddp" if devices * nodes > 1 else "auto",
-            precision="bf16-mixed" if module.recipe.uses_bfloat16(device) else "32-true",
+            precision=PRECISIONS[module.recipe.dtype(device)],
             max_epochs=module.recipe.epochs - module.passes_before,
             logger=TensorBoardLogger(folder.parent, name=folder.name, version="") if folder else False,
             callbacks=callbacks,
