@@ -18,9 +18,13 @@ from snn.data import few
 from snn.data_source import LENGTHS
 from snn.runtime.errors import check, check_choice
 from snn.runtime.ranges import Range, check_fields
+from snn.runtime.tree import text_without
 
 Variant = Literal["safe", "baseline", "mu", "lambda"]
 
+LATER: dict[str, object] = {"dropped_blocks": 1}
+"""Fields that architectures did not always have, with the value that stands for what was done before: files and
+identities of such networks are as they were."""
 UNITS = Range(0, 2**16)
 WIDTH = Range(0.01, 10.0, reason="1 is the published width")
 
@@ -47,6 +51,9 @@ class Architecture:
     """What is done to images first, in training and in evaluation. average:N takes the mean of N x N pixels. quantise
     rounds to the levels that the encoder can represent, and spikes does so at random while training; both take
     F_MIN,F_MAX,T (Hz, Hz, ms). Join several by +."""
+    dropped_blocks: Annotated[int, Range(0, 1)] = 1
+    """Blocks that are dropped behind the backbone's stem (all variants but baseline): 1, as in the paper; or 0, so that
+    the main CNN is one block deeper."""
     variations: Variations = field(default_factory=Variations)
     """What the search tried and rejected."""
 
@@ -54,6 +61,7 @@ class Architecture:
         check_preprocess(self.preprocess, "preprocess")
         check_fields(self)
         check_backbone(self.backbone, self.width)
+        BACKBONES[self.backbone].dropping(self.dropped_blocks)
         check_choice("variant", self.variant, get_args(Variant))
         self.variations.check_variant(self.variant)
         check(
@@ -73,6 +81,11 @@ class ModelSpec:
     """Names of the classes, in the order of the logits."""
     frontend: FrontEndSpec | None
     """The spiking front end (safe), or the one whose shape or steps are taken (mu, lambda); None for a baseline."""
+
+    @property
+    def identity(self) -> str:
+        """Text that differs between networks, and that fields of a later version at their defaults leave as it was."""
+        return text_without(self, LATER)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -134,7 +147,7 @@ def build_model(spec: ModelSpec, frontend: SpikingFrontEnd | None = None) -> Net
         seen = spec.frontend.channels_in if behind_retina else channels
         auxiliary = variations.auxiliary_cnn(seen, a.auxiliary_maps, stride) if a.auxiliary_maps else None
         features = front_channels + a.auxiliary_maps
-        main = main_cnn(a.backbone, features, len(spec.classes), height, a.width, a.embedding, stride)
+        main = main_cnn(a.backbone, features, len(spec.classes), height, a.width, a.embedding, stride, a.dropped_blocks)
         network = HybridNetwork(
             front,
             auxiliary,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bridge.frontend import SpikingFrontEnd
 from hybrid.architecture import ModelSpec
-from hybrid.backbones import BACKBONES, Adapter
+from hybrid.backbones import BACKBONES, Adapter, full_backbone
 from hybrid.network import Network
 from hybrid.state_dict import PARALLEL, read_state, shape_text
 from hybrid.storage import load_model
@@ -249,23 +249,42 @@ def _offered(spec: ModelSpec, weights: Weights, own: Iterable[str]) -> dict[str,
 
     Those that have no place there keep their names, which start with :data:`NOWHERE`.
     """
-    kept = BACKBONES[weights.backbone].kept
+    adapter = BACKBONES[weights.backbone]
     state = weights.state if weights.spec else {MAIN + name: value for name, value in weights.state.items()}
-    taken_apart, theirs = spec.frontend is not None, bool(weights.spec and weights.spec.frontend)
-    if taken_apart == theirs:
+    theirs, ours = _dropped_blocks(weights.spec), _dropped_blocks(spec)
+    if theirs == ours:
         return dict(state)
     check(
-        type(BACKBONES[weights.backbone]).kept is not Adapter.kept,
+        type(adapter).kept is not Adapter.kept,
         f"`weights` {weights.name}: backbone {weights.backbone} does not say which of its weights are left without its "
         "first blocks: give its adapter the method `kept`",
     )
     # Names of a whole backbone tell those of one that is taken apart.
-    whole = [name.removeprefix(MAIN) for name in (state if taken_apart else own) if name.startswith(MAIN)]
-    pairs = {name: place for name in whole if (place := kept(name)) is not None}
-    names = pairs if taken_apart else {place: name for name, place in pairs.items()}
+    if theirs is None or ours is None:
+        whole = [name.removeprefix(MAIN) for name in (state if theirs is None else own) if name.startswith(MAIN)]
+    else:
+        whole = _names_of_whole(spec)
+
+    def place(name: str, dropped_blocks: int | None) -> str | None:
+        return name if dropped_blocks is None else adapter.dropping(dropped_blocks).kept(name)
+
+    names = {there: here for name in whole if (there := place(name, theirs)) and (here := place(name, ours))}
     return {
         MAIN + names[inner] if (inner := name.removeprefix(MAIN)) in names
         else NOWHERE + name if name.startswith(MAIN)
         else name: value
         for name, value in state.items()
     }  # fmt: skip
+
+
+def _dropped_blocks(spec: ModelSpec | None) -> int | None:
+    """Blocks that a network's backbone lacks behind its stem; None: it is whole."""
+    return spec.architecture.dropped_blocks if spec and spec.frontend else None
+
+
+def _names_of_whole(spec: ModelSpec) -> list[str]:
+    """Names in the state of the whole backbone that a network was taken from."""
+    a, (channels, height, _) = spec.architecture, spec.input_shape
+    with torch.device("meta"):
+        whole = full_backbone(a.backbone, channels, len(spec.classes), height, a.width, a.embedding)
+    return list(whole.state_dict())

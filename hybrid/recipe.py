@@ -16,7 +16,7 @@ from snn.runtime.errors import check
 from snn.runtime.processes import first_process
 from snn.runtime.progress import warn
 from snn.runtime.ranges import Range, check_fields
-from snn.runtime.tree import Tree, from_tree
+from snn.runtime.tree import Tree, from_tree, text_without
 
 RecipeName = Literal["auto", "digits", "cifar10", "imagenet", "fast"]
 Optimiser = Literal["sgd", "muon"]
@@ -104,10 +104,7 @@ class Recipe:
     @property
     def identity(self) -> str:
         """Text that differs between recipes, and that fields of a later version at their defaults leave as it was."""
-        text = repr(self)
-        for name, value in LATER.items():
-            text = text.replace(f", {name}={value!r}", "")
-        return text
+        return text_without(self, LATER)
 
     @classmethod
     def from_tree(cls, tree: Tree) -> "Recipe":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bridge.frontend import DRAWS, SpikingFrontEnd
 from bridge.storage import spec_from_tree, spec_tree, state_from_tree
-from hybrid.architecture import Architecture, ModelSpec, build_model
+from hybrid.architecture import LATER, Architecture, ModelSpec, build_model
 from hybrid.conditions import Noise
 from hybrid.network import Network
 from hybrid.preprocess import Preprocess
@@ -113,6 +113,9 @@ def save_model(path: str | Path, model: TrainedModel, command: str, parent_diges
     spec["frontend"] = model.spec.frontend and spec_tree(model.spec.frontend)
     # One flat group: the variations had no record of their own when the schema was made.
     spec["architecture"] |= spec["architecture"].pop("variations")
+    for name, value in LATER.items():
+        if spec["architecture"][name] == value:
+            del spec["architecture"][name]
     spec["architecture"]["preprocess"] = str(architecture.preprocess)
     spec["architecture"]["auxiliary_input"] = str(architecture.variations.auxiliary_input)
     rounded, scales = round_weights(model.network, bits)

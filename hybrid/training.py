@@ -337,7 +337,7 @@ def training_identity(
 ) -> str:
     """A digest of all that decides the result; ``network`` is as it starts."""
     further = f"{cycles} {watch}" if cycles or watch else ""
-    digest = hashlib.sha256(f"({spec!r}, {recipe.identity}, {seed!r}){further}".encode())
+    digest = hashlib.sha256(f"({spec.identity}, {recipe.identity}, {seed!r}){further}".encode())
     for values in (data.images, data.labels, *network.state_dict().values()):
         for part in in_bytes(values):
             digest.update(part)

@@ -62,11 +62,12 @@ def test_baselines_have_the_papers_parameters(name):
 
 @pytest.mark.parametrize("name", list(BACKBONES))
 @pytest.mark.parametrize(("size", "stride"), [(8, 1), (32, 1), (96, 1), (96, 2), (96, 4)])
-def test_what_is_kept_works_at_its_usual_resolution(name, size, stride):
-    sizes = {}
+@pytest.mark.parametrize("dropped", [1, 0])
+def test_what_is_kept_works_at_its_usual_resolution(name, size, stride, dropped):
+    sizes, features = {}, torch.rand(2, 24, size // stride, size // stride)
     for built, images in (
         (full_backbone(name, 3, 10, size), torch.rand(2, 3, size, size)),
-        (main_cnn(name, 24, 10, size, front_stride=stride), torch.rand(2, 24, size // stride, size // stride)),
+        (main_cnn(name, 24, 10, size, front_stride=stride, dropped_blocks=dropped), features),
     ):
         seen: list[torch.Size] = []
         handles = [
@@ -82,8 +83,17 @@ def test_what_is_kept_works_at_its_usual_resolution(name, size, stride):
     full, main = sizes.values()
     # From the second kept block on all shapes are those of the whole network.
     tail = len(main) * 3 // 4
-    assert main[-tail:] == full[-tail:]
-    assert len(main) < len(full)
+    # A front end may have a larger stride than the stem alone.
+    coarser = max(1, stride // BACKBONES[name].dropping(dropped).strides[size < 96])
+    assert main[-tail:] == [
+        (depth, -(-height // coarser), -(-width // coarser)) for depth, height, width in full[-tail:]
+    ]
+    assert coarser == 1 or (dropped, stride, size) == (0, 4, 96)
+    if dropped:
+        assert len(main) < len(full)
+    else:
+        # The stem is gone. The rebuilt block may have a convolution more, which widens the features.
+        assert len(full) - 1 <= len(main) <= len(full)
 
 
 @pytest.mark.parametrize("name", [n for n in BACKBONES if BACKBONES[n].has_width])
@@ -92,25 +102,28 @@ def test_width_makes_networks_narrower(name):
 
 
 @pytest.mark.parametrize(
-    ("size", "dropped", "resolutions"),
+    ("size", "front_stride", "dropped_blocks", "resolutions"),
     [
         # Stem, then two convolutions in each of three stages, the first before its 2 x 2 maximum. Stem and the first
         # of them are dropped; the maximum behind the second then leaves the resolution that theirs left.
-        (32, None, [32, 32, 16, 16, 16, 8, 8, 8, 4, 4]),
-        (32, 1, [32, 16, 16, 8, 8, 8, 4, 4]),
-        (32, 4, [8, 8, 8, 4, 4, 4, 2, 2]),
-        (224, None, [56, 56, 28, 28, 28, 14, 14, 14, 7, 7]),
-        (224, 1, [224, 28, 28, 14, 14, 14, 7, 7]),
-        (224, 4, [56, 28, 28, 14, 14, 14, 7, 7]),
-        (8, None, [8, 8, 4, 4, 4, 2, 2, 2, 1, 1]),
+        (32, None, None, [32, 32, 16, 16, 16, 8, 8, 8, 4, 4]),
+        (32, 1, 1, [32, 16, 16, 8, 8, 8, 4, 4]),
+        (32, 4, 1, [8, 8, 8, 4, 4, 4, 2, 2]),
+        (224, None, None, [56, 56, 28, 28, 28, 14, 14, 14, 7, 7]),
+        (224, 1, 1, [224, 28, 28, 14, 14, 14, 7, 7]),
+        (224, 4, 1, [56, 28, 28, 14, 14, 14, 7, 7]),
+        (8, None, None, [8, 8, 4, 4, 4, 2, 2, 2, 1, 1]),
+        # Without the stem alone all blocks are kept, the first as it was in the whole network.
+        (32, 1, 0, [32, 16, 16, 16, 8, 8, 8, 4, 4]),
+        (224, 4, 0, [56, 28, 28, 28, 14, 14, 14, 7, 7]),
     ],
 )
-def test_fast_cnn_halves_its_resolution_in_each_stage(size, dropped, resolutions):
-    if dropped is None:
+def test_fast_cnn_halves_its_resolution_in_each_stage(size, front_stride, dropped_blocks, resolutions):
+    if front_stride is None:
         network, images = full_backbone("fast_cnn", 3, 10, size, width=0.25), torch.rand(1, 3, size, size)
     else:
-        network = main_cnn("fast_cnn", 18, 10, size, width=0.25, front_stride=dropped)
-        images = torch.rand(1, 18, size // dropped, size // dropped)
+        network = main_cnn("fast_cnn", 18, 10, size, 0.25, front_stride=front_stride, dropped_blocks=dropped_blocks)
+        images = torch.rand(1, 18, size // front_stride, size // front_stride)
     seen = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -120,9 +133,9 @@ def test_fast_cnn_halves_its_resolution_in_each_stage(size, dropped, resolutions
     assert seen == resolutions
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     # 7 x 7 pixels at stride 4 only where the stem reads a large image.
-    first = (7, 4) if size == 224 and dropped is None else (3, 1)
+    first = (7, 4) if size == 224 and front_stride is None else (3, 1)
     assert [(c.kernel_size[0], c.stride[0]) for c in convolutions] == [first] + [(3, 1)] * (len(seen) - 1)
-    widths = [8, 16] * (dropped is None) + [16] * 2 + [64] * 6
+    widths = {None: [8, 16], 0: [16], 1: []}[dropped_blocks] + [16] * 2 + [64] * 6
     assert [c.out_channels for c in convolutions] == widths
 
 
@@ -190,6 +203,8 @@ def test_an_adapter_of_a_few_lines_brings_another_classifier():
             bridge = nn.Conv2d(channels, 16, 1, max(1, stride // 2), bias=False)
             network.features = nn.Sequential(bridge, *network.features[2:])
 
+    with pytest.raises(UserError, match=r"`dropped_blocks` 0: .*`strides_without_stem`"):
+        Architecture("my_efficientnet", dropped_blocks=0)
     for variant in ("baseline", "mu"):
         network = build_model(spec(variant, "my_efficientnet", size=32)).eval()
         assert network(torch.rand(2, 3, 32, 32)).shape == (2, 4)

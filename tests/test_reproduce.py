@@ -128,6 +128,7 @@ OTHER = {
     "watch": (Noise.parse("awgn:15"),),
     "class_weights": "balanced",
     "precision": "bfloat16",
+    "dropped_blocks": 0,
     "cache": "elsewhere",
 }
 """Another valid value of each field whose type does not suggest one."""

@@ -16,7 +16,7 @@ import torchvision
 
 import hybrid
 from hybrid.backbones import BACKBONES
-from hybrid.pretrained import open_weights, start_from
+from hybrid.pretrained import Weights, open_weights, start_from
 from hybrid.storage import load_model
 from hybrid.train import main
 from snn.data import load_images
@@ -136,6 +136,42 @@ def test_fast_cnn_takes_its_own_weights_whole_and_behind_a_front_end(tmp_path):
     assert same(behind.main.stages[1:], whole.stages[1:])
     assert same(behind.main.classifier, whole.classifier)
     assert not same(behind.main.stages[0][0][0], whole.stages[0][1][0])
+
+
+KEPT_WITHOUT_STEM = {
+    "mobilenet_v2": lambda whole: {"features.1": whole.features[2], "features.17": whole.features[18]},
+    "resnet18": lambda whole: {"layer1.1": whole.layer1[1], "layer2": whole.layer2},
+    "densenet121": lambda whole: {
+        "features.denseblock1.denselayer6.conv2": whole.features.denseblock1.denselayer6.conv2,
+        "features.denseblock2": whole.features.denseblock2,
+    },
+    "fast_cnn": lambda whole: {"stages.0.1": whole.stages[0][1], "stages.1": whole.stages[1]},
+}
+KEPT_WITHOUT_BLOCK = {
+    "mobilenet_v2": lambda main: {"features.1": main.features[2]},
+    "resnet18": lambda main: {"layer2": main.layer2},
+    "densenet121": lambda main: {"features.denseblock2": main.features.denseblock2},
+    "fast_cnn": lambda main: {"stages.0.1": main.stages[0][2], "stages.1": main.stages[1]},
+}
+
+
+@pytest.mark.parametrize("name", KEPT_WITHOUT_STEM)
+def test_where_the_stem_alone_is_dropped_all_blocks_find_their_place(name):
+    torch.manual_seed(7)
+    baseline, deep = hybrid.baseline((3, 32, 32), name), hybrid.safe_dnn(FRONTEND, name, dropped_blocks=0)
+    weights = Weights("x", name, baseline.main.state_dict())
+    taken = start_from(deep, weights)
+    for place, module in KEPT_WITHOUT_STEM[name](baseline.main).items():
+        assert same(deep.main.get_submodule(place), module), place
+    assert f"{BACKBONES[name].stem}.weight" in taken.unused
+    # From one that lacks a block more, and back to a whole backbone.
+    safe, again = hybrid.safe_dnn(FRONTEND, name), hybrid.baseline((3, 32, 32), name)
+    start_from(safe, Weights("x", name, deep.state_dict(), deep.spec))
+    for place, module in KEPT_WITHOUT_BLOCK[name](deep.main).items():
+        assert same(safe.main.get_submodule(place), module), place
+    start_from(again, Weights("x", name, deep.state_dict(), deep.spec))
+    for place, module in KEPT_WITHOUT_STEM[name](again.main).items():
+        assert same(deep.main.get_submodule(place), module), place
 
 
 def test_networks_of_this_project_are_a_start_for_each_other(pipeline, tmp_path):

@@ -5,10 +5,11 @@ that the field uses for CIFAR, which reduce the resolution later. The size of th
 (:mod:`hybrid.image_size`).
 """
 
+import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from torch import nn
 
@@ -34,6 +35,11 @@ class Adapter(ABC, Generic[Network]):
     """Path of the last linear layer."""
     strides: tuple[int, int]
     """Height of the image over that of the features behind the first kept block, with stock and with small strides."""
+    strides_without_stem: tuple[int, int] | None = None
+    """The same where the stem alone is dropped, so that the block behind it is the first kept one; None: that is not
+    offered."""
+    dropped_blocks: int = 1
+    """Blocks that :meth:`drop_stem` removes behind the stem: 1, or 0 in an adapter that :meth:`dropping` returned."""
     smallest: int = 1
     """Smallest height of an image, in pixels, that the small strides can work with."""
     embedding: int = EMBEDDING
@@ -57,8 +63,26 @@ class Adapter(ABC, Generic[Network]):
     def drop_stem(self, network: Network, channels: int, stride: int) -> None:
         """Remove the stem and the block after it, in place; rebuild the next block for so many input channels.
 
-        ``stride`` is that of the rebuilt block.
+        ``stride`` is that of the rebuilt block. With :attr:`dropped_blocks` 0 only the stem is removed, and the block
+        after it is rebuilt.
         """
+
+    def dropping(self, blocks: int) -> Self:
+        """This adapter, or a copy, that drops so many blocks behind the stem.
+
+        Raises :class:`UserError` for 0 where :attr:`strides_without_stem` are not given.
+        """
+        if blocks == self.dropped_blocks:
+            return self
+        check(
+            blocks == 0 and self.strides_without_stem is not None,
+            f"`dropped_blocks` {blocks}: this backbone drops {self.dropped_blocks}; leave it out, or give its adapter "
+            "`strides_without_stem`",
+        )
+        other = copy.copy(self)
+        assert self.strides_without_stem is not None
+        other.dropped_blocks, other.strides = blocks, self.strides_without_stem
+        return other
 
     def kept(self, name: str) -> str | None:
         """Name that a tensor of the stock network's state has once :meth:`drop_stem` was called; None: it is dropped.
@@ -140,13 +164,16 @@ def main_cnn(
     width: float = 1.0,
     embedding: int | None = None,
     front_stride: int = 1,
+    dropped_blocks: int = 1,
 ) -> nn.Module:
     """The classifier without stem and following block: features (B, in_channels, H, W) to logits (B, classes).
 
     Other arguments are those of :func:`full_backbone`. The first kept block takes what ``front_stride``, the stride of
     what makes the features, leaves of the removed strides, so that the blocks behind it work at their usual resolution.
+    With ``dropped_blocks`` 0 only the stem is missing.
     """
     adapter, network = _classifier(name, classes, image_size, width, embedding)
+    adapter = adapter.dropping(dropped_blocks)
     stride = adapter.strides[has_small_strides(image_size)]
     adapter.drop_stem(network, in_channels, max(1, stride // front_stride))
     return network

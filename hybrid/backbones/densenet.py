@@ -13,7 +13,9 @@ from hybrid.backbones.base import Adapter, initialise_convolutions, register_bac
 class DenseNet121(Adapter[DenseNet]):
     """torchvision's network, with a growth rate that can differ."""
 
-    stem, head, strides, smallest = "features.conv0", "classifier", (4, 1), 8
+    stem, head, smallest = "features.conv0", "classifier", 8
+    # All layers of the first stage work at the resolution that the stem leaves.
+    strides = strides_without_stem = (4, 1)
     imagenet = DenseNet121_Weights.IMAGENET1K_V1.url
 
     def build(self, classes: int, width: float) -> DenseNet:
@@ -28,9 +30,11 @@ class DenseNet121(Adapter[DenseNet]):
         network.features.pool0 = nn.Identity()
 
     def drop_stem(self, network: DenseNet, channels: int, stride: int) -> None:
-        # A dense layer reads the outputs of all layers before it: the whole first stage is rebuilt, one layer shorter.
+        # A dense layer reads the outputs of all layers before it: the whole first stage is rebuilt, without the
+        # layers that are dropped.
         stages = network.features
-        growth, layers = stages.denseblock1.denselayer1.conv2.out_channels, len(stages.denseblock1) - 1
+        growth = stages.denseblock1.denselayer1.conv2.out_channels
+        layers = len(stages.denseblock1) - self.dropped_blocks
         block, transition = type(stages.denseblock1), type(stages.transition1)
         bottleneck = stages.denseblock1.denselayer1.conv1.out_channels // growth
         rebuilt: list[tuple[str, nn.Module]] = [
@@ -47,9 +51,11 @@ class DenseNet121(Adapter[DenseNet]):
         network.features = nn.Sequential(OrderedDict(rebuilt + kept))
 
     def kept(self, name: str) -> str | None:
-        if name.startswith(("features.conv0.", "features.norm0.", "features.denseblock1.denselayer1.")):
+        if name.startswith(("features.conv0.", "features.norm0.")):
             return None
-        return renumbered(name, "features.denseblock1.denselayer", 1)
+        if self.dropped_blocks and name.startswith("features.denseblock1.denselayer1."):
+            return None
+        return renumbered(name, "features.denseblock1.denselayer", self.dropped_blocks)
 
     def current(self, name: str) -> str:
         # torchvision's file is older than its modules.

@@ -53,7 +53,9 @@ class FastCNN(nn.Module):
 class FastAdapter(Adapter[FastCNN]):
     """:class:`FastCNN`, whose blocks are single convolutions."""
 
-    stem, head, strides, smallest = "stem.0", "classifier", (8, 2), 8
+    stem, head, smallest = "stem.0", "classifier", 8
+    # The second block works at the resolution that the first leaves.
+    strides = strides_without_stem = (8, 2)
     # A second fully connected layer costs accuracy here.
     embedding = 0
 
@@ -64,15 +66,16 @@ class FastAdapter(Adapter[FastCNN]):
         network.stem = block(3, _channels(network.stem))
 
     def drop_stem(self, network: FastCNN, channels: int, stride: int) -> None:
-        # The dropped block has halved the resolution: the next one does it in its place.
+        # The first block halves the resolution: where it is dropped, the next one does it in its place.
         first, *others = network.stages
-        _, following, *kept = first.children()
+        following, *kept = list(first.children())[self.dropped_blocks :]
         rebuilt = block(channels, _channels(following), pool=stride)
         network.stem, network.stages = nn.Sequential(), nn.Sequential(nn.Sequential(rebuilt, *kept), *others)
 
     def kept(self, name: str) -> str | None:
-        # The block that is rebuilt has a maximum in it, which moves the names of what follows in it.
-        return None if name.startswith(("stem.", "stages.0.1.")) else renumbered(name, "stages.0.", 1)
+        # In the block that is rebuilt there may be a maximum or none, which moves the names of what follows in it.
+        anew = ("stem.", f"stages.0.{self.dropped_blocks}.")
+        return None if name.startswith(anew) else renumbered(name, "stages.0.", self.dropped_blocks)
 
 
 def _channels(block: nn.Module) -> int:

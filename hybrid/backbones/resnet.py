@@ -12,7 +12,9 @@ PLANES = 64
 class ResNetAdapter(Adapter[ResNet]):
     """What all ResNets of torchvision share."""
 
-    stem, head, strides = "conv1", "fc", (4, 1)
+    stem, head = "conv1", "fc"
+    # All blocks of the first stage work at the resolution that the stem leaves.
+    strides = strides_without_stem = (4, 1)
 
     def use_small_strides(self, network: ResNet) -> None:
         network.conv1 = nn.Conv2d(network.conv1.in_channels, network.conv1.out_channels, 3, padding=1, bias=False)
@@ -26,10 +28,10 @@ class ResNetAdapter(Adapter[ResNet]):
         block, network.inplanes = type(network.layer1[1]), channels
         (rebuilt,) = network._make_layer(block, PLANES, 1, stride)
         initialise_convolutions(rebuilt, "fan_out")
-        network.layer1 = nn.Sequential(rebuilt, *network.layer1[2:])
+        network.layer1 = nn.Sequential(rebuilt, *network.layer1[1 + self.dropped_blocks :])
 
     def kept(self, name: str) -> str | None:
-        return None if name.startswith(("conv1.", "bn1.")) else renumbered(name, "layer1.", 1)
+        return None if name.startswith(("conv1.", "bn1.")) else renumbered(name, "layer1.", self.dropped_blocks)
 
 
 @register_backbone("resnet101")

@@ -13,6 +13,8 @@ import tyro
 
 from bridge.convert import ConvertConfig
 from bridge.storage import SCHEMA as conversion_schema
+from hybrid.architecture import LATER as ARCHITECTURE_LATER
+from hybrid.architecture import Architecture
 from hybrid.augment import resolve_augmentation
 from hybrid.backbones import BACKBONES
 from hybrid.evaluate import EvaluateConfig
@@ -68,6 +70,7 @@ LATER: dict[type, Mapping[str, object]] = {
     LearnConfig: {"caching": Caching()},
     ConvertConfig: {"caching": Caching()},
     TrainConfig: {"weights": None, "caching": Caching()},
+    Architecture: ARCHITECTURE_LATER,
     Recipe: RECIPE_LATER,
     SwapConfig: {"caching": Caching()},
     EvaluateConfig: {"weights": (), "image_size": None, "caching": Caching()},

@@ -1,6 +1,6 @@
 """Trees of dictionaries: the content of a file, before it is written and after it was read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any, TypeVar, get_type_hints
@@ -129,6 +129,17 @@ def _between(low: float, high: float, infinite: bool) -> str:
     limits = [f"at least {low:g}"] if low > -INFINITY else []
     limits += [f"at most {high:g}"] if high < INFINITY else []
     return "".join(f", {limit}" for limit in limits) + ("" if infinite else ", finite")
+
+
+def text_without(record: object, later: Mapping[str, object]) -> str:
+    """``repr`` of a dataclass without those of its ``later`` fields that have the value given there.
+
+    So an identity that is made of it outlives a new field.
+    """
+    text = repr(record)
+    for name, value in later.items():
+        text = text.replace(f", {name}={value!r}", "")
+    return text
 
 
 def from_tree(kind: type[Record], tree: Tree, **known: Any) -> Record:
