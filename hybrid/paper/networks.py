@@ -112,6 +112,9 @@ def _assisted(network: Network) -> Network:
 
 ASSISTED = _assisted(COUNTED)
 """COUNTED with an auxiliary CNN that sees means of 3 x 3 pixels: what the retina removes, without impulses."""
+DEEP = replace(COUNTED, name="deep safe", factor="depth").has(auxiliary_maps=16, dropped_blocks=0)
+DEEP = DEEP.varies(auxiliary_input=AVERAGE)
+"""COUNTED as deep as its baseline, with an auxiliary CNN that sees means of 2 x 2 pixels."""
 RANDOM = RETINA.but("random conductances", "conductances").converts("random")
 """RETINA without what its layer learned."""
 
@@ -138,6 +141,10 @@ ABLATIONS = (
     ASSISTED.but("mu", "training").has(variant="mu"),
     COUNTED.but("auxiliary CNN on the image", "auxiliary CNN").has(auxiliary_maps=16),
     MU_COUNTED,
+    DEEP,
+    DEEP.but("random conductances", "conductances").converts("random"),
+    DEEP.but("a block less", "depth").has(dropped_blocks=1),
+    DEEP.but("mean of 3 x 3 pixels", "auxiliary CNN").varies(auxiliary_input=LOCAL_MEAN),
 )
 CONTRIBUTIONS = (
     ("learned conductances, not random ones", "retina safe", "retina safe, random conductances"),
@@ -191,6 +198,11 @@ CONTRIBUTIONS = (
     ),
     ("frozen layer and spike counts, not the baseline", "retina safe, spike counts", "baseline"),
     ("all three, not the baseline", "retina safe, spike counts, auxiliary CNN", "baseline"),
+    ("all of deep safe, not the baseline", "deep safe", "baseline"),
+    ("all of deep safe, not spike counts alone", "deep safe", "baseline, spike counts"),
+    ("learned conductances, not random ones, in deep safe", "deep safe", "deep safe, random conductances"),
+    ("a block more, in deep safe", "deep safe", "deep safe, a block less"),
+    ("means of 2 x 2 pixels, not of 3 x 3, in deep safe", "deep safe", "deep safe, mean of 3 x 3 pixels"),
     ("paper's spiking layers, not trainable ones (mu)", "safe", "mu"),
     ("paper's SAFE, not the baseline", "safe", "baseline"),
     ("step functions in a trained mu (lambda)", "lambda, range", "mu"),

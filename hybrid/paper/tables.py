@@ -22,6 +22,7 @@ from hybrid.paper.networks import (
     BASELINE_COUNTED,
     CONTRIBUTIONS,
     COUNTED,
+    DEEP,
     DETERMINISTIC,
     EVALUATE,
     MU,
@@ -192,7 +193,7 @@ def _noise_entries(trained: Mapping[str, tuple[str, ...]], *networks: Network) -
     )
 
 
-OURS = (AVERAGE_TRAINED, SAFE, RETINA, COUNTED, ASSISTED)
+OURS = (AVERAGE_TRAINED, SAFE, RETINA, COUNTED, ASSISTED, DEEP)
 """Networks of the paper's tables beside baselines, and those behind a retina."""
 COMPARED = (
     BASELINE,
@@ -205,6 +206,7 @@ COMPARED = (
     MU_COUNTED,
     COUNTED,
     ASSISTED,
+    DEEP,
 )
 """Networks that are compared at noises that none of them has seen."""
 TABLE3 = ("clean", "awgn:25", "awgn:15", "awgn:10", "awgn:5")
@@ -213,7 +215,7 @@ ONE = PAPER_BACKBONES[:1]
 
 _CORRUPTED = tuple(f"corruption:{name},{severity}" for name in CORRUPTIONS for severity in SEVERITIES)
 _TRAINED5, _TRAINED6 = ({levels[0]: levels for levels in pairs.items()} for pairs in (LEVELS5, LEVELS6))
-_TABLE2 = _noise_entries({"awgn:30": SNR}, AVERAGE_TRAINED, BASELINE_COUNTED, SAFE, MU, RETINA, COUNTED, ASSISTED)
+_TABLE2 = _noise_entries({"awgn:30": SNR}, AVERAGE_TRAINED, BASELINE_COUNTED, SAFE, MU, RETINA, COUNTED, ASSISTED, DEEP)
 _LAMBDAS = (lambda_network("range"), lambda_network("literal"))
 _FIG6 = {"FD stochastic": SAFE, "deterministic": DETERMINISTIC}
 _FIG7 = {"baseline": BASELINE, "mu": MU, "lambda": _LAMBDAS[0], "SAFE": SAFE}
