@@ -52,7 +52,7 @@ class Architecture:
     rounds to the levels that the encoder can represent, and spikes does so at random while training; both take
     F_MIN,F_MAX,T (Hz, Hz, ms). Join several by +."""
     dropped_blocks: Annotated[int, Range(0, 1)] = 1
-    """Blocks that are dropped behind the backbone's stem (all variants but baseline): 1, as in the paper; or 0, so that
+    """Blocks that are dropped after the backbone's stem (all variants but baseline): 1, as in the paper; or 0, so that
     the main CNN is one block deeper."""
     variations: Variations = field(default_factory=Variations)
     """What the search tried and rejected."""
@@ -61,8 +61,12 @@ class Architecture:
         check_preprocess(self.preprocess, "preprocess")
         check_fields(self)
         check_backbone(self.backbone, self.width)
-        BACKBONES[self.backbone].dropping(self.dropped_blocks)
         check_choice("variant", self.variant, get_args(Variant))
+        BACKBONES[self.backbone].dropping(self.dropped_blocks)
+        check(
+            self.variant != "baseline" or self.dropped_blocks == 1,
+            f"`dropped_blocks` {self.dropped_blocks}: `variant` baseline is the whole backbone; leave it out",
+        )
         self.variations.check_variant(self.variant)
         check(
             self.auxiliary_maps > 0 or self.variations.auxiliary_source == "image",

@@ -7,7 +7,7 @@ are mapped to those of one without its first blocks (:meth:`hybrid.backbones.Ada
 
 import hashlib
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -199,7 +199,7 @@ def start_from(network: Network, weights: Weights) -> Taken:
     spec = network.spec
     assert isinstance(spec, ModelSpec)
     own = network.state_dict()
-    offered = _offered(spec, weights, own)
+    offered = _offered(spec, weights)
     wanted = [name for name in _wanted(network) if not name.endswith(COUNTER)]
     if isinstance(getattr(network, "frontend", None), SpikingFrontEnd):
         frozen = [name for name in own if name.startswith("frontend.") and name not in wanted and COUNTER not in name]
@@ -244,8 +244,8 @@ def _without_place(offered: Iterable[str], own: Mapping[str, Tensor]) -> list[st
     return [name.removeprefix(NOWHERE).removeprefix(MAIN) for name in left]
 
 
-def _offered(spec: ModelSpec, weights: Weights, own: Iterable[str]) -> dict[str, Tensor]:
-    """Weights by the name that each would have in a network of ``spec``, whose names are ``own``.
+def _offered(spec: ModelSpec, weights: Weights) -> dict[str, Tensor]:
+    """Weights by the name that each would have in a network of ``spec``.
 
     Those that have no place there keep their names, which start with :data:`NOWHERE`.
     """
@@ -259,16 +259,14 @@ def _offered(spec: ModelSpec, weights: Weights, own: Iterable[str]) -> dict[str,
         f"`weights` {weights.name}: backbone {weights.backbone} does not say which of its weights are left without its "
         "first blocks: give its adapter the method `kept`",
     )
+
+    def place(dropped_blocks: int | None) -> Callable[[str], str | None]:
+        return str if dropped_blocks is None else adapter.dropping(dropped_blocks).kept
+
     # Names of a whole backbone tell those of one that is taken apart.
-    if theirs is None or ours is None:
-        whole = [name.removeprefix(MAIN) for name in (state if theirs is None else own) if name.startswith(MAIN)]
-    else:
-        whole = _names_of_whole(spec)
-
-    def place(name: str, dropped_blocks: int | None) -> str | None:
-        return name if dropped_blocks is None else adapter.dropping(dropped_blocks).kept(name)
-
-    names = {there: here for name in whole if (there := place(name, theirs)) and (here := place(name, ours))}
+    there, here = place(theirs), place(ours)
+    pairs = [(there(name), here(name)) for name in _names_of_whole(spec)]
+    names = {one: other for one, other in pairs if one and other}
     return {
         MAIN + names[inner] if (inner := name.removeprefix(MAIN)) in names
         else NOWHERE + name if name.startswith(MAIN)
@@ -278,7 +276,7 @@ def _offered(spec: ModelSpec, weights: Weights, own: Iterable[str]) -> dict[str,
 
 
 def _dropped_blocks(spec: ModelSpec | None) -> int | None:
-    """Blocks that a network's backbone lacks behind its stem; None: it is whole."""
+    """Blocks that a network's backbone lacks after its stem; None: it is whole."""
     return spec.architecture.dropped_blocks if spec and spec.frontend else None
 
 

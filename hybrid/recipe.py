@@ -16,7 +16,7 @@ from snn.runtime.errors import check
 from snn.runtime.processes import first_process
 from snn.runtime.progress import warn
 from snn.runtime.ranges import Range, check_fields
-from snn.runtime.tree import Tree, from_tree, text_without
+from snn.runtime.tree import Tree, from_tree, text_without, tree_without
 
 RecipeName = Literal["auto", "digits", "cifar10", "imagenet", "fast"]
 Optimiser = Literal["sgd", "muon"]
@@ -93,8 +93,7 @@ class Recipe:
 
     def as_tree(self) -> Tree:
         """Fields as ``hybrid.h5`` stores them: the noise as text, and :data:`LATER` ones only where they say more."""
-        tree = asdict(self) | {"train_noise": str(self.train_noise)}
-        return {name: value for name, value in tree.items() if LATER.get(name) != value}
+        return tree_without(asdict(self) | {"train_noise": str(self.train_noise)}, LATER)
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """In what training computes on this device, torch.float32 or torch.bfloat16."""

@@ -22,7 +22,7 @@ from snn.runtime.errors import UserError, check
 from snn.runtime.h5 import PARENT, Schema, check_size, read_file, write_file
 from snn.runtime.pretrained import resolve
 from snn.runtime.ranges import SEED, THREADS
-from snn.runtime.tree import Stored, Tree, from_tree
+from snn.runtime.tree import Stored, Tree, from_tree, tree_without
 
 OLDER = ("hybrid/5", "hybrid/4")
 SCHEMA = Schema("hybrid/6", "python -m hybrid.train --out FILE", (*LOCATION, "threads"), older=OLDER)
@@ -112,10 +112,8 @@ def save_model(path: str | Path, model: TrainedModel, command: str, parent_diges
     shape = spec.pop("input_shape")
     spec["frontend"] = model.spec.frontend and spec_tree(model.spec.frontend)
     # One flat group: the variations had no record of their own when the schema was made.
-    spec["architecture"] |= spec["architecture"].pop("variations")
-    for name, value in LATER.items():
-        if spec["architecture"][name] == value:
-            del spec["architecture"][name]
+    variations = spec["architecture"].pop("variations")
+    spec["architecture"] = tree_without(spec["architecture"], LATER) | variations
     spec["architecture"]["preprocess"] = str(architecture.preprocess)
     spec["architecture"]["auxiliary_input"] = str(architecture.variations.auxiliary_input)
     rounded, scales = round_weights(model.network, bits)

@@ -67,7 +67,6 @@ class TrainConfig:
         architecture = self.architecture
         if architecture.variant == "baseline":
             check_left_out(architecture, ("auxiliary_maps",), NO_AUXILIARY)
-            check_left_out(architecture, ("dropped_blocks",), "`variant` baseline has its whole backbone")
         if architecture.variant == "baseline" or architecture.auxiliary_maps == 0:
             check_left_out(architecture.variations, AUXILIARY, NO_AUXILIARY)
         check_watch(self.watch)

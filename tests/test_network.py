@@ -276,12 +276,12 @@ def test_a_description_is_stored_flat_with_every_option(pipeline, tmp_path):
     assert load_model(tmp_path / "network.h5").spec == network.spec
 
 
-def test_files_and_identities_know_of_a_whole_backbone_where_it_is_used(pipeline, tmp_path):
+def test_files_and_identities_know_of_a_kept_block_where_there_is_one(pipeline, tmp_path):
     networks = [safe_dnn(pipeline.frontend, width=0.25, dropped_blocks=blocks) for blocks in (1, 0)]
-    usual, whole = (network.spec.identity for network in networks)
+    usual, deeper = (network.spec.identity for network in networks)
     # As it was before there was such a setting.
     assert usual == repr(networks[0].spec).replace(", dropped_blocks=1", "")
-    assert whole == repr(networks[1].spec) == usual.replace(", variations=", ", dropped_blocks=0, variations=")
+    assert deeper == repr(networks[1].spec) == usual.replace(", variations=", ", dropped_blocks=0, variations=")
     with h5py.File(saved(networks[1], tmp_path)) as file:
         assert file["config/architecture"].attrs["dropped_blocks"] == 0
     read, images = load_model(tmp_path / "network.h5"), torch.rand(2, 1, 8, 8)
@@ -289,6 +289,11 @@ def test_files_and_identities_know_of_a_whole_backbone_where_it_is_used(pipeline
     assert torch.equal(read.network(images), networks[1].eval()(images))
     # A block more, and in the first block that is kept other channels.
     assert len(networks[1].main.features) == len(networks[0].main.features) + 1
+
+
+def test_a_baseline_drops_no_block():
+    with pytest.raises(UserError, match="`dropped_blocks` 0: `variant` baseline is the whole backbone"):
+        baseline((1, 8, 8), dropped_blocks=0)
 
 
 def test_one_call_gives_a_network_for_images(pipeline):

@@ -15,12 +15,15 @@ import torch
 import torchvision
 
 import hybrid
+from bridge.frontend import FrontEndSpec, LayerSpec
+from hybrid.architecture import ModelSpec, build_model
 from hybrid.backbones import BACKBONES
 from hybrid.pretrained import Weights, open_weights, start_from
 from hybrid.storage import load_model
 from hybrid.train import main
 from snn.data import load_images
 from snn.data_source import DataSource
+from snn.parameters import Encoding
 from snn.runtime.errors import UserError
 
 FRONTEND = "pretrained:cifar10-retina"
@@ -146,17 +149,19 @@ KEPT_WITHOUT_STEM = {
         "features.denseblock2": whole.features.denseblock2,
     },
     "fast_cnn": lambda whole: {"stages.0.1": whole.stages[0][1], "stages.1": whole.stages[1]},
+    "resnet101": lambda whole: {"layer1.1": whole.layer1[1], "layer3": whole.layer3},
 }
 KEPT_WITHOUT_BLOCK = {
     "mobilenet_v2": lambda main: {"features.1": main.features[2]},
     "resnet18": lambda main: {"layer2": main.layer2},
     "densenet121": lambda main: {"features.denseblock2": main.features.denseblock2},
     "fast_cnn": lambda main: {"stages.0.1": main.stages[0][2], "stages.1": main.stages[1]},
+    "resnet101": lambda main: {"layer1.1": main.layer1[2], "layer3": main.layer3},
 }
 
 
-@pytest.mark.parametrize("name", KEPT_WITHOUT_STEM)
-def test_where_the_stem_alone_is_dropped_all_blocks_find_their_place(name):
+@pytest.mark.parametrize("name", [*list(KEPT_WITHOUT_STEM)[:-1], pytest.param("resnet101", marks=pytest.mark.slow)])
+def test_where_only_the_stem_is_dropped_all_blocks_find_their_place(name):
     torch.manual_seed(7)
     baseline, deep = hybrid.baseline((3, 32, 32), name), hybrid.safe_dnn(FRONTEND, name, dropped_blocks=0)
     weights = Weights("x", name, baseline.main.state_dict())
@@ -164,14 +169,31 @@ def test_where_the_stem_alone_is_dropped_all_blocks_find_their_place(name):
     for place, module in KEPT_WITHOUT_STEM[name](baseline.main).items():
         assert same(deep.main.get_submodule(place), module), place
     assert f"{BACKBONES[name].stem}.weight" in taken.unused
-    # From one that lacks a block more, and back to a whole backbone.
-    safe, again = hybrid.safe_dnn(FRONTEND, name), hybrid.baseline((3, 32, 32), name)
+    # A network that lacks a block more starts from this one, and it from another such network.
+    safe, other = hybrid.safe_dnn(FRONTEND, name), hybrid.safe_dnn(FRONTEND, name)
     start_from(safe, Weights("x", name, deep.state_dict(), deep.spec))
     for place, module in KEPT_WITHOUT_BLOCK[name](deep.main).items():
         assert same(safe.main.get_submodule(place), module), place
+    start_from(deep, Weights("x", name, other.state_dict(), other.spec))
+    for place, module in KEPT_WITHOUT_BLOCK[name](deep.main).items():
+        assert same(other.main.get_submodule(place), module), place
+    # A whole backbone starts from it, too.
+    again = hybrid.baseline((3, 32, 32), name)
     start_from(again, Weights("x", name, deep.state_dict(), deep.spec))
     for place, module in KEPT_WITHOUT_STEM[name](again.main).items():
         assert same(deep.main.get_submodule(place), module), place
+
+
+def test_a_rebuilt_first_block_of_mobilenet_takes_nothing_of_the_stock_one():
+    # With fewer features than its 32 inner channels it widens them first, as the stock one does not.
+    front = FrontEndSpec((3, 32, 32), (LayerSpec(24, 3, 1, 1, 5, False),), Encoding())
+    architecture = hybrid.Architecture(auxiliary_maps=0, dropped_blocks=0)
+    deep = build_model(ModelSpec(architecture, (3, 32, 32), tuple("abcd"), front))
+    whole = hybrid.baseline((3, 32, 32))
+    assert [len(network.conv) for network in (deep.main.features[0], whole.main.features[1])] == [4, 3]
+    taken = start_from(deep, Weights("x", "mobilenet_v2", whole.main.state_dict()))
+    assert not [name for name in taken.names if name.startswith("main.features.0.")]
+    assert same(deep.main.features[1:], whole.main.features[2:])
 
 
 def test_networks_of_this_project_are_a_start_for_each_other(pipeline, tmp_path):

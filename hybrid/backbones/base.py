@@ -1,4 +1,4 @@
-"""Classifiers from torchvision, whole, or with the stem and the block after it removed (paper, Fig. 2).
+"""Classifiers from torchvision, whole, or with the stem and the block after it removed (paper, Fig. 2), or only it.
 
 An :class:`Adapter` says how a classifier is taken apart. There are two sets of strides: torchvision's own, and those
 that the field uses for CIFAR, which reduce the resolution later. The size of the images decides
@@ -34,12 +34,12 @@ class Adapter(ABC, Generic[Network]):
     head: str
     """Path of the last linear layer."""
     strides: tuple[int, int]
-    """Height of the image over that of the features behind the first kept block, with stock and with small strides."""
-    strides_without_stem: tuple[int, int] | None = None
-    """The same where the stem alone is dropped, so that the block behind it is the first kept one; None: that is not
-    offered."""
+    """Height of the image over that of the features behind the second block after the stem, with stock and with small
+    strides."""
+    drops_only_stem: bool = False
+    """Whether :meth:`drop_stem` can keep the block after the stem (:attr:`dropped_blocks` 0)."""
     dropped_blocks: int = 1
-    """Blocks that :meth:`drop_stem` removes behind the stem: 1, or 0 in an adapter that :meth:`dropping` returned."""
+    """Blocks that :meth:`drop_stem` removes after the stem: 1, or 0 in an adapter that :meth:`dropping` returned."""
     smallest: int = 1
     """Smallest height of an image, in pixels, that the small strides can work with."""
     embedding: int = EMBEDDING
@@ -63,25 +63,22 @@ class Adapter(ABC, Generic[Network]):
     def drop_stem(self, network: Network, channels: int, stride: int) -> None:
         """Remove the stem and the block after it, in place; rebuild the next block for so many input channels.
 
-        ``stride`` is that of the rebuilt block. With :attr:`dropped_blocks` 0 only the stem is removed, and the block
-        after it is rebuilt.
+        ``stride`` is that of the rebuilt block. With :attr:`dropped_blocks` 0 only the stem is removed, the block after
+        it is rebuilt, and ``stride`` is that of both blocks together.
         """
 
     def dropping(self, blocks: int) -> Self:
-        """This adapter, or a copy, that drops so many blocks behind the stem.
+        """A copy of this adapter that drops so many blocks after the stem: 1, or 0.
 
-        Raises :class:`UserError` for 0 where :attr:`strides_without_stem` are not given.
+        Raises :class:`UserError` for 0 where it cannot (:attr:`drops_only_stem`).
         """
-        if blocks == self.dropped_blocks:
-            return self
         check(
-            blocks == 0 and self.strides_without_stem is not None,
-            f"`dropped_blocks` {blocks}: this backbone drops {self.dropped_blocks}; leave it out, or give its adapter "
-            "`strides_without_stem`",
+            blocks == 1 or self.drops_only_stem,
+            f"`dropped_blocks` {blocks}: the adapter of this backbone always drops one; leave it out, or teach the "
+            "adapter (`drops_only_stem`)",
         )
         other = copy.copy(self)
-        assert self.strides_without_stem is not None
-        other.dropped_blocks, other.strides = blocks, self.strides_without_stem
+        other.dropped_blocks = blocks
         return other
 
     def kept(self, name: str) -> str | None:
@@ -168,9 +165,9 @@ def main_cnn(
 ) -> nn.Module:
     """The classifier without stem and following block: features (B, in_channels, H, W) to logits (B, classes).
 
-    Other arguments are those of :func:`full_backbone`. The first kept block takes what ``front_stride``, the stride of
-    what makes the features, leaves of the removed strides, so that the blocks behind it work at their usual resolution.
-    With ``dropped_blocks`` 0 only the stem is missing.
+    With ``dropped_blocks`` 0 only the stem is missing. Other arguments are those of :func:`full_backbone`. The first
+    kept blocks take what ``front_stride``, the stride of what makes the features, leaves of the removed strides, so
+    that from the stock network's third block on all work at their usual resolution.
     """
     adapter, network = _classifier(name, classes, image_size, width, embedding)
     adapter = adapter.dropping(dropped_blocks)

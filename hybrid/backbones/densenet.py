@@ -13,9 +13,7 @@ from hybrid.backbones.base import Adapter, initialise_convolutions, register_bac
 class DenseNet121(Adapter[DenseNet]):
     """torchvision's network, with a growth rate that can differ."""
 
-    stem, head, smallest = "features.conv0", "classifier", 8
-    # All layers of the first stage work at the resolution that the stem leaves.
-    strides = strides_without_stem = (4, 1)
+    stem, head, strides, smallest, drops_only_stem = "features.conv0", "classifier", (4, 1), 8, True
     imagenet = DenseNet121_Weights.IMAGENET1K_V1.url
 
     def build(self, classes: int, width: float) -> DenseNet:

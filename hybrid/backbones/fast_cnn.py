@@ -53,9 +53,7 @@ class FastCNN(nn.Module):
 class FastAdapter(Adapter[FastCNN]):
     """:class:`FastCNN`, whose blocks are single convolutions."""
 
-    stem, head, smallest = "stem.0", "classifier", 8
-    # The second block works at the resolution that the first leaves.
-    strides = strides_without_stem = (8, 2)
+    stem, head, strides, smallest, drops_only_stem = "stem.0", "classifier", (8, 2), 8, True
     # A second fully connected layer costs accuracy here.
     embedding = 0
 

@@ -14,7 +14,7 @@ SHALLOW = ((1, 16, 1, 1), (6, 24, 1, 2), (6, 32, 1, 1), (6, 64, 1, 2), (6, 96, 1
 class MobileNet(Adapter[MobileNetV2]):
     """torchvision's network."""
 
-    stem, head, strides, strides_without_stem = "features.0.0", "classifier.1", (4, 1), (2, 1)
+    stem, head, strides, drops_only_stem = "features.0.0", "classifier.1", (4, 1), True
     imagenet = MobileNet_V2_Weights.IMAGENET1K_V2.url
 
     def build(self, classes: int, width: float) -> MobileNetV2:
@@ -28,16 +28,22 @@ class MobileNet(Adapter[MobileNetV2]):
     def drop_stem(self, network: MobileNetV2, channels: int, stride: int) -> None:
         # The rebuilt block keeps its hidden width (unless the features are wider): six times the number of features
         # would double the network's cost.
-        place = 1 + self.dropped_blocks
-        first = network.features[place]
+        first, *others = network.features[1 + self.dropped_blocks :]
+        if not self.dropped_blocks:
+            # The next block halves the resolution, too; a stride of 1 is left where the features are small already.
+            halving = min(2, stride)
+            depthwise(others[0]).stride = (halving, halving)
+            stride //= halving
         hidden = max(depthwise(first).out_channels, channels)
         rebuilt = InvertedResidual(channels, first.out_channels, 2, expand_ratio=hidden / channels)
         depthwise(rebuilt).stride = (stride, stride)
         initialise_convolutions(rebuilt, "fan_out")
-        network.features = nn.Sequential(rebuilt, *network.features[place + 1 :])
+        network.features = nn.Sequential(rebuilt, *others)
 
     def kept(self, name: str) -> str | None:
-        # The stem, and what is dropped before the block that is rebuilt.
+        # The first block does not widen its input, as it does once it is rebuilt: its parts have other roles then.
+        if not self.dropped_blocks and name.startswith("features.1."):
+            return None
         return renumbered(name, "features.", 1 + self.dropped_blocks)
 
 

@@ -12,9 +12,7 @@ PLANES = 64
 class ResNetAdapter(Adapter[ResNet]):
     """What all ResNets of torchvision share."""
 
-    stem, head = "conv1", "fc"
-    # All blocks of the first stage work at the resolution that the stem leaves.
-    strides = strides_without_stem = (4, 1)
+    stem, head, strides, drops_only_stem = "conv1", "fc", (4, 1), True
 
     def use_small_strides(self, network: ResNet) -> None:
         network.conv1 = nn.Conv2d(network.conv1.in_channels, network.conv1.out_channels, 3, padding=1, bias=False)

@@ -112,9 +112,9 @@ def _assisted(network: Network) -> Network:
 
 ASSISTED = _assisted(COUNTED)
 """COUNTED with an auxiliary CNN that sees means of 3 x 3 pixels: what the retina removes, without impulses."""
-DEEP = replace(COUNTED, name="deep safe", factor="depth").has(auxiliary_maps=16, dropped_blocks=0)
+DEEP = replace(ASSISTED, name="deep safe, spike counts", factor="depth").has(dropped_blocks=0)
 DEEP = DEEP.varies(auxiliary_input=AVERAGE)
-"""COUNTED as deep as its baseline, with an auxiliary CNN that sees means of 2 x 2 pixels."""
+"""ASSISTED as deep as its baseline, with an auxiliary CNN that sees means of 2 x 2 pixels."""
 RANDOM = RETINA.but("random conductances", "conductances").converts("random")
 """RETINA without what its layer learned."""
 
@@ -198,11 +198,19 @@ CONTRIBUTIONS = (
     ),
     ("frozen layer and spike counts, not the baseline", "retina safe, spike counts", "baseline"),
     ("all three, not the baseline", "retina safe, spike counts, auxiliary CNN", "baseline"),
-    ("all of deep safe, not the baseline", "deep safe", "baseline"),
-    ("all of deep safe, not spike counts alone", "deep safe", "baseline, spike counts"),
-    ("learned conductances, not random ones, in deep safe", "deep safe", "deep safe, random conductances"),
-    ("a block more, in deep safe", "deep safe", "deep safe, a block less"),
-    ("means of 2 x 2 pixels, not of 3 x 3, in deep safe", "deep safe", "deep safe, mean of 3 x 3 pixels"),
+    ("all of deep safe, not the baseline", "deep safe, spike counts", "baseline"),
+    ("all of deep safe, not spike counts alone", "deep safe, spike counts", "baseline, spike counts"),
+    (
+        "learned conductances, not random ones, in deep safe",
+        "deep safe, spike counts",
+        "deep safe, spike counts, random conductances",
+    ),
+    ("a block more, in deep safe", "deep safe, spike counts", "deep safe, spike counts, a block less"),
+    (
+        "means of 2 x 2 pixels, not of 3 x 3, in deep safe",
+        "deep safe, spike counts",
+        "deep safe, spike counts, mean of 3 x 3 pixels",
+    ),
     ("paper's spiking layers, not trainable ones (mu)", "safe", "mu"),
     ("paper's SAFE, not the baseline", "safe", "baseline"),
     ("step functions in a trained mu (lambda)", "lambda, range", "mu"),

@@ -131,6 +131,11 @@ def _between(low: float, high: float, infinite: bool) -> str:
     return "".join(f", {limit}" for limit in limits) + ("" if infinite else ", finite")
 
 
+def tree_without(tree: Tree, later: Mapping[str, object]) -> Tree:
+    """A group without those of its ``later`` fields that have the value given there: as it was before they came."""
+    return {name: value for name, value in tree.items() if name not in later or later[name] != value}
+
+
 def text_without(record: object, later: Mapping[str, object]) -> str:
     """``repr`` of a dataclass without those of its ``later`` fields that have the value given there.
 

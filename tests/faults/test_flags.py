@@ -221,7 +221,7 @@ CONTRADICTIONS = [
     ("train", "--auxiliary-maps 1000000", "--auxiliary-maps 1000000"),
     ("train", "--learning-rate 1000 --weight-decay 10", "--weight-decay 10.0"),
     ("train", "--variant baseline --auxiliary-maps 3", "--auxiliary-maps would be ignored"),
-    ("train", "--variant baseline --dropped-blocks 0", "--dropped-blocks would be ignored"),
+    ("train", "--variant baseline --dropped-blocks 0", "--dropped-blocks 0: --variant baseline is the whole backbone"),
     ("train", "--dropped-blocks 2", "--dropped-blocks 2"),
     ("train", "--variant baseline --variations.auxiliary-kernel 5", "--variations.auxiliary-kernel would be ignored"),
     ("train", "--auxiliary-maps 0 --variations.auxiliary-drop 0.5", "--variations.auxiliary-drop would be ignored"),
