@@ -23,6 +23,7 @@ from snn.runtime.errors import UserError, check, visible
 from snn.runtime.lifeline import tied
 from snn.runtime.loading import INTERRUPTED, LEFT
 from snn.runtime.locks import release_all
+from snn.runtime.memory import keep_freed_memory
 from snn.runtime.progress import SHOWN, forget_warnings, warn
 from snn.runtime.ranges import SEED, check_fields
 from snn.runtime.registry import OUT_OF_MEMORY, PLUGINS, load_plugin
@@ -81,6 +82,7 @@ def run_command(
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     # Another command may have run in this process before.
     forget_warnings()
+    keep_freed_memory()
     try:
         with _interrupts(program), _quiet_threads():
             arguments = sys.argv[1:] if argv is None else argv

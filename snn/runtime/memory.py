@@ -1,7 +1,9 @@
-"""Whether work fits into this machine's memory, asked before it starts."""
+"""Whether work fits into this machine's memory, asked before it starts; and how a process takes memory."""
 
+import ctypes
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,25 @@ AVAILABLE = Path("/proc/meminfo")
 OWN_GROUP = Path("/proc/self/cgroup")
 GROUPS = Path("/sys/fs/cgroup")
 """Limits of containers and jobs: each group's own, in a folder within that of the group around it."""
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep memory that it frees, for the next tensor.
+
+    By default glibc gives each block of some megabytes back to the system, which clears all its pages when the next
+    one is made. On a CPU that was a quarter of the time of ``hybrid.evaluate`` and a twentieth of a training step's.
+    Nothing is changed where the C library is another, or where the environment already says what glibc is to do
+    (``MALLOC_...``, ``GLIBC_TUNABLES``).
+    """
+    chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if chosen or not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP_MAX, 0)
+        mallopt(TRIM_THRESHOLD, -1)
 
 
 def memory() -> float:
