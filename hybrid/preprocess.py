@@ -2,6 +2,8 @@
 
 - ``none``
 - ``average:N``: each pixel becomes the mean of an N x N window (paper, 5.1: 2x2); the image keeps its size.
+- ``median:N``, N odd: each pixel becomes, in each channel, the median of the N x N window around it, which a few wrong
+  pixels do not move.
 - ``quantise`` or ``quantise:F_MIN,F_MAX,T``: each intensity is rounded down to the nearest one that the encoder can
   represent. At a rate F between F_MIN and F_MAX (Hz), a presentation of T ms holds floor(F T) spikes. The default is
   10,30,300, as in :class:`snn.parameters.Encoding`.
@@ -28,22 +30,49 @@ from snn.runtime.errors import UserError, check
 from snn.runtime.text_flag import TextFlag, read_number
 
 EXPECTED = (
-    "none, average:N with a window of 1 to 16 pixels, quantise or spikes, also followed by :F_MIN,F_MAX,T in Hz and "
-    "ms (spikes: or :F_MIN,F_MAX,T,LONGEST), or several joined by +"
+    "none, average:N with a window of 1 to 16 pixels, median:N with one of 3, 5 or 7, quantise or spikes, also "
+    "followed by :F_MIN,F_MAX,T in Hz and ms (spikes: or :F_MIN,F_MAX,T,LONGEST), or several joined by +"
 )
 
 
-class AverageFilter(nn.Module):
-    """Mean of a window at stride 1. Pixels on the border are repeated beyond it, so that the image keeps its size."""
+class WindowFilter(nn.Module):
+    """Part of filters by a window at stride 1, for which pixels on the border are repeated beyond it."""
 
     def __init__(self, window: int) -> None:
         super().__init__()
         self.window = window
 
-    def forward(self, images: Tensor) -> Tensor:
+    def padded(self, images: Tensor) -> Tensor:
+        """Images that a window can be moved over, with as many places as pixels before."""
         before = (self.window - 1) // 2
         after = self.window - 1 - before
-        return avg_pool2d(pad(images, (before, after, before, after), mode="replicate"), self.window, stride=1)
+        return pad(images, (before, after, before, after), mode="replicate")
+
+
+class AverageFilter(WindowFilter):
+    """Mean of a window. The image keeps its size."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return avg_pool2d(self.padded(images), self.window, stride=1)
+
+
+class MedianFilter(WindowFilter):
+    """Median of a window with an odd side, in each channel. The image keeps its size."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        padded, (height, width) = self.padded(images), images.shape[-2:]
+        places = [
+            padded[..., row : row + height, column : column + width]
+            for row in range(self.window)
+            for column in range(self.window)
+        ]
+        # Each pass moves the largest of the values left to the end: that of the middle pass is the median. Comparisons
+        # of whole images are several times faster than sorting at each pixel, and every exported format has them.
+        for end in range(len(places) - 1, len(places) // 2 - 1, -1):
+            for place in range(end):
+                low, high = places[place], places[place + 1]
+                places[place], places[place + 1] = torch.minimum(low, high), torch.maximum(low, high)
+        return places[len(places) // 2]
 
 
 class Spikes(Drawing):
@@ -123,7 +152,7 @@ def check_preprocess(value: object, argument: str) -> None:
 
 def preprocess_flag(argument: str = "preprocess") -> TextFlag[Preprocess]:
     """Annotation of a command's field that holds a :class:`Preprocess`."""
-    forms = "none|average:N|quantise[:F_MIN,F_MAX,T]|spikes[:F_MIN,F_MAX,T[,LONGEST]]"
+    forms = "none|average:N|median:N|quantise[:F_MIN,F_MAX,T]|spikes[:F_MIN,F_MAX,T[,LONGEST]]"
     return TextFlag(lambda text: Preprocess.parse(text, argument), lambda: forms)
 
 
@@ -137,6 +166,8 @@ def _read_step(text: str, whole: str) -> nn.Module:
         return nn.Identity()
     if name == "average" and len(values) == 1 and values[0] in range(1, 17):
         return AverageFilter(int(values[0]))
+    if name == "median" and len(values) == 1 and values[0] in (3, 5, 7):
+        return MedianFilter(int(values[0]))
     lengths = {"quantise": (0, 3), "spikes": (0, 3, 4)}
     if len(values) in lengths.get(name, ()) and bool(values) == bool(colon):
         encoding = Encoding(f_min=values[0], f_max=values[1], presentation=values[2]) if values else Encoding()

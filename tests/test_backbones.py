@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.ndimage import median_filter
 from torch import nn
 from torchvision.models import EfficientNet, densenet121, efficientnet_b0, resnet18, resnet101
 
@@ -301,6 +302,21 @@ def test_average_filter_is_the_mean_of_a_window():
     assert Preprocess("average:3").build()(images).shape == images.shape
 
 
+@pytest.mark.parametrize("window", [3, 5, 7])
+def test_median_filter_is_the_median_of_a_window(window):
+    # Equal values, too.
+    images = torch.randint(0, 20, (2, 3, 5, 6)) / 20
+    expected = median_filter(images.numpy(), size=(1, 1, window, window), mode="nearest")
+    assert torch.equal(Preprocess(f"median:{window}").build()(images), torch.from_numpy(expected))
+
+
+def test_median_filter_passes_the_gradient_to_the_median_alone():
+    images = torch.rand(1, 1, 5, 5, requires_grad=True)
+    middle = Preprocess("median:5").build()(images)[0, 0, 2, 2]
+    middle.backward()
+    assert torch.equal(images.grad, (images == images.median()).float())
+
+
 def test_quantising_keeps_the_encoders_levels():
     images = torch.arange(256.0).reshape(1, 1, 16, 16) / 255
     levels = Preprocess("quantise").build()(images)
@@ -314,7 +330,19 @@ def test_quantising_keeps_the_encoders_levels():
 
 
 @pytest.mark.parametrize(
-    "text", ["average", "average:0", "average:x", "blur", "none:1", "quantise:1", "quantise:9,3,300"]
+    "text",
+    [
+        "average",
+        "average:0",
+        "average:x",
+        "median",
+        "median:2",
+        "median:9",
+        "blur",
+        "none:1",
+        "quantise:1",
+        "quantise:9,3,300",
+    ],
 )
 def test_unknown_preprocessing_is_refused(text):
     with pytest.raises(UserError, match=r"preprocess|encoding rates"):
