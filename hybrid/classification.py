@@ -62,6 +62,7 @@ def classify(
     fit: Fit = "crop",
     draws: int = 1,
     mirror: bool = False,
+    shifts: bool = False,
     keep: bool = True,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -79,7 +80,7 @@ def classify(
         top: number of answers.
         fit: what is done to files that are not of the network's proportions. "crop" cuts out the middle: the shorter
             side of a photograph becomes that of the network. "pad" adds black borders, "squash" distorts.
-        draws, mirror: as in :func:`hybrid.evaluate`.
+        draws, mirror, shifts: as in :func:`hybrid.evaluate`.
         keep: whether answers hold the pixels that the network was given. Those of many large images take memory.
         seed: of the perturbations and draws.
 
@@ -116,7 +117,7 @@ def classify(
         files = find_images(images)
         named, count = zip(map(str, files), read_photographs(model, files, fit), strict=True), len(files)
     # Each alone: neither its noise nor the last bits of its answer then depend on the others.
-    ask = partial(predict, model.network, device=device, draws=draws, mirror=mirror, seed=seed)
+    ask = partial(predict, model.network, device=device, draws=draws, mirror=mirror, shifts=shifts, seed=seed)
     answers = []
     for name, pixels in progress(named, "classifying", "image", total=count):
         for condition in wanted:

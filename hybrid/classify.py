@@ -47,6 +47,8 @@ class ClassifyConfig:
     while it is trained (such as pretrained:safe-cifar10). 1: its encoder gives its mean instead."""
     mirror: bool = False
     """Average the class probabilities of each image and of its mirror image (left to right)."""
+    shifts: bool = False
+    """Average over each image, and the same moved by one pixel, up and left, and down and right, too."""
     out: Path | None = None
     """PNG file to draw: the images, what each path of the network sees of them, and the answers."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
@@ -104,6 +106,7 @@ def run(config: ClassifyConfig) -> None:
         fit=config.fit,
         draws=config.draws,
         mirror=config.mirror,
+        shifts=config.shifts,
         keep=bool(outputs.figures),
         seed=config.options.seed,
         device=device,
@@ -113,7 +116,8 @@ def run(config: ClassifyConfig) -> None:
     for picture in outputs.figures:
         draw_answers(answers, model.network, name, picture)
     about = {"model": name, "model_digest": model.digest, "classes": list(model.spec.classes)}
-    settings = {"fit": config.fit, "draws": config.draws, "mirror": config.mirror, "seed": config.options.seed}
+    settings = {name: getattr(config, name) for name in ("fit", "draws", "mirror", "shifts")}
+    settings["seed"] = config.options.seed
     outputs.finish(about | settings | {"images": [answer.row() for answer in answers]})
 
 

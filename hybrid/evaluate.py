@@ -64,6 +64,9 @@ class EvaluateConfig:
     while they are trained (--preprocess spikes, --variations.variability). 1: their encoder gives its mean instead."""
     mirror: bool = False
     """Average the class probabilities of each image and of its mirror image (left to right), at twice the time."""
+    shifts: bool = False
+    """Average over each image, and the same moved by one pixel, up and left, and down and right, too, at three times
+    the time."""
     attack_model: Path | None = None
     """Model whose gradient fgsm takes, also one of your own; the gradients of the models themselves are never taken."""
     preprocess: Annotated[Preprocess, preprocess_flag()] = UNCHANGED
@@ -116,7 +119,9 @@ def print_tables(rows: list[dict], repeats: int, classes: int) -> None:
     spread = deviation if repeats > 1 else "standard error"
     draws = max(row["draws"] for row in rows)
     averaged = f", {draws} draws of the encoder" if draws > 1 else ""
-    averaged += ", each averaged with its mirror image" if rows[0]["mirror"] else ""
+    views = {"mirror": "its mirror image", "shifts": "shifts by a pixel"}
+    seen = [words for view, words in views.items() if rows[0][view]]
+    averaged += f", each averaged with {' and '.join(seen)}" if seen else ""
     for metric in (metric for metric, among in METRICS.items() if among == 1 or among < classes):
         cells = {(row["condition"], row["model"]): row for row in summarise(rows, metric, "both")}
         lines = []
@@ -251,6 +256,7 @@ def run(config: EvaluateConfig) -> None:
         repeats=config.repeats,
         draws=config.draws,
         mirror=config.mirror,
+        shifts=config.shifts,
         attack_model=attacker,
         preprocess=config.preprocess,
         cifar10_c=config.cifar10_c,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from bridge.drawing import drawing, random_modules
 from hybrid.conditions import CHUNK, Condition, Context, Perturbed
@@ -63,6 +64,7 @@ def predict(
     paths: Paths = "both",
     draws: int = 1,
     mirror: bool = False,
+    shifts: bool = False,
     seed: int = 0,
     first: int = 0,
 ) -> Tensor:
@@ -73,7 +75,8 @@ def predict(
     the logarithm of the mean of the class probabilities. The draws depend on ``seed``, the number of the draw and the
     place of the image among ``images`` (counted from ``first``) alone. With 1, and in other networks, the encoder gives
     its mean. With ``mirror``, the network sees each image and its mirror image (left to right), and their answers are
-    averaged likewise.
+    averaged likewise; with ``shifts``, also each of these moved by one pixel, up and left, and down and right. The row
+    and the column that a shift uncovers are the image's own, reflected at its edge.
     """
     step = preprocess or nn.Identity()
     network.to(device).eval()
@@ -81,7 +84,7 @@ def predict(
     arguments = {} if paths == "both" else {"paths": paths}
 
     def answers(batch: Tensor, rows: Sequence[int]) -> Iterator[Tensor]:
-        for view in (batch, batch.flip(3)) if mirror else (batch,):
+        for view in _views(batch, mirror, shifts):
             for draw in range(draws if encoders else 1):
                 with drawing(encoders, [stream(seed, "draw", draw, row) for row in rows] if encoders else []):
                     answer = network(step(view), **arguments)
@@ -100,6 +103,17 @@ def predict(
             rows = range(start, start + len(batch))
             logits.append(_mean_answer(list(answers(batch, rows))))
     return torch.cat(logits)
+
+
+def _views(images: Tensor, mirror: bool, shifts: bool) -> Iterator[Tensor]:
+    """The images, then what else of them the network sees (:func:`predict`)."""
+    height, width = images.shape[2:]
+    padded = pad(images, (1, 1, 1, 1), mode="reflect") if shifts else images
+    for corner in (1, 2, 0) if shifts else (0,):
+        view = padded[..., corner : corner + height, corner : corner + width]
+        yield view.contiguous(memory_format=torch.channels_last)
+        if mirror:
+            yield view.flip(3)
 
 
 def _mean_answer(answers: list[Tensor]) -> Tensor:
@@ -124,6 +138,7 @@ def evaluate(
     repeats: int = 1,
     draws: int = 1,
     mirror: bool = False,
+    shifts: bool = False,
     attack_model: Model | None = None,
     preprocess: Preprocess | str = "none",
     cifar10_c: str | Path | None = None,
@@ -151,6 +166,8 @@ def evaluate(
             as do those of other models, which have one pass. The noise seed is also that of these draws.
         mirror: average over each image and its mirror image (:func:`predict`). Attacks take the gradient of the image
             alone.
+        shifts: average over each image, and its mirror image with ``mirror``, and the same shifted by one pixel both
+            ways along a diagonal (:func:`predict`).
         attack_model: whose gradient ``fgsm`` takes, with the mean of its encoder.
         preprocess: what is done to images before all models.
         cifar10_c: folder of the published files for ``cifar10-c``.
@@ -188,7 +205,8 @@ def evaluate(
     check(len(wanted) >= 1, "`conditions`: give at least one, for example clean")
     preprocess = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     step = preprocess.build().eval().to(device)
-    predict_batches = partial(predict, device=device, batch_size=batch_size, preprocess=step, mirror=mirror)
+    views: dict[str, Any] = {"mirror": mirror, "shifts": shifts}
+    predict_batches = partial(predict, device=device, batch_size=batch_size, preprocess=step, **views)
     passes = {name: draws if random_modules(step, subject.network) else 1 for name, subject in subjects.items()}
     check(
         draws in passes.values(),
@@ -227,7 +245,7 @@ def evaluate(
                 "mean_sigma_intensity": "" if condition.snr is None else _mean_sigma(power, condition.snr),
                 "source_digest": attack_digest,
                 "preprocess": str(preprocess),
-                "mirror": mirror,
+                **views,
                 "images": done,
             }
             for tally in tallies:

@@ -20,6 +20,7 @@ from torch import Tensor
 import hybrid
 from hybrid.classify import MOST_ROWS, main
 from hybrid.conditions import Noise
+from hybrid.evaluation import predict
 from hybrid.figures import draw_answers
 from hybrid.network import Normalise
 from snn.data import load_images
@@ -210,6 +211,11 @@ def test_mirror_images_and_draws_are_averaged(safe, photo):
     mean = safe(both).softmax(1).mean(0)
     assert dict(zip(mirrored.classes, mirrored.probabilities, strict=True)) == pytest.approx(
         dict(zip(CLASSES, mean.tolist(), strict=True)), abs=1e-5
+    )
+    (shifted,) = hybrid.classify(safe, photo, top=10, mirror=True, shifts=True)
+    expected = predict(safe.network, usual.given[None], "cpu", mirror=True, shifts=True).softmax(1)[0]
+    assert dict(zip(shifted.classes, shifted.probabilities, strict=True)) == pytest.approx(
+        dict(zip(CLASSES, expected.tolist(), strict=True)), abs=1e-5
     )
     drawn = [hybrid.classify(safe, photo, draws=2, seed=seed)[0].probabilities for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]

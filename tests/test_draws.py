@@ -290,6 +290,31 @@ def test_mirror_is_the_mean_over_an_image_and_its_mirror_image(conventional, net
         torch.testing.assert_close(predict(each, images, "cpu", draws=3, mirror=True, seed=2), expected)
 
 
+def shifted_by_one(images, step):
+    """Images moved by ``step`` pixels down and right, each uncovered pixel the reflected one."""
+    _, _, height, width = images.shape
+    moved = torch.empty_like(images)
+    for y in range(height):
+        for x in range(width):
+            row, column = abs(y - step), abs(x - step)
+            row, column = min(row, 2 * height - 2 - row), min(column, 2 * width - 2 - column)
+            moved[:, :, y, x] = images[:, :, row, column]
+    return moved
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_shifts_are_the_mean_over_an_image_and_it_moved_both_ways(conventional, network, digits, mirror):
+    images = pixels(digits)
+    views = [images, shifted_by_one(images, -1), shifted_by_one(images, 1)]
+    views += [view.flip(3) for view in views] if mirror else []
+    for each in (conventional, network):
+        answers = torch.stack([predict(each, view, "cpu") for view in views])
+        assert all(not torch.allclose(answers[0], other) for other in answers[1:])
+        expected = torch.stack([mean_of(one) for one in answers.unbind(1)])
+        found = predict(each, images, "cpu", mirror=mirror, shifts=True)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_the_command_averages_mirror_images_and_records_it(models, digits, tmp_path, capsys):
     file, out = tmp_path / "model.h5", tmp_path / "results.csv"
     save(next(iter(models.values())), file)
@@ -301,3 +326,7 @@ def test_the_command_averages_mirror_images_and_records_it(models, digits, tmp_p
     main([*arguments, "--out", str(tmp_path / "plain.csv")])
     assert "mirror" not in capsys.readouterr().out
     assert {row["mirror"] for row in csv.DictReader((tmp_path / "plain.csv").open())} == {"False"}
+    main([*arguments, "--mirror", "--shifts", "--out", str(tmp_path / "shifts.csv")])
+    assert "each averaged with its mirror image and shifts by a pixel" in " ".join(capsys.readouterr().out.split())
+    rows = list(csv.DictReader((tmp_path / "shifts.csv").open()))
+    assert {(row["mirror"], row["shifts"]) for row in rows} == {("True", "True")}

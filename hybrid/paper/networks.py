@@ -11,7 +11,7 @@ from bridge.convert import ConvertConfig
 from hybrid.architecture import Architecture
 from hybrid.conditions import Noise
 from hybrid.evaluate import EvaluateConfig
-from hybrid.preprocess import Preprocess
+from hybrid.preprocess import UNCHANGED, Preprocess
 from hybrid.swap import Scale as SwapScale
 from hybrid.swap import SwapConfig
 from hybrid.train import TrainConfig
@@ -67,6 +67,8 @@ class Network:
 
 
 AVERAGE = Preprocess("average:2")
+MEDIAN = Preprocess("median:3")
+"""The usual filter against impulses."""
 COUNTS = Preprocess("spikes:10,30,300,inf")
 """Spike counts of random phase, in training only, of presentations between 300 ms and endless ones."""
 
@@ -99,6 +101,8 @@ COUNTED = RETINA.but("spike counts", "spike counts").has(preprocess=COUNTS)
 """RETINA trained on spike counts of random phase."""
 BASELINE_COUNTED = BASELINE.but("spike counts", "spike counts").has(preprocess=COUNTS)
 """What spike counts do alone."""
+MEDIAN_COUNTED = BASELINE_COUNTED.but("median filter", "conventional").has(preprocess=Preprocess(f"{MEDIAN}+{COUNTS}"))
+"""What a filter and spike counts do together, without a spiking layer."""
 RETINA_MU = RETINA.but("mu", "training").has(variant="mu")
 """RETINA with a trained layer in place of the learned one, behind the same retina."""
 MU_COUNTED = RETINA_MU.but("spike counts", "spike counts").has(preprocess=COUNTS)
@@ -110,17 +114,25 @@ def _assisted(network: Network) -> Network:
     return network.but("auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=16).varies(auxiliary_input=LOCAL_MEAN)
 
 
+def _alone(network: Network) -> Network:
+    """A copy without auxiliary CNN."""
+    alone = network.but("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0)
+    return alone.varies(auxiliary_input=UNCHANGED, auxiliary_drop=0.0)
+
+
 ASSISTED = _assisted(COUNTED)
 """COUNTED with an auxiliary CNN that sees means of 3 x 3 pixels: what the retina removes, without impulses."""
-DEEP = replace(ASSISTED, name="deep safe, spike counts", factor="depth").has(dropped_blocks=0)
-DEEP = DEEP.varies(auxiliary_input=AVERAGE)
-"""ASSISTED as deep as its baseline, with an auxiliary CNN that sees means of 2 x 2 pixels."""
+DEEP = replace(ASSISTED, name="deep safe, spike counts", factor="depth").has(dropped_blocks=0, auxiliary_maps=32)
+DEEP = DEEP.of(_contrast(epsilon=0.005)).varies(auxiliary_drop=0.2)
+"""ASSISTED as deep as its baseline, behind a retina that passes more detail, with more auxiliary maps, which training
+sometimes leaves out."""
 RANDOM = RETINA.but("random conductances", "conductances").converts("random")
 """RETINA without what its layer learned."""
 
 ABLATIONS = (
     BASELINE,
     BASELINE_COUNTED,
+    MEDIAN_COUNTED,
     SAFE,
     MU,
     RETINA,
@@ -144,7 +156,10 @@ ABLATIONS = (
     DEEP,
     DEEP.but("random conductances", "conductances").converts("random"),
     DEEP.but("a block less", "depth").has(dropped_blocks=1),
-    DEEP.but("mean of 3 x 3 pixels", "auxiliary CNN").varies(auxiliary_input=LOCAL_MEAN),
+    DEEP.but("more low-pass", "retina").of(_contrast()),
+    DEEP.but("16 auxiliary maps", "auxiliary CNN").has(auxiliary_maps=16),
+    _alone(DEEP),
+    DEEP.but("no auxiliary drop", "auxiliary CNN").varies(auxiliary_drop=0.0),
 )
 CONTRIBUTIONS = (
     ("learned conductances, not random ones", "retina safe", "retina safe, random conductances"),
@@ -199,6 +214,11 @@ CONTRIBUTIONS = (
     ("frozen layer and spike counts, not the baseline", "retina safe, spike counts", "baseline"),
     ("all three, not the baseline", "retina safe, spike counts, auxiliary CNN", "baseline"),
     ("all of deep safe, not the baseline", "deep safe, spike counts", "baseline"),
+    (
+        "all of deep safe, not spike counts and a median filter",
+        "deep safe, spike counts",
+        "baseline, spike counts, median filter",
+    ),
     ("all of deep safe, not spike counts alone", "deep safe, spike counts", "baseline, spike counts"),
     (
         "learned conductances, not random ones, in deep safe",
@@ -206,11 +226,14 @@ CONTRIBUTIONS = (
         "deep safe, spike counts, random conductances",
     ),
     ("a block more, in deep safe", "deep safe, spike counts", "deep safe, spike counts, a block less"),
+    ("less low-pass in the retina, in deep safe", "deep safe, spike counts", "deep safe, spike counts, more low-pass"),
     (
-        "means of 2 x 2 pixels, not of 3 x 3, in deep safe",
+        "32 auxiliary maps, not 16, in deep safe",
         "deep safe, spike counts",
-        "deep safe, spike counts, mean of 3 x 3 pixels",
+        "deep safe, spike counts, 16 auxiliary maps",
     ),
+    ("auxiliary CNN, in deep safe", "deep safe, spike counts", "deep safe, spike counts, no auxiliary CNN"),
+    ("auxiliary drop, in deep safe", "deep safe, spike counts", "deep safe, spike counts, no auxiliary drop"),
     ("paper's spiking layers, not trainable ones (mu)", "safe", "mu"),
     ("paper's SAFE, not the baseline", "safe", "baseline"),
     ("step functions in a trained mu (lambda)", "lambda, range", "mu"),

@@ -73,7 +73,7 @@ LATER: dict[type, Mapping[str, object]] = {
     Architecture: ARCHITECTURE_LATER,
     Recipe: RECIPE_LATER,
     SwapConfig: {"caching": Caching()},
-    EvaluateConfig: {"weights": (), "image_size": None, "caching": Caching()},
+    EvaluateConfig: {"shifts": False, "weights": (), "image_size": None, "caching": Caching()},
 }
 """Fields that configurations did not always have, with the value that stands for what was done before: with it a run
 keeps the identity that it had."""

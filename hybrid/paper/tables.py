@@ -25,6 +25,8 @@ from hybrid.paper.networks import (
     DEEP,
     DETERMINISTIC,
     EVALUATE,
+    MEDIAN,
+    MEDIAN_COUNTED,
     MU,
     MU_COUNTED,
     RANDOM,
@@ -180,15 +182,22 @@ def _entries(*networks: Network) -> tuple[Entry, ...]:
     return tuple(Entry(network.name, network) for network in networks)
 
 
+FILTERED = (
+    Entry("average-filter", BASELINE, preprocess=AVERAGE),
+    Entry("median-filter", BASELINE, preprocess=MEDIAN),
+)
+"""The baseline behind a filter, in evaluation only."""
+
+
 def _noise_entries(trained: Mapping[str, tuple[str, ...]], *networks: Network) -> tuple[Entry, ...]:
-    """Baseline, noise-trained network, baseline with an average filter in evaluation only, then ``networks``.
+    """Baseline, noise-trained network, baseline with a filter in evaluation only, then ``networks``.
 
     ``trained`` maps each training noise to the conditions under which the network trained with it is measured.
     """
     return (
         Entry("baseline", BASELINE),
         *(Entry("noise-trained", noise_trained(noise), conditions) for noise, conditions in trained.items()),
-        Entry("average-filter", BASELINE, preprocess=AVERAGE),
+        *FILTERED,
         *_entries(*networks),
     )
 
@@ -198,6 +207,7 @@ OURS = (AVERAGE_TRAINED, SAFE, RETINA, COUNTED, ASSISTED, DEEP)
 COMPARED = (
     BASELINE,
     BASELINE_COUNTED,
+    MEDIAN_COUNTED,
     noise_trained("awgn:30"),
     SAFE,
     MU,
@@ -215,7 +225,8 @@ ONE = PAPER_BACKBONES[:1]
 
 _CORRUPTED = tuple(f"corruption:{name},{severity}" for name in CORRUPTIONS for severity in SEVERITIES)
 _TRAINED5, _TRAINED6 = ({levels[0]: levels for levels in pairs.items()} for pairs in (LEVELS5, LEVELS6))
-_TABLE2 = _noise_entries({"awgn:30": SNR}, AVERAGE_TRAINED, BASELINE_COUNTED, SAFE, MU, RETINA, COUNTED, ASSISTED, DEEP)
+_COUNTED = (BASELINE_COUNTED, MEDIAN_COUNTED)
+_TABLE2 = _noise_entries({"awgn:30": SNR}, AVERAGE_TRAINED, *_COUNTED, SAFE, MU, RETINA, COUNTED, ASSISTED, DEEP)
 _LAMBDAS = (lambda_network("range"), lambda_network("literal"))
 _FIG6 = {"FD stochastic": SAFE, "deterministic": DETERMINISTIC}
 _FIG7 = {"baseline": BASELINE, "mu": MU, "lambda": _LAMBDAS[0], "SAFE": SAFE}
@@ -247,7 +258,7 @@ PARTS: dict[str, Part] = {
         FigureSpec("fig6", "Figure 6", "embedding", _FIG6, ("awgn:20", "awgn:18", "awgn:15")),
         FigureSpec("fig7", "Figure 7", "embedding", _FIG7, ("clean", "awgn:25")),
         TableSpec("ablations", "Ablations", SNR, _entries(*ABLATIONS, *_LAMBDAS), derived=(_CONTRIBUTIONS,), **_MOBILE),
-        TableSpec("unseen", "Unseen", UNSEEN, _entries(*COMPARED), **_MOBILE),
+        TableSpec("unseen", "Unseen", UNSEEN, (*_entries(*COMPARED), *FILTERED), **_MOBILE),
         TableSpec(
             "corruptions",
             "Corruptions",

@@ -375,7 +375,8 @@ def _evaluation(runs: Runs, table: Table) -> str:
     flags = ["--noise", *conditions]
     flags += ["--repeats", str(len(seeds))] if len(seeds) > 1 else []
     flags += ["--draws", str(draws)] if draws > 1 else []
-    flags += ["--mirror"] if table.rows[0]["mirror"] == "True" else []
+    # Tables of earlier versions do not know of shifts.
+    flags += [f"--{view}" for view in ("mirror", "shifts") if table.rows[0].get(view) == "True"]
     preprocess = table.rows[0]["preprocess"]
     flags += ["--preprocess", preprocess] if preprocess != "none" else []
     flags += ["--seed", str(seeds[0])] if seeds[0] else []
