@@ -48,7 +48,7 @@ class ClassifyConfig:
     mirror: bool = False
     """Average the class probabilities of each image and of its mirror image (left to right)."""
     shifts: bool = False
-    """Average over each image, and the same moved by one pixel, up and left, and down and right, too."""
+    """Also average over the image moved by one pixel up and left, and by one down and right: three times the time."""
     out: Path | None = None
     """PNG file to draw: the images, what each path of the network sees of them, and the answers."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
@@ -116,7 +116,7 @@ def run(config: ClassifyConfig) -> None:
     for picture in outputs.figures:
         draw_answers(answers, model.network, name, picture)
     about = {"model": name, "model_digest": model.digest, "classes": list(model.spec.classes)}
-    settings = {name: getattr(config, name) for name in ("fit", "draws", "mirror", "shifts")}
+    settings = {key: getattr(config, key) for key in ("fit", "draws", "mirror", "shifts")}
     settings["seed"] = config.options.seed
     outputs.finish(about | settings | {"images": [answer.row() for answer in answers]})
 

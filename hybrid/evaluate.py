@@ -65,8 +65,7 @@ class EvaluateConfig:
     mirror: bool = False
     """Average the class probabilities of each image and of its mirror image (left to right), at twice the time."""
     shifts: bool = False
-    """Average over each image, and the same moved by one pixel, up and left, and down and right, too, at three times
-    the time."""
+    """Also average over the image moved by one pixel up and left, and by one down and right: three times the time."""
     attack_model: Path | None = None
     """Model whose gradient fgsm takes, also one of your own; the gradients of the models themselves are never taken."""
     preprocess: Annotated[Preprocess, preprocess_flag()] = UNCHANGED

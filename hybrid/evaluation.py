@@ -108,10 +108,12 @@ def predict(
 def _views(images: Tensor, mirror: bool, shifts: bool) -> Iterator[Tensor]:
     """The images, then what else of them the network sees (:func:`predict`)."""
     height, width = images.shape[2:]
+    check(not shifts or min(height, width) > 1, f"`shifts`: images of {height} x {width} pixels are too small")
     padded = pad(images, (1, 1, 1, 1), mode="reflect") if shifts else images
     for corner in (1, 2, 0) if shifts else (0,):
         view = padded[..., corner : corner + height, corner : corner + width]
-        yield view.contiguous(memory_format=torch.channels_last)
+        view = view.contiguous(memory_format=torch.channels_last)
+        yield view
         if mirror:
             yield view.flip(3)
 
@@ -164,10 +166,9 @@ def evaluate(
         draws: passes over each image of a model that draws in its encoder while it is trained, by ``preprocess``
             ``spikes`` or ``variability`` (:func:`predict`). They are averaged. 1: its encoder gives the mean instead,
             as do those of other models, which have one pass. The noise seed is also that of these draws.
-        mirror: average over each image and its mirror image (:func:`predict`). Attacks take the gradient of the image
-            alone.
-        shifts: average over each image, and its mirror image with ``mirror``, and the same shifted by one pixel both
-            ways along a diagonal (:func:`predict`).
+        mirror: average over each image and its mirror image (:func:`predict`).
+        shifts: also average over the image, and the mirror image, moved by one pixel up and left, and by one down and
+            right (:func:`predict`). Attacks take the gradient of the image alone.
         attack_model: whose gradient ``fgsm`` takes, with the mean of its encoder.
         preprocess: what is done to images before all models.
         cifar10_c: folder of the published files for ``cifar10-c``.

@@ -2,8 +2,8 @@
 
 - ``none``
 - ``average:N``: each pixel becomes the mean of an N x N window (paper, 5.1: 2x2); the image keeps its size.
-- ``median:N``, N odd: each pixel becomes, in each channel, the median of the N x N window around it, which a few wrong
-  pixels do not move.
+- ``median:N``, N 3 or 5: each pixel becomes, in each channel, the median of the N x N window around it, which a few
+  wrong pixels do not move.
 - ``quantise`` or ``quantise:F_MIN,F_MAX,T``: each intensity is rounded down to the nearest one that the encoder can
   represent. At a rate F between F_MIN and F_MAX (Hz), a presentation of T ms holds floor(F T) spikes. The default is
   10,30,300, as in :class:`snn.parameters.Encoding`.
@@ -30,7 +30,7 @@ from snn.runtime.errors import UserError, check
 from snn.runtime.text_flag import TextFlag, read_number
 
 EXPECTED = (
-    "none, average:N with a window of 1 to 16 pixels, median:N with one of 3, 5 or 7, quantise or spikes, also "
+    "none, average:N with a window of 1 to 16 pixels, median:N with one of 3 or 5, quantise or spikes, also "
     "followed by :F_MIN,F_MAX,T in Hz and ms (spikes: or :F_MIN,F_MAX,T,LONGEST), or several joined by +"
 )
 
@@ -57,7 +57,7 @@ class AverageFilter(WindowFilter):
 
 
 class MedianFilter(WindowFilter):
-    """Median of a window with an odd side, in each channel. The image keeps its size."""
+    """Median of a window of 3 or 5 pixels, in each channel. The image keeps its size."""
 
     def forward(self, images: Tensor) -> Tensor:
         padded, (height, width) = self.padded(images), images.shape[-2:]
@@ -67,7 +67,8 @@ class MedianFilter(WindowFilter):
             for column in range(self.window)
         ]
         # Each pass moves the largest of the values left to the end: that of the middle pass is the median. Comparisons
-        # of whole images are several times faster than sorting at each pixel, and every exported format has them.
+        # of whole images are faster than sorting at each pixel, and every exported format has them. With gradients each
+        # keeps its results, which is too much memory for larger windows.
         for end in range(len(places) - 1, len(places) // 2 - 1, -1):
             for place in range(end):
                 low, high = places[place], places[place + 1]
@@ -166,7 +167,7 @@ def _read_step(text: str, whole: str) -> nn.Module:
         return nn.Identity()
     if name == "average" and len(values) == 1 and values[0] in range(1, 17):
         return AverageFilter(int(values[0]))
-    if name == "median" and len(values) == 1 and values[0] in (3, 5, 7):
+    if name == "median" and len(values) == 1 and values[0] in (3, 5):
         return MedianFilter(int(values[0]))
     lengths = {"quantise": (0, 3), "spikes": (0, 3, 4)}
     if len(values) in lengths.get(name, ()) and bool(values) == bool(colon):

@@ -1,4 +1,4 @@
-"""Options that the search tried and rejected (docs/results.md); kept so that its numbers can be made again."""
+"""Options that searches tried (docs/results.md); kept so that their numbers can be made again."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -18,7 +18,7 @@ AuxiliarySource = Literal["image", "retina"]
 
 @dataclass(frozen=True)
 class Variations:
-    """Options that the search tried and rejected. With their defaults a network is the paper's."""
+    """Options that searches tried. With their defaults a network is the paper's."""
 
     auxiliary_kernel: Annotated[int, Range(1, 255, unit="pixels")] = 3
     """Side of the kernels of the auxiliary CNN's two layers, in pixels, odd."""

@@ -302,7 +302,7 @@ def test_average_filter_is_the_mean_of_a_window():
     assert Preprocess("average:3").build()(images).shape == images.shape
 
 
-@pytest.mark.parametrize("window", [3, 5, 7])
+@pytest.mark.parametrize("window", [3, 5])
 def test_median_filter_is_the_median_of_a_window(window):
     # Equal values, too.
     images = torch.randint(0, 20, (2, 3, 5, 6)) / 20
@@ -337,7 +337,7 @@ def test_quantising_keeps_the_encoders_levels():
         "average:x",
         "median",
         "median:2",
-        "median:9",
+        "median:7",
         "blur",
         "none:1",
         "quantise:1",

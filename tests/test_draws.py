@@ -313,6 +313,16 @@ def test_shifts_are_the_mean_over_an_image_and_it_moved_both_ways(conventional, 
         expected = torch.stack([mean_of(one) for one in answers.unbind(1)])
         found = predict(each, images, "cpu", mirror=mirror, shifts=True)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        drawn = torch.stack([predict(each, view, "cpu", draws=2, seed=2) for view in views])
+        expected = torch.stack([mean_of(one) for one in drawn.unbind(1)])
+        found = predict(each, images, "cpu", draws=2, mirror=mirror, shifts=True, seed=2)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_images_of_one_pixel_cannot_be_shifted():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
+    with pytest.raises(UserError, match="`shifts`: images of 1 x 3 pixels are too small"):
+        predict(network, torch.rand(2, 1, 1, 3), "cpu", shifts=True)
 
 
 def test_the_command_averages_mirror_images_and_records_it(models, digits, tmp_path, capsys):

@@ -228,8 +228,11 @@ ONE = PAPER_BACKBONES[:1]
 _CORRUPTED = tuple(f"corruption:{name},{severity}" for name in CORRUPTIONS for severity in SEVERITIES)
 _TRAINED5, _TRAINED6 = ({levels[0]: levels for levels in pairs.items()} for pairs in (LEVELS5, LEVELS6))
 _UNSEEN = (*_entries(*COMPARED, DETAILED, DETAILED_DROPPED), *FILTERED)
-_COUNTED = (BASELINE_COUNTED, MEDIAN_COUNTED)
-_TABLE2 = _noise_entries({"awgn:30": SNR}, AVERAGE_TRAINED, *_COUNTED, SAFE, MU, RETINA, COUNTED, ASSISTED, DEEP)
+_TABLE2 = _noise_entries(
+    {"awgn:30": SNR},
+    *(AVERAGE_TRAINED, BASELINE_COUNTED, MEDIAN_COUNTED),
+    *(SAFE, MU, RETINA, COUNTED, ASSISTED, DEEP),
+)
 _LAMBDAS = (lambda_network("range"), lambda_network("literal"))
 _FIG6 = {"FD stochastic": SAFE, "deterministic": DETERMINISTIC}
 _FIG7 = {"baseline": BASELINE, "mu": MU, "lambda": _LAMBDAS[0], "SAFE": SAFE}
