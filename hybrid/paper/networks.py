@@ -95,6 +95,8 @@ def _contrast(maps: int = 64, epsilon: float = 0.02, **changes: object) -> Learn
     return replace(usual, maps=(maps,), retina=replace(usual.retina, epsilon=epsilon), **changes)  # type: ignore[arg-type]
 
 
+DETAIL = _contrast(epsilon=0.005)
+"""Behind a retina of less low-pass, which passes more detail and more noise."""
 RETINA = Network("retina safe", "front end", _contrast()).has(auxiliary_maps=0)
 """The frozen layer alone, on contrast: no auxiliary CNN, and nothing random in training."""
 COUNTED = RETINA.but("spike counts", "spike counts").has(preprocess=COUNTS)
@@ -118,7 +120,7 @@ ASSISTED = _assisted(COUNTED)
 """COUNTED with an auxiliary CNN that sees means of 3 x 3 pixels: what the retina removes, without impulses."""
 DEEP = replace(ASSISTED, name="deep safe, spike counts", factor="depth").has(dropped_blocks=0, auxiliary_maps=32)
 """ASSISTED as deep as its baseline, with more auxiliary maps."""
-DETAILED = DEEP.but("less low-pass", "retina").of(_contrast(epsilon=0.005))
+DETAILED = DEEP.but("less low-pass", "retina").of(DETAIL)
 DETAILED_DROPPED = DETAILED.but("auxiliary drop", "auxiliary CNN").varies(auxiliary_drop=0.2)
 """DETAILED without its auxiliary features in a part of the training, so that it learns to do without them."""
 RANDOM = RETINA.but("random conductances", "conductances").converts("random")
@@ -245,7 +247,7 @@ SEARCH = (
     AVERAGE_TRAINED,
     BASELINE.but("quantised input", "steps").has(preprocess=Preprocess("quantise")),
     RETINA.but("32 maps", "front end").of(_contrast(32)),
-    RETINA.but("less low-pass", "retina").of(_contrast(epsilon=0.005)),
+    RETINA.but("less low-pass", "retina").of(DETAIL),
     RETINA.but("neurons' variability", "spike counts").varies(variability=True),
     RETINA.but("counts of 300 ms", "spike counts").has(preprocess=Preprocess("spikes")),
     RETINA.but("auxiliary behind the retina", "auxiliary CNN").has(auxiliary_maps=16).varies(auxiliary_source="retina"),
