@@ -12,9 +12,7 @@
   random phase of the pixel's regular spike train. Its mean F T stands for the intensity itself, which evaluation uses
   unless it averages over draws of the counts (:mod:`hybrid.evaluate`, ``draws``).
   ``spikes:F_MIN,F_MAX,T,LONGEST``: each image is presented for a time of its own between T and LONGEST ms (or inf),
-  whose inverse, to which the deviations are proportional, is uniform between theirs.
-  ``spikes:F_MIN,F_MAX,T,LONGEST,POWER``: the uniform number is taken to this power; above 1, more images last long, and
-  so vary little.
+  whose inverse, to which the deviations are proportional, is uniform.
 
 Steps joined by ``+`` are done in the order written: ``average:3+quantise``.
 """
@@ -33,8 +31,7 @@ from snn.runtime.text_flag import TextFlag, read_number
 
 EXPECTED = (
     "none, average:N with a window of 1 to 16 pixels, median:N with one of 3 or 5, quantise or spikes, also "
-    "followed by :F_MIN,F_MAX,T in Hz and ms (spikes: also :F_MIN,F_MAX,T,LONGEST or :F_MIN,F_MAX,T,LONGEST,POWER), or "
-    "several joined by +"
+    "followed by :F_MIN,F_MAX,T in Hz and ms (spikes: or :F_MIN,F_MAX,T,LONGEST), or several joined by +"
 )
 
 
@@ -84,15 +81,12 @@ class Spikes(Drawing):
 
     With ``random_phase`` they are rounded at random while training, and not at all in evaluation, unless inside
     :func:`bridge.drawing.drawing`; else always down.
-    ``longest`` is the longest presentation of an image, in ms (None: all last as long as that of ``encoding``). Between
-    the inverse of the longest and that of the shortest, the inverse of each is drawn: as a uniform number to ``power``.
+    ``longest`` is the longest presentation of an image, in ms (None: all last as long as that of ``encoding``).
     """
 
-    def __init__(
-        self, encoding: Encoding, random_phase: bool, longest: float | None = None, power: float = 1.0
-    ) -> None:
+    def __init__(self, encoding: Encoding, random_phase: bool, longest: float | None = None) -> None:
         super().__init__()
-        self.encoding, self.random_phase, self.power = encoding, random_phase, power
+        self.encoding, self.random_phase = encoding, random_phase
         self.shortest_share = 1.0 if longest is None else encoding.presentation / longest
         """Inverse of the longest presentation, as a share of that of the shortest."""
 
@@ -114,7 +108,7 @@ class Spikes(Drawing):
 
     def _presentations(self, images: Tensor) -> Tensor:
         """Presentation of each image over that of the encoding, (B, 1, 1, 1)."""
-        share = self.uniform(images.new_empty(len(images), 1, 1, 1)) ** self.power
+        share = self.uniform(images.new_empty(len(images), 1, 1, 1))
         inverse = self.shortest_share + (1 - self.shortest_share) * share
         # An endless presentation would count endless spikes.
         return 1 / inverse.clamp(min=1e-4)
@@ -159,7 +153,7 @@ def check_preprocess(value: object, argument: str) -> None:
 
 def preprocess_flag(argument: str = "preprocess") -> TextFlag[Preprocess]:
     """Annotation of a command's field that holds a :class:`Preprocess`."""
-    forms = "none|average:N|median:N|quantise[:F_MIN,F_MAX,T]|spikes[:F_MIN,F_MAX,T[,LONGEST[,POWER]]]"
+    forms = "none|average:N|median:N|quantise[:F_MIN,F_MAX,T]|spikes[:F_MIN,F_MAX,T[,LONGEST]]"
     return TextFlag(lambda text: Preprocess.parse(text, argument), lambda: forms)
 
 
@@ -175,17 +169,15 @@ def _read_step(text: str, whole: str) -> nn.Module:
         return AverageFilter(int(values[0]))
     if name == "median" and len(values) == 1 and values[0] in (3, 5):
         return MedianFilter(int(values[0]))
-    lengths = {"quantise": (0, 3), "spikes": (0, 3, 4, 5)}
+    lengths = {"quantise": (0, 3), "spikes": (0, 3, 4)}
     if len(values) in lengths.get(name, ()) and bool(values) == bool(colon):
         encoding = Encoding(f_min=values[0], f_max=values[1], presentation=values[2]) if values else Encoding()
-        longest = values[3] if len(values) > 3 else None
-        power = values[4] if len(values) > 4 else 1.0
+        longest = values[3] if len(values) == 4 else None
         check(
             longest is None or longest >= encoding.presentation,
             f"{whole}: LONGEST, {longest} ms, must be at least T, {encoding.presentation} ms",
         )
-        check(0 < power <= 100, f"{whole}: POWER, {power}: expected a number above 0, up to 100")
-        return Spikes(encoding, name == "spikes", longest, power)
+        return Spikes(encoding, name == "spikes", longest)
     raise UserError(f"{whole}: unknown; expected {EXPECTED}")
 
 

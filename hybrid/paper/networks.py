@@ -123,6 +123,8 @@ DEEP = replace(ASSISTED, name="deep safe, spike counts", factor="depth").has(dro
 DETAILED = DEEP.but("less low-pass", "retina").of(DETAIL)
 DETAILED_DROPPED = DETAILED.but("auxiliary drop", "auxiliary CNN").varies(auxiliary_drop=0.2)
 """DETAILED without its auxiliary features in a part of the training, so that it learns to do without them."""
+DETAILED_MEDIAN = DETAILED.but("medians", "auxiliary CNN").varies(auxiliary_input=MEDIAN)
+"""DETAILED with an auxiliary CNN on which impulses have little effect."""
 RANDOM = RETINA.but("random conductances", "conductances").converts("random")
 """RETINA without what its layer learned."""
 
@@ -155,6 +157,7 @@ ABLATIONS = (
     DEEP.but("a block less", "depth").has(dropped_blocks=1),
     DETAILED,
     DETAILED_DROPPED,
+    DETAILED_MEDIAN,
     DEEP.but("16 auxiliary maps", "auxiliary CNN").has(auxiliary_maps=16),
     DEEP.but("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0).varies(auxiliary_input=UNCHANGED),
 )
@@ -234,6 +237,16 @@ CONTRIBUTIONS = (
         "auxiliary drop, in deep safe with less low-pass",
         "deep safe, spike counts, less low-pass, auxiliary drop",
         "deep safe, spike counts, less low-pass",
+    ),
+    (
+        "medians, not means, for the auxiliary CNN, in deep safe with less low-pass",
+        "deep safe, spike counts, less low-pass, medians",
+        "deep safe, spike counts, less low-pass",
+    ),
+    (
+        "all of deep safe with less low-pass and medians, not the baseline",
+        "deep safe, spike counts, less low-pass, medians",
+        "baseline",
     ),
     ("paper's spiking layers, not trainable ones (mu)", "safe", "mu"),
     ("paper's SAFE, not the baseline", "safe", "baseline"),
