@@ -116,8 +116,8 @@ def run(config: ClassifyConfig) -> None:
     for picture in outputs.figures:
         draw_answers(answers, model.network, name, picture)
     about = {"model": name, "model_digest": model.digest, "classes": list(model.spec.classes)}
-    settings = {"fit": config.fit, "draws": config.draws, "mirror": config.mirror, "shifts": config.shifts}
-    settings |= {"seed": config.options.seed}
+    passes = {"draws": config.draws, "mirror": config.mirror, "shifts": config.shifts}
+    settings = {"fit": config.fit, **passes, "seed": config.options.seed}
     outputs.finish(about | settings | {"images": [answer.row() for answer in answers]})
 
 
