@@ -159,11 +159,13 @@ class Experiments:
         return Run(f"{variant}-{stand_in}-seed{seed}", config, inputs)
 
     def model(self, network: Network, backbone: str = "mobilenet_v2", seed: int = 0) -> Run:
-        """The run whose file holds the finished network: its training, or for a lambda the swap."""
+        """The run whose file holds the finished network: its training, or the swap of a part of it."""
         trained = self.train(network, backbone, seed)
         if network.swap is None:
             return trained
         config = replace(network.swap, options=RunOptions(self.seed))
+        if config.frontend is None:
+            return Run(f"swapped-{trained.label}", config, (("model", trained),))
         inputs = (("model", trained), ("frontend", self.convert(network)))
         return Run(f"lambda-{config.scale}-seed{seed}", config, inputs)
 

@@ -38,7 +38,7 @@ class Network:
     architecture: Architecture = TRAIN.architecture
     train_noise: Noise = TRAIN.recipe.train_noise
     swap: SwapConfig | None = None
-    """How the trained network becomes a lambda; None: it does not."""
+    """What is exchanged in the trained network; None: nothing."""
 
     def of(self, learning: Learning) -> "Network":
         """A copy with other spiking layers."""
@@ -60,6 +60,10 @@ class Network:
     def varies(self, **changes: object) -> "Network":
         """A copy with another variation."""
         return self.has(variations=replace(self.architecture.variations, **changes))  # type: ignore[arg-type]
+
+    def sees(self, auxiliary_input: Preprocess) -> "Network":
+        """A copy whose auxiliary CNN, once trained, sees images after another preprocessing."""
+        return replace(self, swap=replace(SWAP, frontend=None, auxiliary_input=auxiliary_input))
 
     def but(self, what: str, factor: str) -> "Network":
         """A copy under the name "NAME, WHAT", to be changed in one ``factor``."""
@@ -125,6 +129,8 @@ DETAILED_DROPPED = DETAILED.but("auxiliary drop", "auxiliary CNN").varies(auxili
 """DETAILED without its auxiliary features in a part of the training, so that it learns to do without them."""
 DETAILED_MEDIAN = DETAILED.but("medians", "auxiliary CNN").varies(auxiliary_input=MEDIAN)
 """DETAILED with an auxiliary CNN on which impulses have little effect."""
+DETAILED_ROBUST = DETAILED.but("medians in evaluation", "auxiliary CNN").sees(MEDIAN)
+"""DETAILED as it was trained, on means, but measured with medians for its auxiliary CNN."""
 RANDOM = RETINA.but("random conductances", "conductances").converts("random")
 """RETINA without what its layer learned."""
 
@@ -158,6 +164,7 @@ ABLATIONS = (
     DETAILED,
     DETAILED_DROPPED,
     DETAILED_MEDIAN,
+    DETAILED_ROBUST,
     DEEP.but("16 auxiliary maps", "auxiliary CNN").has(auxiliary_maps=16),
     DEEP.but("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0).varies(auxiliary_input=UNCHANGED),
 )
@@ -247,6 +254,21 @@ CONTRIBUTIONS = (
         "all of deep safe with less low-pass and medians, not the baseline",
         "deep safe, spike counts, less low-pass, medians",
         "baseline",
+    ),
+    (
+        "medians in evaluation, in deep safe with less low-pass",
+        "deep safe, spike counts, less low-pass, medians in evaluation",
+        "deep safe, spike counts, less low-pass",
+    ),
+    (
+        "all of deep safe with less low-pass and medians in evaluation, not the baseline",
+        "deep safe, spike counts, less low-pass, medians in evaluation",
+        "baseline",
+    ),
+    (
+        "all of deep safe with less low-pass and medians in evaluation, not spike counts alone",
+        "deep safe, spike counts, less low-pass, medians in evaluation",
+        "baseline, spike counts",
     ),
     ("paper's spiking layers, not trainable ones (mu)", "safe", "mu"),
     ("paper's SAFE, not the baseline", "safe", "baseline"),

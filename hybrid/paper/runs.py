@@ -19,6 +19,7 @@ from hybrid.augment import resolve_augmentation
 from hybrid.backbones import BACKBONES
 from hybrid.evaluate import EvaluateConfig
 from hybrid.paper.networks import CONVERT, EVALUATE, LEARN, SWAP, TRAIN
+from hybrid.preprocess import UNCHANGED
 from hybrid.recipe import LATER as RECIPE_LATER
 from hybrid.recipe import Precision, Recipe
 from hybrid.storage import SCHEMA as training_schema
@@ -72,7 +73,7 @@ LATER: dict[type, Mapping[str, object]] = {
     TrainConfig: {"weights": None, "caching": Caching()},
     Architecture: ARCHITECTURE_LATER,
     Recipe: RECIPE_LATER,
-    SwapConfig: {"caching": Caching()},
+    SwapConfig: {"auxiliary_input": None, "caching": Caching()},
     EvaluateConfig: {"shifts": False, "weights": (), "image_size": None, "caching": Caching()},
 }
 """Fields that configurations did not always have, with the value that stands for what was done before: with it a run
@@ -218,6 +219,8 @@ def default(config: Config) -> Config:
         return replace(learning_defaults(replace(LEARN, preset=config.preset)), preset=LEARN.preset)
     if isinstance(config, TrainConfig):
         return replace(training_defaults(replace(TRAIN, preset=config.preset)), preset=TRAIN.preset)
+    if isinstance(config, SwapConfig) and config.frontend is None:
+        return replace(SWAP, frontend=None, auxiliary_input=UNCHANGED)
     return TEMPLATES[type(config)]
 
 

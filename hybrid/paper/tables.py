@@ -26,6 +26,7 @@ from hybrid.paper.networks import (
     DETAILED,
     DETAILED_DROPPED,
     DETAILED_MEDIAN,
+    DETAILED_ROBUST,
     DETERMINISTIC,
     EVALUATE,
     MEDIAN,
@@ -205,7 +206,7 @@ def _noise_entries(trained: Mapping[str, tuple[str, ...]], *networks: Network) -
     )
 
 
-OURS = (AVERAGE_TRAINED, SAFE, RETINA, COUNTED, ASSISTED, DEEP)
+OURS = (AVERAGE_TRAINED, SAFE, RETINA, COUNTED, ASSISTED, DEEP, DETAILED_ROBUST)
 """Networks of the paper's tables beside baselines, and those behind a retina."""
 COMPARED = (
     BASELINE,
@@ -231,9 +232,12 @@ _TRAINED5, _TRAINED6 = ({levels[0]: levels for levels in pairs.items()} for pair
 _TABLE2 = _noise_entries(
     {"awgn:30": SNR},
     *(AVERAGE_TRAINED, BASELINE_COUNTED, MEDIAN_COUNTED),
-    *(SAFE, MU, RETINA, COUNTED, ASSISTED, DEEP),
+    *(SAFE, MU, RETINA, COUNTED, ASSISTED, DEEP, DETAILED_ROBUST),
 )
-_UNSEEN_ENTRIES = (*_entries(*COMPARED, DETAILED, DETAILED_DROPPED, DETAILED_MEDIAN), *FILTERED)
+_UNSEEN_ENTRIES = (
+    *_entries(*COMPARED, DETAILED, DETAILED_DROPPED, DETAILED_MEDIAN, DETAILED_ROBUST),
+    *FILTERED,
+)
 _LAMBDAS = (lambda_network("range"), lambda_network("literal"))
 _FIG6 = {"FD stochastic": SAFE, "deterministic": DETERMINISTIC}
 _FIG7 = {"baseline": BASELINE, "mu": MU, "lambda": _LAMBDAS[0], "SAFE": SAFE}
