@@ -5,6 +5,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import median_filter
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision.models import mobilenet_v2
@@ -470,6 +471,38 @@ def test_a_lambda_of_a_mu_behind_a_retina_follows_its_activations(mu_behind_reti
     assert torch.equal(made.network.frontend.retina.filters, retina.filters)
     assert torch.corrcoef(torch.stack((drive.flatten(), stepped.flatten())))[0, 1] > 0.8
     assert torch.equal(load_model(tmp_path / "lambda.h5")(images / 255), made(images / 255))
+
+
+def test_the_auxiliary_cnn_of_a_trained_network_is_given_another_input(pipeline, tmp_path, capsys):
+    torch.manual_seed(0)
+    network = safe_dnn(pipeline.frontend, width=0.25, variations=Variations(auxiliary_input=Preprocess("average:3")))
+    trained, made = saved(network, tmp_path), tmp_path / "medians.h5"
+    digest = load_model(trained).digest
+    assert swap_command([str(trained), "--auxiliary-input", "median:3", "--out", str(made)]) == 0
+    model = load_model(made)
+    variations = replace(network.spec.architecture.variations, auxiliary_input=Preprocess("median:3"))
+    assert model.spec == replace(network.spec, architecture=replace(network.spec.architecture, variations=variations))
+    assert model.recipe["swapped"] == "auxiliary_input average:3"
+    assert model.parent_digest == digest == load_model(trained).digest
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    medians = torch.from_numpy(median_filter(images.numpy(), size=(1, 1, 3, 3), mode="nearest"))
+    network.eval()
+    with torch.no_grad():
+        spiking, auxiliary = network.frontend(images), network.auxiliary(network.normalise(medians))
+        assert torch.equal(model(images), network.main(torch.cat((spiking, auxiliary), 1)))
+        assert not torch.equal(model(images), network(images))
+    # Back again, and to a network without one.
+    assert swap_command([str(made), "--auxiliary-input", "average:3", "--out", str(tmp_path / "back.h5")]) == 0
+    assert torch.equal(load_model(tmp_path / "back.h5")(images), network(images))
+    capsys.readouterr()
+    out = str(tmp_path / "no.h5")
+    alone = saved(safe_dnn(pipeline.frontend, width=0.25, auxiliary_maps=0), tmp_path)
+    for file in (pipeline.baseline, alone):
+        assert swap_command([str(file), "--auxiliary-input", "median:3", "--out", out]) == 2
+        assert "has no auxiliary CNN" in capsys.readouterr().err
+    for flags in ([], ["--auxiliary-input", "none", "--frontend", str(pipeline.frontend)]):
+        assert swap_command([str(trained), *flags, "--out", out]) == 2
+        assert "give --frontend FILE or --auxiliary-input" in capsys.readouterr().err
 
 
 def test_the_auxiliary_cnn_reads_the_contrast_of_the_retina(contrast, pipeline, tmp_path):
