@@ -49,8 +49,9 @@ class Architecture:
     96 pixels (fast_cnn: 0), else 0."""
     preprocess: Annotated[Preprocess, preprocess_flag()] = UNCHANGED
     """What is done to images first, in training and in evaluation. average:N takes the mean of N x N pixels, median:N
-    their median. quantise rounds to the levels that the encoder can represent, and spikes does so at random while
-    training; both take F_MIN,F_MAX,T (Hz, Hz, ms). Join several by +."""
+    their median, trimmed:N,K their mean without the K lowest and the K highest. quantise rounds to the levels that the
+    encoder can represent, and spikes does so at random while training; both take F_MIN,F_MAX,T (Hz, Hz, ms). Join
+    several by +."""
     dropped_blocks: Annotated[int, Range(0, 1)] = 1
     """Blocks that are dropped after the backbone's stem (all variants but baseline): 1, as in the paper; or 0, so that
     the main CNN is one block deeper."""

@@ -4,6 +4,8 @@
 - ``average:N``: each pixel becomes the mean of an N x N window (paper, 5.1: 2x2); the image keeps its size.
 - ``median:N``, N 3 or 5: each pixel becomes, in each channel, the median of the N x N window around it, which a few
   wrong pixels do not move.
+- ``trimmed:N,K``, N 3 or 5: each pixel becomes, in each channel, the mean of the N x N window around it without the K
+  lowest and the K highest values (alpha-trimmed mean): between ``average``, K 0, and ``median``, which keeps but one.
 - ``quantise`` or ``quantise:F_MIN,F_MAX,T``: each intensity is rounded down to the nearest one that the encoder can
   represent. At a rate F between F_MIN and F_MAX (Hz), a presentation of T ms holds floor(F T) spikes. The default is
   10,30,300, as in :class:`snn.parameters.Encoding`.
@@ -30,7 +32,8 @@ from snn.runtime.errors import UserError, check
 from snn.runtime.text_flag import TextFlag, read_number
 
 EXPECTED = (
-    "none, average:N with a window of 1 to 16 pixels, median:N with one of 3 or 5, quantise or spikes, also "
+    "none, average:N with a window of 1 to 16 pixels, median:N with one of 3 or 5, trimmed:N,K with such a window and "
+    "K of 1 to 3 or 11, quantise or spikes, also "
     "followed by :F_MIN,F_MAX,T in Hz and ms (spikes: or :F_MIN,F_MAX,T,LONGEST), or several joined by +"
 )
 
@@ -56,24 +59,52 @@ class AverageFilter(WindowFilter):
         return avg_pool2d(self.padded(images), self.window, stride=1)
 
 
-class MedianFilter(WindowFilter):
+class RankFilter(WindowFilter):
+    """Part of filters by the order of the values in a window of 3 or 5 pixels, in each channel."""
+
+    def values(self, images: Tensor) -> list[Tensor]:
+        """What the places of the window see, each an image."""
+        padded, (height, width) = self.padded(images), images.shape[-2:]
+        places = range(self.window)
+        return [padded[..., row : row + height, column : column + width] for row in places for column in places]
+
+    @staticmethod
+    def largest_last(values: list[Tensor], count: int) -> list[Tensor]:
+        """The values at each pixel, of which the ``count`` largest stand at the end, in their order.
+
+        Comparisons of whole images are faster than sorting at each pixel, and every exported format has them. With
+        gradients each keeps its results, which is too much memory for larger windows.
+        """
+        values = list(values)
+        for end in range(len(values) - 1, len(values) - 1 - count, -1):
+            for place in range(end):
+                low, high = values[place], values[place + 1]
+                values[place], values[place + 1] = torch.minimum(low, high), torch.maximum(low, high)
+        return values
+
+
+class MedianFilter(RankFilter):
     """Median of a window of 3 or 5 pixels, in each channel. The image keeps its size."""
 
     def forward(self, images: Tensor) -> Tensor:
-        padded, (height, width) = self.padded(images), images.shape[-2:]
-        places = [
-            padded[..., row : row + height, column : column + width]
-            for row in range(self.window)
-            for column in range(self.window)
-        ]
-        # Each pass moves the largest of the values left to the end: that of the middle pass is the median. Comparisons
-        # of whole images are faster than sorting at each pixel, and every exported format has them. With gradients each
-        # keeps its results, which is too much memory for larger windows.
-        for end in range(len(places) - 1, len(places) // 2 - 1, -1):
-            for place in range(end):
-                low, high = places[place], places[place + 1]
-                places[place], places[place + 1] = torch.minimum(low, high), torch.maximum(low, high)
-        return places[len(places) // 2]
+        middle = self.window**2 // 2
+        return self.largest_last(self.values(images), middle + 1)[middle]
+
+
+class TrimmedFilter(RankFilter):
+    """Mean of a window of 3 or 5 pixels, in each channel, without its ``trimmed`` lowest and as many highest values.
+
+    The image keeps its size.
+    """
+
+    def __init__(self, window: int, trimmed: int) -> None:
+        super().__init__(window)
+        self.trimmed = trimmed
+
+    def forward(self, images: Tensor) -> Tensor:
+        kept = self.largest_last(self.values(images), self.trimmed)[: -self.trimmed]
+        kept = self.largest_last([-value for value in kept], self.trimmed)[: -self.trimmed]
+        return -torch.stack(kept).mean(0)
 
 
 class Spikes(Drawing):
@@ -153,7 +184,7 @@ def check_preprocess(value: object, argument: str) -> None:
 
 def preprocess_flag(argument: str = "preprocess") -> TextFlag[Preprocess]:
     """Annotation of a command's field that holds a :class:`Preprocess`."""
-    forms = "none|average:N|median:N|quantise[:F_MIN,F_MAX,T]|spikes[:F_MIN,F_MAX,T[,LONGEST]]"
+    forms = "none|average:N|median:N|trimmed:N,K|quantise[:F_MIN,F_MAX,T]|spikes[:F_MIN,F_MAX,T[,LONGEST]]"
     return TextFlag(lambda text: Preprocess.parse(text, argument), lambda: forms)
 
 
@@ -169,6 +200,13 @@ def _read_step(text: str, whole: str) -> nn.Module:
         return AverageFilter(int(values[0]))
     if name == "median" and len(values) == 1 and values[0] in (3, 5):
         return MedianFilter(int(values[0]))
+    if (
+        name == "trimmed"
+        and len(values) == 2
+        and values[0] in (3, 5)
+        and values[1] in range(1, int(values[0] ** 2 // 2))
+    ):
+        return TrimmedFilter(int(values[0]), int(values[1]))
     lengths = {"quantise": (0, 3), "spikes": (0, 3, 4)}
     if len(values) in lengths.get(name, ()) and bool(values) == bool(colon):
         encoding = Encoding(f_min=values[0], f_max=values[1], presentation=values[2]) if values else Encoding()

@@ -8,8 +8,9 @@ converted front end, in one of two forms:
 - ``range``: edges and heights are scaled so that the last edge and the top height lie at the 99.9th percentile of each
   activation, measured on training images.
 
-``--auxiliary-input`` gives the auxiliary CNN another input than the one it was trained with. Means of 3 x 3 pixels and
-their medians differ little on the clean images of a training, but impulses leave medians almost as they are.
+``--auxiliary-input`` gives the auxiliary CNN another input than the one it was trained with. Means of 3 x 3 pixels, and
+such means without the lowest and the highest value, differ little on the clean images of a training; but one impulse
+does not move the latter.
 """
 
 import copy

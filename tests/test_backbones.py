@@ -8,9 +8,10 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from scipy.ndimage import median_filter
+from scipy.ndimage import generic_filter, median_filter
 from torch import nn
 from torchvision.models import EfficientNet, densenet121, efficientnet_b0, resnet18, resnet101
 
@@ -310,6 +311,25 @@ def test_median_filter_is_the_median_of_a_window(window):
     assert torch.equal(Preprocess(f"median:{window}").build()(images), torch.from_numpy(expected))
 
 
+@pytest.mark.parametrize(("window", "trimmed"), [(3, 1), (3, 3), (5, 2), (5, 11)])
+def test_trimmed_filter_is_the_mean_of_the_middle_values(window, trimmed):
+    images = torch.randint(0, 20, (2, 3, 5, 6)) / 20
+
+    def middle(values):
+        return np.sort(values)[trimmed:-trimmed].mean()
+
+    expected = generic_filter(images.double().numpy(), middle, size=(1, 1, window, window), mode="nearest")
+    found = Preprocess(f"trimmed:{window},{trimmed}").build()(images)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+def test_trimmed_filter_passes_the_gradient_to_the_values_that_it_keeps():
+    images = torch.rand(1, 1, 3, 3, requires_grad=True)
+    Preprocess("trimmed:3,1").build()(images)[0, 0, 1, 1].backward()
+    outside = (images == images.max()) | (images == images.min())
+    torch.testing.assert_close(images.grad, (~outside) / 7)
+
+
 def test_median_filter_passes_the_gradient_to_the_median_alone():
     images = torch.rand(1, 1, 5, 5, requires_grad=True)
     middle = Preprocess("median:5").build()(images)[0, 0, 2, 2]
@@ -338,6 +358,11 @@ def test_quantising_keeps_the_encoders_levels():
         "median",
         "median:2",
         "median:7",
+        "trimmed:3",
+        "trimmed:3,0",
+        "trimmed:3,4",
+        "trimmed:4,1",
+        "trimmed:3,1.5",
         "blur",
         "none:1",
         "quantise:1",

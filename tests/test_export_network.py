@@ -81,6 +81,7 @@ VARIANTS = {
     "average": ("pipeline", {"variations": {"auxiliary_input": Preprocess("average:2"), "feature_norm": True}}),
     "spikes": ("pipeline", {"preprocess": Preprocess("spikes"), "variations": {"variability": True}}),
     "median": ("contrast", {"variations": {"auxiliary_input": Preprocess("median:3")}}),
+    "trimmed": ("contrast", {"variations": {"auxiliary_input": Preprocess("trimmed:3,1")}}),
     "quantise": ("contrast", {"preprocess": Preprocess("average:3+quantise")}),
     "behind retina": ("contrast", {"variations": {"auxiliary_source": "retina", "auxiliary_activation": "steps"}}),
     "mu": ("contrast", {"variant": "mu"}),

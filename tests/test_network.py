@@ -5,7 +5,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import median_filter
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision.models import mobilenet_v2
@@ -476,19 +475,19 @@ def test_a_lambda_of_a_mu_behind_a_retina_follows_its_activations(mu_behind_reti
 def test_the_auxiliary_cnn_of_a_trained_network_is_given_another_input(pipeline, tmp_path, capsys):
     torch.manual_seed(0)
     network = safe_dnn(pipeline.frontend, width=0.25, variations=Variations(auxiliary_input=Preprocess("average:3")))
-    trained, made = saved(network, tmp_path), tmp_path / "medians.h5"
+    trained, made = saved(network, tmp_path), tmp_path / "trimmed.h5"
     digest = load_model(trained).digest
-    assert swap_command([str(trained), "--auxiliary-input", "median:3", "--out", str(made)]) == 0
+    assert swap_command([str(trained), "--auxiliary-input", "trimmed:3,3", "--out", str(made)]) == 0
     model = load_model(made)
-    variations = replace(network.spec.architecture.variations, auxiliary_input=Preprocess("median:3"))
+    variations = replace(network.spec.architecture.variations, auxiliary_input=Preprocess("trimmed:3,3"))
     assert model.spec == replace(network.spec, architecture=replace(network.spec.architecture, variations=variations))
     assert model.recipe["swapped"] == "auxiliary_input average:3"
     assert model.parent_digest == digest == load_model(trained).digest
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    medians = torch.from_numpy(median_filter(images.numpy(), size=(1, 1, 3, 3), mode="nearest"))
+    trimmed = Preprocess("trimmed:3,3").build()(images)
     network.eval()
     with torch.no_grad():
-        spiking, auxiliary = network.frontend(images), network.auxiliary(network.normalise(medians))
+        spiking, auxiliary = network.frontend(images), network.auxiliary(network.normalise(trimmed))
         assert torch.equal(model(images), network.main(torch.cat((spiking, auxiliary), 1)))
         assert not torch.equal(model(images), network(images))
     # Back again, and to a network without one.

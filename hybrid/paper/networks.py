@@ -129,8 +129,8 @@ DETAILED_DROPPED = DETAILED.but("auxiliary drop", "auxiliary CNN").varies(auxili
 """DETAILED without its auxiliary features in a part of the training, so that it learns to do without them."""
 DETAILED_MEDIAN = DETAILED.but("medians", "auxiliary CNN").varies(auxiliary_input=MEDIAN)
 """DETAILED with an auxiliary CNN on which impulses have little effect."""
-DETAILED_ROBUST = DETAILED.but("medians in evaluation", "auxiliary CNN").sees(MEDIAN)
-"""DETAILED as it was trained, on means, but measured with medians for its auxiliary CNN."""
+DETAILED_ROBUST = DETAILED.but("trimmed means in evaluation", "auxiliary CNN").sees(Preprocess("trimmed:3,1"))
+"""DETAILED as it was trained, on means, but measured with means of the seven middle values of nine."""
 RANDOM = RETINA.but("random conductances", "conductances").converts("random")
 """RETINA without what its layer learned."""
 
@@ -256,18 +256,18 @@ CONTRIBUTIONS = (
         "baseline",
     ),
     (
-        "medians in evaluation, in deep safe with less low-pass",
-        "deep safe, spike counts, less low-pass, medians in evaluation",
+        "trimmed means in evaluation, in deep safe with less low-pass",
+        "deep safe, spike counts, less low-pass, trimmed means in evaluation",
         "deep safe, spike counts, less low-pass",
     ),
     (
-        "all of deep safe with less low-pass and medians in evaluation, not the baseline",
-        "deep safe, spike counts, less low-pass, medians in evaluation",
+        "all of deep safe with less low-pass and trimmed means in evaluation, not the baseline",
+        "deep safe, spike counts, less low-pass, trimmed means in evaluation",
         "baseline",
     ),
     (
-        "all of deep safe with less low-pass and medians in evaluation, not spike counts alone",
-        "deep safe, spike counts, less low-pass, medians in evaluation",
+        "all of deep safe with less low-pass and trimmed means in evaluation, not spike counts alone",
+        "deep safe, spike counts, less low-pass, trimmed means in evaluation",
         "baseline, spike counts",
     ),
     ("paper's spiking layers, not trainable ones (mu)", "safe", "mu"),
