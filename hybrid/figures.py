@@ -197,7 +197,7 @@ def draw_table(rows: Sequence[dict], panel_and_line: Mapping[str, tuple[str, str
     for panel, (backbone, by_line) in zip(axes, panels.items(), strict=True):
         for line, shown in by_line.items():
             number = lines.index(line)
-            style = {"color": COLOURS[number % len(COLOURS)], "marker": "os^Dv<>Pxh*"[number % 11]}
+            style = {"color": COLOURS[number % len(COLOURS)], "marker": "os^Dv<>Ph*"[number % 10]}
             places = [conditions.index(row["condition"]) for row in shown]
             spread = [row["deviation_percent"] or 0 for row in shown]
             panel.errorbar(places, [row["ours_percent"] for row in shown], spread, capsize=3, label=line, **style)

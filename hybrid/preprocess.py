@@ -5,7 +5,7 @@
 - ``median:N``, N 3 or 5: each pixel becomes, in each channel, the median of the N x N window around it, which a few
   wrong pixels do not move.
 - ``trimmed:N,K``, N 3 or 5: each pixel becomes, in each channel, the mean of the N x N window around it without the K
-  lowest and the K highest values (alpha-trimmed mean): between ``average``, K 0, and ``median``, which keeps but one.
+  lowest and the K highest values (alpha-trimmed mean), K 1 to 3 or 11: between ``average`` and ``median``.
 - ``quantise`` or ``quantise:F_MIN,F_MAX,T``: each intensity is rounded down to the nearest one that the encoder can
   represent. At a rate F between F_MIN and F_MAX (Hz), a presentation of T ms holds floor(F T) spikes. The default is
   10,30,300, as in :class:`snn.parameters.Encoding`.
@@ -32,8 +32,8 @@ from snn.runtime.errors import UserError, check
 from snn.runtime.text_flag import TextFlag, read_number
 
 EXPECTED = (
-    "none, average:N with a window of 1 to 16 pixels, median:N with one of 3 or 5, trimmed:N,K with such a window and "
-    "K of 1 to 3 or 11, quantise or spikes, also "
+    "none, average:N with a window of 1 to 16 pixels, median:N with one of 3 or 5, trimmed:3,K with K of 1 to 3, "
+    "trimmed:5,K with K of 1 to 11, quantise or spikes, also "
     "followed by :F_MIN,F_MAX,T in Hz and ms (spikes: or :F_MIN,F_MAX,T,LONGEST), or several joined by +"
 )
 

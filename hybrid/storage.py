@@ -41,6 +41,10 @@ WATCHED = "val_accuracy_"
 """Start of the names of columns of a training's history that hold accuracies under watched noise."""
 
 
+TRAINED_AUXILIARY_INPUT = "trained_auxiliary_input"
+"""Entry of a recipe: what the auxiliary CNN saw in training, if it sees something else now (hybrid.swap)."""
+
+
 @dataclass(frozen=True)
 class TrainedModel:
     """A trained network with its description: the content of ``hybrid.h5``."""
@@ -59,7 +63,7 @@ class TrainedModel:
     digest: str = ""
     """Digest of the file that the model was read from ("": none)."""
     parent_digest: str = ""
-    """Digest of the front end's file ("": none)."""
+    """Digest of the file that it was made from, the front end's or a trained network's ("": none)."""
     threads: int = 0
     """CPU threads of the training, on whose number its last bits depend; 0: not known."""
     cycles: tuple[int, ...] = ()

@@ -10,7 +10,7 @@ converted front end, in one of two forms:
 
 ``--auxiliary-input`` gives the auxiliary CNN another input than the one it was trained with. Means of 3 x 3 pixels, and
 such means without the lowest and the highest value, differ little on the clean images of a training; but one impulse
-does not move the latter.
+hardly moves the latter.
 """
 
 import copy
@@ -28,7 +28,7 @@ from bridge.storage import SHIPPED_FRONTENDS, load_frontend
 from hybrid.architecture import build_model
 from hybrid.network import HybridNetwork, TrainableFrontEnd
 from hybrid.preprocess import Preprocess, preprocess_flag
-from hybrid.storage import TrainedModel, load_model, model_file, save_model
+from hybrid.storage import TRAINED_AUXILIARY_INPUT, TrainedModel, load_model, model_file, save_model
 from snn.data import balanced_subset, image_folders, load_images
 from snn.data_source import IMAGES, check_recorded, note_root
 from snn.image_cache import Caching
@@ -47,8 +47,8 @@ SAMPLE = 1_000_000
 
 @dataclass(frozen=True)
 class SwapConfig:
-    """Exchange a part of a trained network, without retraining: the first activations of a mu for the step functions of
-    a front end, which makes a lambda, or what the auxiliary CNN sees."""
+    """Exchange one part of a trained network, without retraining. --frontend: the first activations of a mu become step
+    functions (lambda). --auxiliary-input: the auxiliary CNN sees images after another preprocessing."""
 
     model: tyro.conf.Positional[Path]
     """File written by hybrid.train, or pretrained:NAME."""
@@ -70,14 +70,6 @@ class SwapConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check(
-            (self.frontend is None) != (self.auxiliary_input is None),
-            "nothing says what to exchange, or two options do: give `frontend` FILE or `auxiliary_input`",
-        )
-        if self.frontend is None:
-            check_left_out(self, ("scale", "images"), "without `frontend` no activations are exchanged")
-        if self.scale == "literal":
-            check_left_out(self, ("images",), "`scale` literal measures no activations")
 
 
 @torch.no_grad()
@@ -134,14 +126,15 @@ def with_auxiliary_input(model: TrainedModel, auxiliary_input: Preprocess) -> Tr
     check(
         isinstance(model.network, HybridNetwork) and model.network.has_two_paths,
         f"`auxiliary_input` {auxiliary_input}: the model (variant {architecture.variant}) has no auxiliary CNN; train "
-        "one with `auxiliary_maps` above 0",
+        "one with `variant` safe or mu and `auxiliary_maps` above 0",
     )
     variations = replace(architecture.variations, auxiliary_input=auxiliary_input)
     spec = replace(model.spec, architecture=replace(architecture, variations=variations))
     network = copy.deepcopy(model.network)
     assert isinstance(network, HybridNetwork)
     network.auxiliary_input, network.spec = auxiliary_input.build().eval(), spec
-    recipe = model.recipe | {"swapped": f"auxiliary_input {architecture.variations.auxiliary_input}"}
+    trained = model.recipe.get(TRAINED_AUXILIARY_INPUT, str(architecture.variations.auxiliary_input))
+    recipe = model.recipe | {TRAINED_AUXILIARY_INPUT: trained}
     return replace(model, spec=spec, network=network, recipe=recipe, digest="")
 
 
@@ -151,36 +144,64 @@ def percentile(values: Tensor) -> Tensor:
     return flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].quantile(QUANTILE)
 
 
+def check_exchange(config: SwapConfig) -> None:
+    """Raise :class:`UserError` unless one thing is exchanged, and no option would be ignored."""
+    frontend, auxiliary_input = config.frontend, config.auxiliary_input
+    check(
+        frontend is not None or auxiliary_input is not None,
+        "there is nothing to exchange: give `frontend` FILE or `auxiliary_input`",
+    )
+    check(
+        frontend is None or auxiliary_input is None,
+        f"`frontend` {frontend} and `auxiliary_input` {auxiliary_input}: one exchange at a time; leave one of them out",
+    )
+    if auxiliary_input is not None:
+        reason = "`auxiliary_input` needs no images"
+        check_left_out(config, ("scale", "images", "root", "caching"), reason)
+        check_left_out(config.options, ("seed",), reason)
+    if config.scale == "literal":
+        check_left_out(config, ("images",), "`scale` literal measures no activations")
+
+
 def run(config: SwapConfig) -> None:
     """The command: load, exchange, write, report."""
-    file = config.frontend and resolve(config.frontend, SHIPPED_FRONTENDS)
+    check_exchange(config)
     # Computed on the CPU; a device that is not there is refused as by the other commands.
     choose_device(config.options.device)
     model = load_model(config.model)
-    inputs = [model_file(config.model)]
-    told: dict[str, str]
-    if file is not None:
-        # Images that the model was trained on.
-        data_source = model.data_source.override(root=config.root)
-        note_root(data_source, config.root)
-        inputs += [file, *image_folders(data_source)]
-    outputs = Outputs(config.out, options=config.options, inputs=inputs)
-    if file is not None:
-        check_recorded(model.data_source, None, config.model, "swap where they are")
-        frontend, _, _ = load_frontend(file)
-        data = load_images(data_source, "train", model.seed, cache=config.caching.cache)
-        chosen = balanced_subset(data.labels.numpy(), config.images, config.options.seed)
-        swapped = swap(model, frontend, data.images[chosen], config.scale)
-        told = {"scale": config.scale}
-        print(f"replaced {len(frontend.layers)} activations by step functions ({config.scale})")
-    else:
-        assert config.auxiliary_input is not None
-        before, after = model.spec.architecture.variations.auxiliary_input, config.auxiliary_input
-        swapped = with_auxiliary_input(model, after)
-        told = {"auxiliary_input": str(after), "trained_with": str(before)}
-        print(f"the auxiliary CNN sees {after}, in place of {before}")
+    exchange = _with_steps if config.frontend is not None else _with_auxiliary_input
+    swapped, outputs, done, told = exchange(config, model)
     digest = save_model(config.out, swapped, command_line("hybrid.swap", config), model.digest)
+    print(done)
     outputs.finish({**told, "digest": digest, "parent_digest": model.digest})
+
+
+def _with_steps(config: SwapConfig, model: TrainedModel) -> tuple[TrainedModel, Outputs, str, dict[str, str]]:
+    """The lambda, where to write it, and what to say of it in words and as JSON."""
+    assert config.frontend is not None
+    file = resolve(config.frontend, SHIPPED_FRONTENDS)
+    # Images that the model was trained on.
+    data_source = model.data_source.override(root=config.root)
+    note_root(data_source, config.root)
+    inputs = [model_file(config.model), file, *image_folders(data_source)]
+    outputs = Outputs(config.out, options=config.options, inputs=inputs)
+    check_recorded(model.data_source, None, config.model, "swap where they are")
+    frontend, _, _ = load_frontend(file)
+    data = load_images(data_source, "train", model.seed, cache=config.caching.cache)
+    chosen = balanced_subset(data.labels.numpy(), config.images, config.options.seed)
+    swapped = swap(model, frontend, data.images[chosen], config.scale)
+    done = f"replaced {len(frontend.layers)} activations by step functions ({config.scale})"
+    return swapped, outputs, done, {"scale": config.scale}
+
+
+def _with_auxiliary_input(config: SwapConfig, model: TrainedModel) -> tuple[TrainedModel, Outputs, str, dict[str, str]]:
+    """The same of the network with another auxiliary input."""
+    assert config.auxiliary_input is not None
+    outputs = Outputs(config.out, options=config.options, inputs=[model_file(config.model)])
+    swapped = with_auxiliary_input(model, config.auxiliary_input)
+    trained = swapped.recipe[TRAINED_AUXILIARY_INPUT]
+    done = f"the auxiliary CNN sees {config.auxiliary_input}; it was trained on {trained}"
+    return swapped, outputs, done, {"auxiliary_input": str(config.auxiliary_input), TRAINED_AUXILIARY_INPUT: trained}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from hybrid.preprocess import Preprocess
 from hybrid.recipe import Recipe
 from hybrid.storage import SCHEMA, TrainedModel, load_model, save, save_model
 from hybrid.swap import main as swap_command
+from hybrid.swap import swap, with_auxiliary_input
 from hybrid.train import main as train_command
 from hybrid.training import train
 from hybrid.variations import Variations
@@ -481,7 +482,7 @@ def test_the_auxiliary_cnn_of_a_trained_network_is_given_another_input(pipeline,
     model = load_model(made)
     variations = replace(network.spec.architecture.variations, auxiliary_input=Preprocess("trimmed:3,3"))
     assert model.spec == replace(network.spec, architecture=replace(network.spec.architecture, variations=variations))
-    assert model.recipe["swapped"] == "auxiliary_input average:3"
+    assert model.recipe["trained_auxiliary_input"] == "average:3"
     assert model.parent_digest == digest == load_model(trained).digest
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     trimmed = Preprocess("trimmed:3,3").build()(images)
@@ -492,16 +493,43 @@ def test_the_auxiliary_cnn_of_a_trained_network_is_given_another_input(pipeline,
         assert not torch.equal(model(images), network(images))
     # Back again, and to a network without one.
     assert swap_command([str(made), "--auxiliary-input", "average:3", "--out", str(tmp_path / "back.h5")]) == 0
-    assert torch.equal(load_model(tmp_path / "back.h5")(images), network(images))
+    back = load_model(tmp_path / "back.h5")
+    assert torch.equal(back(images), network(images))
+    assert back.recipe["trained_auxiliary_input"] == "average:3"
     capsys.readouterr()
     out = str(tmp_path / "no.h5")
     alone = saved(safe_dnn(pipeline.frontend, width=0.25, auxiliary_maps=0), tmp_path)
     for file in (pipeline.baseline, alone):
         assert swap_command([str(file), "--auxiliary-input", "median:3", "--out", out]) == 2
         assert "has no auxiliary CNN" in capsys.readouterr().err
-    for flags in ([], ["--auxiliary-input", "none", "--frontend", str(pipeline.frontend)]):
+    both = ["--auxiliary-input", "none", "--frontend", str(pipeline.frontend)]
+    for flags, said in (([], "give --frontend FILE or --auxiliary-input"), (both, "one exchange at a time")):
         assert swap_command([str(trained), *flags, "--out", out]) == 2
-        assert "give --frontend FILE or --auxiliary-input" in capsys.readouterr().err
+        assert said in capsys.readouterr().err
+
+
+def test_another_auxiliary_input_is_that_of_a_retina_and_of_a_lambda(contrast, mu_behind_retina):
+    images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    trimmed = Preprocess("trimmed:3,1")
+    variations = Variations(auxiliary_source="retina", auxiliary_input=Preprocess("average:2"))
+    network = safe_dnn(contrast.frontend, "fast_cnn", width=0.25, variations=variations).eval()
+    before = network.state_dict()
+    made = with_auxiliary_input(TrainedModel(network.spec, network, DataSource(), 0, {}, {}), trimmed)
+    with torch.no_grad():
+        seen = torch.from_numpy(naive_contrast(trimmed.build()(images), network.frontend.retina)).float()
+        torch.testing.assert_close(made.network.auxiliary_features(images), network.auxiliary(seen))
+    # The model that was given is as it was.
+    assert network.spec.architecture.variations == variations
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    model, _, pixels = mu_behind_retina
+    frontend, _, _ = load_frontend(contrast.frontend)
+    stepped = swap(with_auxiliary_input(model, trimmed), frontend, pixels, "range")
+    assert stepped.spec.architecture.variations.auxiliary_input == trimmed
+    assert (stepped.recipe["swapped"], stepped.recipe["trained_auxiliary_input"]) == ("range", "none")
+    usual = swap(model, frontend, pixels, "range")
+    with torch.no_grad():
+        expected = usual.network.auxiliary(usual.network.normalise(trimmed.build()(images)))
+        assert torch.equal(stepped.network.auxiliary_features(images), expected)
 
 
 def test_the_auxiliary_cnn_reads_the_contrast_of_the_retina(contrast, pipeline, tmp_path):

@@ -269,6 +269,21 @@ def test_what_is_read_is_made_first_and_once(digits):
         assert all(read in runs[:number] for _, read in run.inputs)
 
 
+@pytest.mark.parametrize("auxiliary_input", ["trimmed:3,1", "none"])
+def test_an_exchange_of_the_auxiliary_input_reads_a_trained_network_alone(digits, auxiliary_input):
+    plan = replace(digits, seed=7)
+    network = SAFE.sees(Preprocess(auxiliary_input))
+    run, trained = plan.model(network, seed=8), plan.train(SAFE, seed=8)
+    assert run.inputs == (("model", trained),)
+    assert run.name.startswith("swapped-safe-mobilenet_v2-seed8-")
+    place = Place(Path("runs"), "cpu", Path("images"))
+    assert run.command(place) == [
+        *("-m", "hybrid.swap", f"runs/{trained.name}.h5", "--out", f"runs/{run.name}.h5"),
+        *("--auxiliary-input", auxiliary_input, "--device", "cpu"),
+    ]
+    assert parsed(run, place) == run.configuration(place)
+
+
 @pytest.mark.parametrize("table", [2, 3, 4, 5, 6, 7])
 def test_tables_hold_every_number_of_the_paper(digits, table):
     part = PARTS[f"table{table}"]

@@ -163,9 +163,9 @@ class Experiments:
         trained = self.train(network, backbone, seed)
         if network.swap is None:
             return trained
+        if network.swap.auxiliary_input is not None:
+            return Run(f"swapped-{trained.label}", network.swap, (("model", trained),))
         config = replace(network.swap, options=RunOptions(self.seed))
-        if config.frontend is None:
-            return Run(f"swapped-{trained.label}", config, (("model", trained),))
         inputs = (("model", trained), ("frontend", self.convert(network)))
         return Run(f"lambda-{config.scale}-seed{seed}", config, inputs)
 

@@ -21,7 +21,7 @@ from snn.learning import PRESETS, Conductances, Learning
 NOWHERE = Path()
 """Stands for the files of a configuration until a run has its folder."""
 LEARN, TRAIN = LearnConfig(NOWHERE), TrainConfig(NOWHERE)
-CONVERT, SWAP = ConvertConfig(NOWHERE, NOWHERE), SwapConfig(NOWHERE, NOWHERE, NOWHERE)
+CONVERT, SWAP = ConvertConfig(NOWHERE, NOWHERE), SwapConfig(NOWHERE, NOWHERE)
 EVALUATE = EvaluateConfig((NOWHERE,), NOWHERE)
 
 
@@ -63,7 +63,7 @@ class Network:
 
     def sees(self, auxiliary_input: Preprocess) -> "Network":
         """A copy whose auxiliary CNN, once trained, sees images after another preprocessing."""
-        return replace(self, swap=replace(SWAP, frontend=None, auxiliary_input=auxiliary_input))
+        return replace(self, swap=replace(SWAP, auxiliary_input=auxiliary_input))
 
     def but(self, what: str, factor: str) -> "Network":
         """A copy under the name "NAME, WHAT", to be changed in one ``factor``."""

@@ -19,7 +19,6 @@ from hybrid.augment import resolve_augmentation
 from hybrid.backbones import BACKBONES
 from hybrid.evaluate import EvaluateConfig
 from hybrid.paper.networks import CONVERT, EVALUATE, LEARN, SWAP, TRAIN
-from hybrid.preprocess import UNCHANGED
 from hybrid.recipe import LATER as RECIPE_LATER
 from hybrid.recipe import Precision, Recipe
 from hybrid.storage import SCHEMA as training_schema
@@ -152,7 +151,11 @@ class Run:
         # A swap draws none.
         figures = isinstance(self.config, SwapConfig)
         options = replace(self.config.options, device=place.device, figures=figures, plugin=place.plugin)
-        changes = {"out": out or self.file(place.folder), "options": options, "caching": place.caching, **files}
+        changes = {"out": out or self.file(place.folder), "options": options, **files}
+        if isinstance(self.config, SwapConfig) and self.config.auxiliary_input is not None:
+            # It reads no images.
+            return replace(self.config, **changes)
+        changes["caching"] = place.caching
         if isinstance(self.config, LearnConfig | TrainConfig):
             changes["data_source"] = self.config.data_source.override(root=place.root)
         if isinstance(self.config, LearnConfig):
@@ -219,8 +222,6 @@ def default(config: Config) -> Config:
         return replace(learning_defaults(replace(LEARN, preset=config.preset)), preset=LEARN.preset)
     if isinstance(config, TrainConfig):
         return replace(training_defaults(replace(TRAIN, preset=config.preset)), preset=TRAIN.preset)
-    if isinstance(config, SwapConfig) and config.frontend is None:
-        return replace(SWAP, frontend=None, auxiliary_input=UNCHANGED)
     return TEMPLATES[type(config)]
 
 

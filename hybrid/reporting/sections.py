@@ -14,6 +14,7 @@ from hybrid.figures import draw_confusion, draw_noise, draw_training
 from hybrid.reporting.files import Runs, StampedFile, Table
 from hybrid.reporting.page import Block, Cell, Commands, Node, Section, Text, Tree, figure
 from hybrid.reporting.page import Table as Shown
+from hybrid.storage import TRAINED_AUXILIARY_INPUT
 from snn.figures import draw_kernels
 from snn.runtime.errors import visible
 from snn.runtime.pretrained import PREFIX
@@ -104,9 +105,11 @@ def _about(runs: Runs, file: StampedFile) -> str:
 
 
 def describe(file: StampedFile) -> str:
-    """Variant and backbone of a trained network."""
+    """Variant and backbone of a trained network, and its auxiliary input where training had another."""
     architecture = file.content.spec.architecture
-    return f"{architecture.variant} {architecture.backbone}"
+    exchanged = TRAINED_AUXILIARY_INPUT in file.content.recipe
+    told = f", auxiliary input {architecture.variations.auxiliary_input}" if exchanged else ""
+    return f"{architecture.variant} {architecture.backbone}{told}"
 
 
 def mismatches(runs: Runs) -> list[str]:
