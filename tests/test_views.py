@@ -27,7 +27,7 @@ def test_the_stages_of_a_shipped_network_in_order(safe: hybrid.TrainedModel) -> 
         "image": (3, 3, 32, 32),
         "contrast": (3, 6, 32, 32),
         "conv1": (3, 64, 32, 32),
-        "auxiliary": (3, 16, 32, 32),
+        "auxiliary": (3, 32, 32, 32),
     }
     assert all(maps.dtype == torch.float32 for maps in seen.values())
 
