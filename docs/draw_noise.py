@@ -13,8 +13,8 @@ from snn.runtime.outputs import save_figure
 
 DOCS = Path(__file__).parent
 NETWORKS = {
-    "retina safe, spike counts, auxiliary CNN": ("SAFE, spike counts, auxiliary CNN", "C1", "o"),
-    "retina safe": ("SAFE without these two", "C1", "s"),
+    "robust safe, spike counts": ("SAFE, spike counts, auxiliary CNN", "C1", "o"),
+    "retina safe": ("a spiking layer alone", "C1", "s"),
     "baseline, spike counts": ("baseline, spike counts", "C0", "o"),
     "baseline": ("baseline", "C0", "s"),
 }
@@ -30,7 +30,7 @@ def accuracies() -> dict[tuple[str, str], tuple[float, float]]:
         with open(DOCS / "results" / f"{table}.csv", newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 network = row["model"].removesuffix(" fast_cnn")
-                found[network, row["condition"]] = float(row["ours_percent"]), float(row["deviation_percent"])
+                found[network, row["condition"]] = float(row["ours_percent"]), float(row["deviation_percent"] or 0)
     return found
 
 

@@ -129,7 +129,7 @@ DETAILED_DROPPED = DETAILED.but("auxiliary drop", "auxiliary CNN").varies(auxili
 """DETAILED without its auxiliary features in a part of the training, so that it learns to do without them."""
 DETAILED_MEDIAN = DETAILED.but("medians", "auxiliary CNN").varies(auxiliary_input=MEDIAN)
 """DETAILED with an auxiliary CNN on which impulses have little effect."""
-DETAILED_ROBUST = DETAILED.but("trimmed means in evaluation", "auxiliary CNN").sees(Preprocess("trimmed:3,1"))
+ROBUST = replace(DETAILED, name="robust safe, spike counts", factor="auxiliary CNN").sees(Preprocess("trimmed:3,1"))
 """DETAILED as it was trained, on means, but measured with means of the seven middle values of nine."""
 RANDOM = RETINA.but("random conductances", "conductances").converts("random")
 """RETINA without what its layer learned."""
@@ -164,7 +164,7 @@ ABLATIONS = (
     DETAILED,
     DETAILED_DROPPED,
     DETAILED_MEDIAN,
-    DETAILED_ROBUST,
+    ROBUST,
     DEEP.but("16 auxiliary maps", "auxiliary CNN").has(auxiliary_maps=16),
     DEEP.but("no auxiliary CNN", "auxiliary CNN").has(auxiliary_maps=0).varies(auxiliary_input=UNCHANGED),
 )
@@ -257,17 +257,17 @@ CONTRIBUTIONS = (
     ),
     (
         "trimmed means in evaluation, in deep safe with less low-pass",
-        "deep safe, spike counts, less low-pass, trimmed means in evaluation",
+        "robust safe, spike counts",
         "deep safe, spike counts, less low-pass",
     ),
     (
-        "all of deep safe with less low-pass and trimmed means in evaluation, not the baseline",
-        "deep safe, spike counts, less low-pass, trimmed means in evaluation",
+        "all of robust safe, not the baseline",
+        "robust safe, spike counts",
         "baseline",
     ),
     (
-        "all of deep safe with less low-pass and trimmed means in evaluation, not spike counts alone",
-        "deep safe, spike counts, less low-pass, trimmed means in evaluation",
+        "all of robust safe, not spike counts alone",
+        "robust safe, spike counts",
         "baseline, spike counts",
     ),
     ("paper's spiking layers, not trainable ones (mu)", "safe", "mu"),

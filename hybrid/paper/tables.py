@@ -26,7 +26,6 @@ from hybrid.paper.networks import (
     DETAILED,
     DETAILED_DROPPED,
     DETAILED_MEDIAN,
-    DETAILED_ROBUST,
     DETERMINISTIC,
     EVALUATE,
     MEDIAN,
@@ -35,6 +34,7 @@ from hybrid.paper.networks import (
     MU_COUNTED,
     RANDOM,
     RETINA,
+    ROBUST,
     SAFE,
     SEARCH,
     Network,
@@ -206,7 +206,7 @@ def _noise_entries(trained: Mapping[str, tuple[str, ...]], *networks: Network) -
     )
 
 
-OURS = (AVERAGE_TRAINED, SAFE, RETINA, COUNTED, ASSISTED, DEEP, DETAILED_ROBUST)
+OURS = (AVERAGE_TRAINED, SAFE, RETINA, COUNTED, ASSISTED, DEEP, ROBUST)
 """Networks of the paper's tables beside baselines, and those behind a retina."""
 COMPARED = (
     BASELINE,
@@ -232,10 +232,10 @@ _TRAINED5, _TRAINED6 = ({levels[0]: levels for levels in pairs.items()} for pair
 _TABLE2 = _noise_entries(
     {"awgn:30": SNR},
     *(AVERAGE_TRAINED, BASELINE_COUNTED, MEDIAN_COUNTED),
-    *(SAFE, MU, RETINA, COUNTED, ASSISTED, DEEP, DETAILED_ROBUST),
+    *(SAFE, MU, RETINA, COUNTED, ASSISTED, DEEP, ROBUST),
 )
 _UNSEEN_ENTRIES = (
-    *_entries(*COMPARED, DETAILED, DETAILED_DROPPED, DETAILED_MEDIAN, DETAILED_ROBUST),
+    *_entries(*COMPARED, DETAILED, DETAILED_DROPPED, DETAILED_MEDIAN, ROBUST),
     *FILTERED,
 )
 _LAMBDAS = (lambda_network("range"), lambda_network("literal"))
