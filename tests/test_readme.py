@@ -54,7 +54,7 @@ def test_accuracies_are_those_of_the_tables():
     with open(ROOT / "docs" / "results" / "unseen.csv", newline="") as file:
         measured = {(row["model"], row["condition"]): float(row["ours_percent"]) for row in csv.DictReader(file)}
     sentence = README[README.index("Where 5 % of the pixels") : README.index("White noise\n")]
-    networks = ("retina safe, spike counts, auxiliary CNN", "baseline", "baseline, spike counts")
+    networks = ("robust safe, spike counts", "baseline", "baseline, spike counts")
     assert re.findall(r"[\d.]+(?= %)", sentence)[1:] == [
         f"{measured[network, 'salt-pepper:0.05']:.1f}" for network in networks
     ]
