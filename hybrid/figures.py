@@ -23,6 +23,8 @@ from snn.runtime.outputs import Target, save_figure
 MOST_BARS = 10
 """Classes of one answer, as bars."""
 COLOURS = [*(f"C{number}" for number in range(10)), "black"]
+MARKERS = "os^Dv<>Ph*"
+"""One fewer than colours, so that pairs of them repeat late."""
 
 FAR_LOSS = 20.0
 """Cross-entropy in nat beyond what chance gives: a figure with one has a logarithmic axis."""
@@ -197,7 +199,7 @@ def draw_table(rows: Sequence[dict], panel_and_line: Mapping[str, tuple[str, str
     for panel, (backbone, by_line) in zip(axes, panels.items(), strict=True):
         for line, shown in by_line.items():
             number = lines.index(line)
-            style = {"color": COLOURS[number % len(COLOURS)], "marker": "os^Dv<>Ph*"[number % 10]}
+            style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
             places = [conditions.index(row["condition"]) for row in shown]
             spread = [row["deviation_percent"] or 0 for row in shown]
             panel.errorbar(places, [row["ours_percent"] for row in shown], spread, capsize=3, label=line, **style)
@@ -232,7 +234,7 @@ def draw_frontier(rows: Sequence[dict], target: Target) -> None:
     kinds = list(dict.fromkeys(factors.values()))
     for number, (name, point) in enumerate(points.items(), 1):
         kind = kinds.index(factors[name])
-        marker, colour = "os^Dv<>Ph*"[kind % 10], COLOURS[kind % len(COLOURS)]
+        marker, colour = MARKERS[kind % len(MARKERS)], COLOURS[kind % len(COLOURS)]
         axes.scatter(*point, s=40, label=f"{number} {name}", zorder=3, marker=marker, color=colour)
         axes.annotate(str(number), point, xytext=(4, 4), textcoords="offset points", fontsize=8, zorder=4)
     best = sorted(
