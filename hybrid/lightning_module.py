@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from hybrid.augment import Augmentation, augment, cover
 from hybrid.batches import Batches, Loader, MiniBatch, Supply
 from hybrid.conditions import Noise
+from hybrid.depthwise import QuickDepthwise
 from hybrid.network import Network
 from hybrid.optimiser import MOMENTUM, ORTHOGONAL_MOMENTUM, Muon, hidden_kernels, one_cycle
 from hybrid.recipe import Recipe, class_weights
@@ -143,8 +144,10 @@ class Classifier(lightning.LightningModule):
         images = self.recipe.train_noise.apply(images, torch.Generator(self.device).manual_seed(noise))
         # torchvision's dropout draws from the global generator.
         torch.manual_seed(dropout)
+        with QuickDepthwise():
+            logits = self.network(images.contiguous(memory_format=torch.channels_last))
         # In bfloat16 probabilities would have two digits.
-        logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
+        logits = logits.float()
         self._add("train", logits.detach(), labels)
         smoothing = self.recipe.label_smoothing
         if self.weights is None:

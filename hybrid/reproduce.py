@@ -51,7 +51,7 @@ class ReproduceConfig:
     the paper's; small: a slice with narrow networks, to check the machinery in minutes."""
     engine: Annotated[Engine, tyro.conf.arg(name="")] = field(default_factory=Engine)
     backbones: tuple[str, ...] | None = None
-    """Backbones of the tables that compare several, in place of the scale's."""
+    """Backbones of the tables that compare several, in place of the scale's; fast_cnn stands for none of them."""
     data: str = "cifar10"
     """Images of Tables 2, 5 and 7, Figures 5 to 7 and the ablations: cifar10, digits or folder:PATH."""
     traffic: str | None = None
@@ -110,6 +110,9 @@ def experiments(config: ReproduceConfig) -> tuple[Experiments, Experiments]:
     scale = SCALES[config.scale]
     names = ("seeds", "limit_train", "limit_test", "epochs", "width", "backbones")
     scale = replace(scale, **{name: getattr(config, name) for name in names if getattr(config, name) is not None})
+    # A backbone that the user names is meant.
+    named = config.backbones or ()
+    scale = replace(scale, stand_ins={name: other for name, other in scale.stand_ins.items() if name not in named})
     cifar = Experiments(DataSource(config.data), scale, seed=config.options.seed)
     if config.traffic is None:
         return cifar, cifar
@@ -127,8 +130,10 @@ def how_made(config: ReproduceConfig, experiments: Experiments) -> str:
     }
     small = "a slice with narrow networks, to check the machinery: the numbers mean nothing"
     limited = [f"{value} {name}" for name, value in limits.items() if value]
-    fast = f"fast_cnn of {scale.width:g} of its width in place of the paper's backbones, recipe fast, all images, "
-    fast += "averaged over each image and its mirror image"
+    trained = ", ".join(scale.stand_ins.get(backbone, backbone) for backbone in scale.backbones)
+    place = " in place of the paper's backbones" if scale.stand_ins else ""
+    fast = f"{trained} of {scale.width:g} of its width{place}, recipe fast, all images, averaged over each image and "
+    fast += "its mirror image"
     names = {"small": small, "fast": fast, "full": "full scale"}
     return ", ".join([names[config.scale], *limited])
 

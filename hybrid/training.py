@@ -25,6 +25,7 @@ from hybrid.augment import resolve_augmentation
 from hybrid.backbones import BACKBONES
 from hybrid.checkpoint import PREVIOUS, PROGRESS, CheckpointFiles, check_values, read_checkpoint, remove_checkpoints
 from hybrid.conditions import Noise
+from hybrid.depthwise import QuickDepthwise
 from hybrid.lightning_module import HISTORY, PRECISIONS, SMALL, Checkpoints, Classifier, Diverged, TrainingProgress
 from hybrid.network import Network
 from hybrid.pretrained import Weights, open_weights, start_from
@@ -425,7 +426,8 @@ def measure_threads(module: Classifier, limit: int) -> tuple[dict[int, float], i
 
     def step(count: int) -> None:
         network.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=module.recipe.dtype(images.device) == torch.bfloat16):
+        low = module.recipe.dtype(images.device) == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16, enabled=low), QuickDepthwise():
             loss = cross_entropy(network(images[:count]), labels[:count])
         loss.backward()
 

@@ -38,7 +38,7 @@ from hybrid.paper.tables import COMPARED, PARTS
 from hybrid.paper.workflow import Engine, make
 from hybrid.preprocess import Preprocess
 from hybrid.recipe import RECIPES
-from hybrid.reproduce import ReproduceConfig, experiments, main
+from hybrid.reproduce import ReproduceConfig, experiments, how_made, main
 from hybrid.storage import load_model
 from snn.data_source import DataSource
 from snn.image_cache import Caching
@@ -570,6 +570,18 @@ def test_at_scale_fast_another_backbone_stands_beside_the_papers_numbers(tmp_pat
     shown = {cell.line.paper for cell in PARTS["table2"].cells(cifar)}
     of_mobilenet = {row["model"] for row in paper_rows(2) if row["model"].endswith("mobilenet_v2")}
     assert of_mobilenet <= shown
+
+
+@pytest.mark.parametrize("table", ["table2", "unseen"])
+def test_a_backbone_that_is_named_is_trained_at_scale_fast_too(table):
+    config = ReproduceConfig((table,), scale="fast", data="digits", backbones=("mobilenet_v2",), width=1.0, seeds=1)
+    cifar, _ = experiments(config)
+    cells = PARTS[table].cells(cifar)
+    assert {cell.line.backbone for cell in cells} == {"mobilenet_v2"}
+    trained = [run for cell in cells for run in in_order(cell.runs) if run.module == "hybrid.train"]
+    assert {run.config.architecture.backbone for run in trained} == {"mobilenet_v2"}
+    assert {run.config.preset for run in trained} == {"fast"}
+    assert how_made(config, cifar).startswith("mobilenet_v2 of 1 of its width, recipe fast, all images")
 
 
 def result(run, model, folder, accuracies):
