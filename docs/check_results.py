@@ -1,7 +1,7 @@
-"""Check that the numbers of docs/results.md are those of the CSV files beside it: its tables, and those of its prose.
+"""Check that the numbers of results.md and search.md are those of the CSV files beside them: in tables and in prose.
 
     python docs/check_results.py            # exit status 1 where a number differs
-    python docs/check_results.py --write    # put the tables and numbers of the CSV files into the document
+    python docs/check_results.py --write    # put the tables and numbers of the CSV files into the documents
 
 A table stands behind a line ``<!-- results/NAME.csv -->``, which names its file. A number of the prose stands before a
 comment that says where it comes from, as in ``83.5<!-- table2: safe | awgn:15 -->``; docs/contributing.md has all
@@ -11,7 +11,7 @@ forms. Once the document has a line ``<!-- prose checked -->``, decimal numbers 
 import difflib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 # Started as a file: imports find the rest of the checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hybrid.paper.numbers import paper_rows
 from hybrid.paper.results import (
     Row,
     category_rows,
@@ -33,7 +34,7 @@ from hybrid.paper.results import (
 )
 from snn.runtime.errors import UserError, check
 
-DOCUMENT = Path(__file__).with_name("results.md")
+DOCUMENTS = tuple(Path(__file__).with_name(name) for name in ("results.md", "search.md"))
 TABLE = re.compile(r"^<!-- (results/[\w-]+\.csv) -->\n\n((?:\|.*\n)*)\n*", re.MULTILINE)
 
 # What is no prose: fenced code, lines of tables, code between backticks (within a paragraph), targets of links.
@@ -49,6 +50,8 @@ PROSE_CHECKED = "prose checked"
 TERM = re.compile(
     r"(?:(?P<column>paper|deviation|error) )?(?:(?P<table>[\w-]+): )?(?P<model>[^|]+?)(?: \| (?P<condition>[^|]+))?"
 )
+PUBLISHED = re.compile(r"paper-table(\d)")
+"""Names of the paper's own tables, top-1 accuracy."""
 COLUMNS = {"paper": "paper_percent", "deviation": "deviation_percent", "error": "standard_error_percent"}
 
 
@@ -153,6 +156,9 @@ class Tables:
         return found[0]
 
     def _read(self, name: str) -> list[Row]:
+        if published := PUBLISHED.fullmatch(name):
+            rows = [row for row in paper_rows(int(published[1])) if row["metric"] == "top1"]
+            return [row | {"table": name, "ours_percent": row["value"], "deviation_percent": ""} for row in rows]
         path = self.folder / "results" / f"{name}.csv"
         check(path.exists(), f"there is no results/{name}.csv; expected TABLE: MODEL | CONDITION")
         rows: list[Row] = list(read_rows(path))
@@ -180,11 +186,9 @@ def with_numbers(text: str, folder: Path) -> str:
 
 
 def differences(text: str, folder: Path) -> list[str]:
-    """What does not agree: a line for each table that differs, and for each file or table without the other."""
+    """What does not agree: a line for each table that differs, and for each that names no file or one that is gone."""
     tables = TABLE.findall(text)
-    named = [name for name, _ in tables]
-    found = [f"{name}: the document has no table of it" for name in sorted(_files(folder) - set(named))]
-    found += [f"{name}: there is no such file" for name in named if not (folder / name).exists()]
+    found = [f"{name}: there is no such file" for name, _ in tables if not (folder / name).exists()]
     for name, lines in tables:
         if (folder / name).exists() and lines.splitlines() != table_lines(read_rows(folder / name)):
             found.append(f"{name}: the document's table differs from it")
@@ -269,15 +273,21 @@ def _files(folder: Path) -> set[str]:
     return {f"results/{path.name}" for path in (folder / "results").glob("*.csv")}
 
 
-def main(argv: list[str], document: Path = DOCUMENT) -> int:
-    """Command line of ``python docs/check_results.py``."""
-    text, folder = document.read_text(encoding="utf-8"), document.parent
-    if "--write" in argv:
-        text = with_numbers(with_tables(text, folder), folder)
-        document.write_text(text, encoding="utf-8")
-    found = differences(text, folder) + prose_differences(text, folder)
-    count = len(marked_numbers(text, folder)[0])
-    equal = f"{len(TABLE.findall(text))} tables and {count} numbers of the prose equal their files"
+def main(argv: list[str], documents: Sequence[Path] = DOCUMENTS) -> int:
+    """Command line of ``python docs/check_results.py``; the documents lie in one folder."""
+    folder, found, shown, numbers = documents[0].parent, [], set(), 0
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        if "--write" in argv:
+            text = with_numbers(with_tables(text, folder), folder)
+            document.write_text(text, encoding="utf-8")
+        found += [
+            f"{document.name}: {problem}" for problem in differences(text, folder) + prose_differences(text, folder)
+        ]
+        shown |= {name for name, _ in TABLE.findall(text)}
+        numbers += len(marked_numbers(text, folder)[0])
+    found += [f"{name}: no document has a table of it" for name in sorted(_files(folder) - shown)]
+    equal = f"{len(shown)} tables and {numbers} numbers of the prose equal their files"
     print("\n".join(found) if found else equal)
     return bool(found)
 

@@ -1,66 +1,97 @@
-"""Draws figures/cifar10_noise.png, accuracy on CIFAR-10 under noise, from the CSV files in results.
+"""Draws accuracy on CIFAR-10 under noise from the CSV files in results: figures/cifar10_noise.png, results/noise.png.
 
 python docs/draw_noise.py
 """
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hybrid.paper.numbers import paper_rows
 from snn.runtime.outputs import save_figure
 
 DOCS = Path(__file__).parent
-NETWORKS = {
-    "robust safe, spike counts": ("SAFE, spike counts, auxiliary CNN", "C1", "o"),
-    "retina safe": ("a spiking layer alone", "C1", "s"),
-    "baseline, spike counts": ("baseline, spike counts", "C0", "o"),
-    "baseline": ("baseline", "C0", "s"),
-}
-"""Names in the tables, and label, colour and marker in the picture; open markers are trained without spike counts."""
+TABLES = ("table2", "unseen", "ablations")
 WHITE = ("clean", "awgn:40", "awgn:30", "awgn:25", "awgn:20", "awgn:15", "awgn:12")
 IMPULSES = ("clean", "salt-pepper:0.05", "salt-pepper:0.20")
 
 
+@dataclass(frozen=True)
+class Line:
+    """How a network is drawn; open markers and broken lines are of trainings without spike counts."""
+
+    label: str
+    colour: str
+    marker: str = "o"
+    counts: bool = False
+
+
+ROBUST, RETINA = "robust safe, spike counts", "retina safe"
+COUNTED, BASELINE = "baseline, spike counts", "baseline"
+MAIN = {
+    ROBUST: Line("SAFE, spike counts, auxiliary CNN", "C1", counts=True),
+    RETINA: Line("a spiking layer alone", "C1", "s"),
+    COUNTED: Line("baseline, spike counts", "C0", counts=True),
+    BASELINE: Line("baseline", "C0", "s"),
+}
+"""Lines by the networks' names in the tables."""
+CONTROLS = {
+    ROBUST: Line("robust safe, spike counts", "C1", counts=True),
+    RETINA: Line("retina safe", "C1", "s"),
+    "retina safe, random conductances": Line("retina safe, random conductances", "C2", "^"),
+    COUNTED: Line("baseline, spike counts", "C0", counts=True),
+    BASELINE: Line("baseline", "C0", "s"),
+    "paper: safe mobilenet_v2": Line("paper: SAFE", "0.6", "D"),
+    "paper: baseline mobilenet_v2": Line("paper: baseline", "0.6", "v"),
+}
+
+
 def accuracies() -> dict[tuple[str, str], tuple[float, float]]:
-    """Mean accuracy and its deviation over the trainings, in %, by network and condition."""
+    """Mean accuracy and its deviation over the trainings, in %, by network and condition; the paper's have none."""
     found = {}
-    for table in ("table2", "unseen"):
+    for table in TABLES:
         with open(DOCS / "results" / f"{table}.csv", newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 network = row["model"].removesuffix(" fast_cnn")
                 found[network, row["condition"]] = float(row["ours_percent"]), float(row["deviation_percent"] or 0)
+    for row in (*paper_rows(2), *paper_rows(5)):
+        found[f"paper: {row['model']}", str(row["condition"])] = float(row["value"]), 0.0
     return found
 
 
-def draw(axes: Axes, conditions: tuple[str, ...], ticks: list[str], label: str) -> None:
+def draw(axes: Axes, lines: dict[str, Line], conditions: tuple[str, ...], ticks: list[str], label: str) -> None:
     """Lines of all networks over the conditions."""
     found = accuracies()
-    for network, (name, colour, marker) in NETWORKS.items():
+    for network, line in lines.items():
         means, deviations = zip(*(found[network, condition] for condition in conditions), strict=True)
-        filled = colour if marker == "o" else "white"
         axes.errorbar(
-            range(len(conditions)), means, deviations, color=colour, marker=marker, markerfacecolor=filled, capsize=3,
-            linestyle="-" if marker == "o" else "--", label=name,
+            range(len(conditions)), means, deviations, color=line.colour, marker=line.marker, label=line.label,
+            markerfacecolor=line.colour if line.counts else "white", linestyle="-" if line.counts else "--", capsize=3,
         )  # fmt: skip
     axes.set_xticks(range(len(conditions)), ticks)
-    axes.set_xlabel(label)
+    axes.set_xlabel(label, size=11)
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
 
 
-def main() -> None:
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+def draw_both(lines: dict[str, Line], height: float, path: Path) -> None:
+    """Draw accuracy under white noise beside that with impulses."""
+    figure = Figure(figsize=(7, height), layout="constrained")
     white, impulses = figure.subplots(1, 2, sharey=True, width_ratios=(7, 4))
-    draw(white, WHITE, ["clean", *(text.split(":")[1] for text in WHITE[1:])], "white noise: SNR (dB)")
-    draw(impulses, IMPULSES, ["clean", "5 %", "20 %"], "impulses: share of pixels")
+    draw(white, lines, WHITE, ["clean", *(text.split(":")[1] for text in WHITE[1:])], "white noise: SNR (dB)")
+    draw(impulses, lines, IMPULSES, ["clean", "5 %", "20 %"], "impulses: share of pixels")
     white.set_ylabel("accuracy on CIFAR-10 (%)")
     handles, labels = white.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    for axes in (white, impulses):
-        axes.xaxis.label.set_size(11)
-    save_figure(figure, DOCS / "figures" / "cifar10_noise.png")
+    save_figure(figure, path)
+
+
+def main() -> None:
+    draw_both(MAIN, 4.2, DOCS / "figures" / "cifar10_noise.png")
+    draw_both(CONTROLS, 5.2, DOCS / "results" / "noise.png")
 
 
 if __name__ == "__main__":

@@ -84,20 +84,36 @@ def document(tmp_path):
 
 
 def test_a_document_with_other_numbers_fails(document, capsys):
-    assert check_results.main([], document) == 1
-    assert check_results.main(["--write"], document) == 0
-    assert check_results.main([], document) == 0
+    assert check_results.main([], [document]) == 1
+    assert check_results.main(["--write"], [document]) == 0
+    assert check_results.main([], [document]) == 0
     text = document.read_text()
     assert "| safe b | 71.0 ± 0.5 | 71.0 ± 0.5 | 67.5 ± 0.5 |\n\nAfter." in text
     document.write_text(text.replace("67.5", "68.5"))
-    assert check_results.main([], document) == 1
+    assert check_results.main([], [document]) == 1
     assert "table2.csv: the document's table differs" in capsys.readouterr().out
     document.write_text(text + "\n| a |\n|---|\n| 1 |\n")
-    assert check_results.main([], document) == 1
+    assert check_results.main([], [document]) == 1
     document.write_text(text)
     write_csv(document.parent / "results" / "table9.csv", ROWS)
-    assert check_results.main([], document) == 1
-    assert "table9.csv: the document has no table" in capsys.readouterr().out
+    assert check_results.main([], [document]) == 1
+    assert "table9.csv: no document has a table" in capsys.readouterr().out
+
+
+def test_a_table_stands_in_any_of_several_documents(document, capsys):
+    other = document.with_name("search.md")
+    other.write_text("# Search\n\n<!-- results/table9.csv -->\n\n")
+    write_csv(document.parent / "results" / "table9.csv", ROWS[:1])
+    documents = [document, other]
+    assert check_results.main(["--write"], documents) == 0
+    assert "2 tables and 0 numbers" in capsys.readouterr().out
+    assert "| baseline b | 72.0 ± 0.5 |" in other.read_text()
+    other.write_text(other.read_text().replace("72.0", "73.0") + "1.0<!-- table2: safe -->\n")
+    assert check_results.main([], documents) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "search.md: results/table9.csv: the document's table differs from it"
+    assert lines[1].startswith("search.md: line 9: table2 has 0 rows")
+    assert len(lines) == 2
 
 
 def test_rows_read_again_make_the_same_table(document):
@@ -153,6 +169,9 @@ def prose(document):
         # Means 71, 67.5 and 57; differences -1 and 10.5.
         ("71.0", "max table2: safe | clean; safe | awgn:15; baseline | awgn:15"),
         ("57.0", "min table2: safe; baseline | awgn:15"),
+        # The paper's own Tables 2 and 5.
+        ("87.88", "paper-table2: safe mobilenet_v2 | awgn:20"),
+        ("89.2", "paper-table5: safe mobilenet_v2 | salt-pepper:0.05"),
         ("-1.0 ± 0.0", "min table2: safe - baseline | awgn:15; safe - baseline | clean"),
     ],
 )
@@ -180,6 +199,8 @@ def test_a_wrong_sign_and_a_wrong_deviation_are_found(prose):
     ("text", "reason"),
     [
         ("1.0<!-- table9: safe | awgn:15 -->", "no results/table9.csv"),
+        ("1.0<!-- paper-table2: safe mobilenet_v2 | awgn:13 -->", "paper-table2 has 0 rows"),
+        ("1.0 ± 1.0<!-- paper-table2: safe mobilenet_v2 | clean -->", "there is no deviation"),
         ("1.0<!-- table2: safe | awgn:12 -->", 'table2 has 0 rows of safe b under "awgn:12"; conditions: clean, '),
         ("1.0<!-- table2: sfe | awgn:15 -->", 'table2 has no model "sfe"; it has safe b'),
         ("1.0<!-- table2: safe -->", 'table2 has 0 rows of safe b under ""'),
@@ -258,7 +279,7 @@ def test_right_numbers_are_written_in(document, capsys):
         " **1.00**<!-- table2: safe | clean -->, `9.9<!-- table2: safe | awgn:15 -->`\n"
     )
     document.write_text(document.read_text() + text)
-    assert check_results.main(["--write"], document) == 0
+    assert check_results.main(["--write"], [document]) == 0
     assert "1 tables and 4 numbers of the prose" in capsys.readouterr().out
     assert document.read_text().endswith(
         "A\n67.5<!-- table2: safe | awgn:15 -->, +10 ±\n6.36<!-- table2: safe - baseline | awgn:15 -->,"
@@ -266,7 +287,7 @@ def test_right_numbers_are_written_in(document, capsys):
     )
     # What cannot be computed stays, and fails.
     document.write_text(document.read_text() + "1.0<!-- table2: tuned | awgn:15 -->\n")
-    assert check_results.main(["--write"], document) == 1
+    assert check_results.main(["--write"], [document]) == 1
     assert 'no model "tuned"' in capsys.readouterr().out
     assert document.read_text().endswith("1.0<!-- table2: tuned | awgn:15 -->\n")
 

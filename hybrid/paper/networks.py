@@ -173,6 +173,7 @@ CONTRIBUTIONS = (
     ("learned conductances, not shuffled ones", "retina safe", "retina safe, shuffled conductances"),
     ("learned conductances, not Gabor kernels", "retina safe", "retina safe, Gabor kernels"),
     ("learned conductances, not k-means kernels", "retina safe", "retina safe, k-means kernels"),
+    ("retina and random conductances, not the baseline", "retina safe, random conductances", "baseline"),
     (
         "learned conductances, not random ones, with spike counts",
         "retina safe, spike counts",
