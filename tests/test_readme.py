@@ -53,7 +53,7 @@ def test_what_it_links_to_is_there():
 def test_accuracies_are_those_of_the_tables():
     with open(ROOT / "docs" / "results" / "unseen.csv", newline="") as file:
         measured = {(row["model"], row["condition"]): float(row["ours_percent"]) for row in csv.DictReader(file)}
-    sentence = README[README.index("Where 5 % of the pixels") : README.index("White noise\n")]
+    sentence = README[README.index("Where 5 % of the pixels") : README.index("White noise is")]
     networks = ("robust safe, spike counts", "baseline", "baseline, spike counts")
     assert re.findall(r"[\d.]+(?= %)", sentence)[1:] == [
         f"{measured[network, 'salt-pepper:0.05']:.1f}" for network in networks
