@@ -32,8 +32,8 @@ class Line:
 ROBUST, RETINA = "robust safe, spike counts", "retina safe"
 COUNTED, BASELINE = "baseline, spike counts", "baseline"
 MAIN = {
-    ROBUST: Line("SAFE, spike counts, auxiliary CNN", "C1", counts=True),
-    RETINA: Line("a spiking layer alone", "C1", "s"),
+    ROBUST: Line("SAFE (robust safe, spike counts)", "C1", counts=True),
+    RETINA: Line("retina safe", "C1", "s"),
     COUNTED: Line("baseline, spike counts", "C0", counts=True),
     BASELINE: Line("baseline", "C0", "s"),
 }
@@ -44,6 +44,7 @@ CONTROLS = {
     "retina safe, random conductances": Line("retina safe, random conductances", "C2", "^"),
     COUNTED: Line("baseline, spike counts", "C0", counts=True),
     BASELINE: Line("baseline", "C0", "s"),
+    "average-filter": Line("average filter", "C4", "x"),
     "paper: safe mobilenet_v2": Line("paper: SAFE", "0.6", "D"),
     "paper: baseline mobilenet_v2": Line("paper: baseline", "0.6", "v"),
 }
@@ -63,9 +64,11 @@ def accuracies() -> dict[tuple[str, str], tuple[float, float]]:
 
 
 def draw(axes: Axes, lines: dict[str, Line], conditions: tuple[str, ...], ticks: list[str], label: str) -> None:
-    """Lines of all networks over the conditions."""
+    """Lines of all networks over the conditions, but of those that were not measured under all of them."""
     found = accuracies()
     for network, line in lines.items():
+        if not all((network, condition) in found for condition in conditions):
+            continue
         means, deviations = zip(*(found[network, condition] for condition in conditions), strict=True)
         axes.errorbar(
             range(len(conditions)), means, deviations, color=line.colour, marker=line.marker, label=line.label,
