@@ -19,7 +19,9 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Annotated, Any
@@ -40,6 +42,7 @@ from hybrid.architecture import Architecture, ModelSpec, build_model, class_name
 from hybrid.augment import resolve_augmentation
 from hybrid.batches import MiniBatch
 from hybrid.complexity import count_macs
+from hybrid.depthwise import QuickDepthwise
 from hybrid.lightning_module import PRECISIONS, Classifier
 from hybrid.network import Network
 from hybrid.printing import print_table
@@ -100,7 +103,8 @@ class StepConfig:
     threads: int = 1
     """CPU threads."""
     compare: bool = False
-    """Also measure steps without Lightning: as they are, compiled, in contiguous memory order, and in bfloat16."""
+    """Also measure steps without Lightning: as they are, compiled, in contiguous memory order, in bfloat16, and in this
+    with the depthwise convolutions of hybrid.train."""
     out: Path | None = None
     """Also write the kinds of work to this CSV file."""
     options: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=lambda: RunOptions(device="cpu"))
@@ -131,11 +135,23 @@ def peak_gflops(dtype: torch.dtype, seconds: float = 1.0) -> float:
     return best
 
 
+def gradient_operations(
+    gradient: tuple[int, ...], images: tuple[int, ...], kernels: tuple[int, ...], *arguments: Any, **_: Any
+) -> int:
+    """Float operations of a convolution's gradients, given the shapes: each wanted one costs as much as a forward pass.
+
+    PyTorch's own count takes no notice of groups.
+    """
+    wanted = arguments[-1]
+    return sum(wanted[:2]) * 2 * prod(gradient) * prod(kernels[1:])
+
+
 def step_gflop(network: Network) -> float:
     """Float operations (1e9) of forward and backward for one image."""
     images, labels = torch.zeros(2, *SHAPE), torch.zeros(2, dtype=torch.int64)
     trained = copy.deepcopy(network).train()
-    with FlopCounterMode(display=False) as counter:
+    counted = {torch.ops.aten.convolution_backward: gradient_operations}
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         cross_entropy(trained(images), labels).backward()
     return counter.get_total_flops() / 2 / 1e9
 
@@ -273,14 +289,17 @@ def compared(config: StepConfig, network: Network) -> dict[str, float]:
     images = torch.rand(config.recipe.batch_size, *SHAPE, generator=generator)
     labels = torch.randint(CLASSES, (len(images),), generator=generator)
 
-    def stepper(order: torch.memory_format, compiled: bool, bfloat16: bool) -> Callable[[], None]:
+    def stepper(
+        order: torch.memory_format, compiled: bool, bfloat16: bool, depthwise: bool = False
+    ) -> Callable[[], None]:
         made = copy.deepcopy(network).train().to(memory_format=order)
         forward = torch.compile(made) if compiled else made
         optimizer = torch.optim.SGD(made.parameters(), lr=0.01, momentum=0.9, nesterov=True)
         batch = images.contiguous(memory_format=order)
 
         def step() -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            quick = QuickDepthwise() if depthwise else nullcontext()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), quick:
                 loss = cross_entropy(forward(batch), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -289,8 +308,11 @@ def compared(config: StepConfig, network: Network) -> dict[str, float]:
         return step
 
     last, first = torch.channels_last, torch.contiguous_format
-    ways = {"eager, channels_last, float32": (last, False, False), "contiguous": (first, False, False)}
-    ways["bfloat16"] = (last, False, True)
+    ways: dict[str, tuple[Any, ...]] = {
+        "eager, channels_last, float32": (last, False, False),
+        "contiguous": (first, False, False),
+    }
+    ways["bfloat16"], ways["bfloat16, quick depthwise"] = (last, False, True), (last, False, True, True)
     if shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
         ways["compiled"], ways["compiled, bfloat16"] = (last, True, False), (last, True, True)
     else:

@@ -307,9 +307,10 @@ def test_norses_loop_counts_as_the_simulator_does_with_retina_and_inhibition(dig
     assert (ours == theirs).double().mean() > 0.999
 
 
-def test_a_step_is_three_forward_passes_but_for_the_gradient_of_images():
-    network = baseline((3, 32, 32), backbone="fast_cnn", width=1.0)
-    first = 32 * 32 * 3 * 24 * 9
+@pytest.mark.parametrize(("backbone", "channels"), [("fast_cnn", 24), ("mobilenet_v2", 32)])
+def test_a_step_is_three_forward_passes_but_for_the_gradient_of_images(backbone, channels):
+    network = baseline((3, 32, 32), backbone=backbone, width=1.0)
+    first = 32 * 32 * 3 * channels * 9
     assert step_gflop(network) == pytest.approx(2 * (3 * count_macs(network, (3, 32, 32)) - first) / 1e9)
 
 
