@@ -633,10 +633,11 @@ def test_partial_tables_show_the_runs_that_are_there_and_pair_their_common_seeds
     assert "| safe | 1 | 58.0 |" in text
     with open(out / "contributions.csv", newline="") as file:
         differences = {row["compared"]: row for row in csv.DictReader(file) if row["condition"] == "clean"}
-    # Seeds 1 and 2, then 0 and 1; safe and the baseline have none in common.
+    # Seeds 1 and 2, then 0 and 1, then 1 alone; safe and the baseline have none in common.
     assert {pair: (row["seeds"], float(row["ours_percent"])) for pair, row in differences.items()} == {
         "retina safe less retina safe, random conductances": ("2", (4.5 + 6.0) / 2),
         "retina safe less baseline": ("2", (11.0 + 9.0) / 2),
+        "retina safe, random conductances less baseline": ("1", 60.5 - 56.0),
     }
     # As many seeds everywhere: no column for their number.
     for name in ("baseline", "safe"):
