@@ -5,6 +5,7 @@ python docs/draw_noise.py
 
 import csv
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -29,27 +30,22 @@ class Line:
     counts: bool = False
 
 
-ROBUST, RETINA = "robust safe, spike counts", "retina safe"
-COUNTED, BASELINE = "baseline, spike counts", "baseline"
 MAIN = {
-    ROBUST: Line("SAFE (robust safe, spike counts)", "C1", counts=True),
-    RETINA: Line("retina safe", "C1", "s"),
-    COUNTED: Line("baseline, spike counts", "C0", counts=True),
-    BASELINE: Line("baseline", "C0", "s"),
+    "robust safe, spike counts": Line("SAFE (robust safe, spike counts)", "C1", counts=True),
+    "retina safe": Line("retina safe", "C1", "s"),
+    "baseline, spike counts": Line("baseline, spike counts", "C0", counts=True),
+    "baseline": Line("baseline", "C0", "s"),
 }
 """Lines by the networks' names in the tables."""
-CONTROLS = {
-    ROBUST: Line("robust safe, spike counts", "C1", counts=True),
-    RETINA: Line("retina safe", "C1", "s"),
+CONTROLS = MAIN | {
     "retina safe, random conductances": Line("retina safe, random conductances", "C2", "^"),
-    COUNTED: Line("baseline, spike counts", "C0", counts=True),
-    BASELINE: Line("baseline", "C0", "s"),
     "average-filter": Line("average filter", "C4", "x"),
     "paper: safe mobilenet_v2": Line("paper: SAFE", "0.6", "D"),
     "paper: baseline mobilenet_v2": Line("paper: baseline", "0.6", "v"),
 }
 
 
+@cache
 def accuracies() -> dict[tuple[str, str], tuple[float, float]]:
     """Mean accuracy and its deviation over the trainings, in %, by network and condition; the paper's have none."""
     found = {}
