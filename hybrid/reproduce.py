@@ -126,7 +126,8 @@ def how_made(config: ReproduceConfig, experiments: Experiments) -> str:
     limits = {
         "training images": config.limit_train,
         "epochs": config.epochs,
-        "of the backbones' width": config.width,
+        # What is said of scale fast has its width.
+        "of the backbones' width": None if config.scale == "fast" else config.width,
     }
     small = "a slice with narrow networks, to check the machinery: the numbers mean nothing"
     limited = [f"{value} {name}" for name, value in limits.items() if value]

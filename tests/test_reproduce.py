@@ -581,7 +581,8 @@ def test_a_backbone_that_is_named_is_trained_at_scale_fast_too(table):
     trained = [run for cell in cells for run in in_order(cell.runs) if run.module == "hybrid.train"]
     assert {run.config.architecture.backbone for run in trained} == {"mobilenet_v2"}
     assert {run.config.preset for run in trained} == {"fast"}
-    assert how_made(config, cifar).startswith("mobilenet_v2 of 1 of its width, recipe fast, all images")
+    made = "mobilenet_v2 of 1 of its width, recipe fast, all images, averaged over each image and its mirror image"
+    assert how_made(config, cifar) == made
 
 
 def result(run, model, folder, accuracies):
