@@ -222,23 +222,28 @@ def evaluate(
     )
     ablated = next((condition for condition in wanted if isinstance(condition, Clean)), wanted[0])
     runs = [(condition, s) for condition in wanted for s in range(seed, seed + (repeats if condition.draws else 1))]
+
+    def asked(condition: Condition, noise_seed: int) -> list[tuple[str, Paths]]:
+        every = condition == ablated and noise_seed == seed
+        return [(name, paths) for name, subject in subjects.items() for paths in _paths(subject.network, every)]
+
+    # Of each path and draw, so that the estimate of the time left is right from the start.
+    answers = sum(passes[name] for run in runs for name, _ in asked(*run)) * len(data)
     power = _mean_power(data) if any(condition.snr is not None for condition in wanted) else torch.ones(1)
     results = []
-    with progress(None, "evaluating", "image", total=len(runs) * len(data)) as bar:
+    with progress(None, "evaluating", "answer", total=answers) as bar:
         for condition, noise_seed in runs:
-            every_path = condition == ablated and noise_seed == seed
             tallies = [
-                _Tally(name, subject, paths, passes[name], classes)
-                for name, subject in subjects.items()
-                for paths in _paths(subject.network, every_path)
+                _Tally(name, subjects[name], paths, passes[name], classes)
+                for name, paths in asked(condition, noise_seed)
             ]
             done = 0
             for batch in _batches(condition.parts(replace(context, seed=noise_seed)), batch_size):
                 for tally in tallies:
                     ask = partial(predict_batches, tally.subject.network, paths=tally.paths, draws=tally.draws)
                     tally.add(ask(batch.images, seed=noise_seed, first=done), batch.labels)
+                    bar.update(tally.draws * len(batch.labels))
                 done += len(batch.labels)
-                bar.update(len(batch.labels))
             attack_digest = attacker.provenance["model_digest"] if attacker and condition.needs_attack_model else ""
             about = {
                 "condition": str(condition),
@@ -254,8 +259,8 @@ def evaluate(
                 origin: dict = {"noise_seed": noise_seed, "draws": tally.draws, **tally.subject.provenance}
                 results += [run | accuracy | origin for accuracy in tally.accuracies()]
                 if confusion is not None and tally.paths == "both":
-                    answers = tally.labels.values, tally.predicted.values
-                    confusion.add(tally.name, str(condition), noise_seed, *answers, data.classes)
+                    found = tally.labels.values, tally.predicted.values
+                    confusion.add(tally.name, str(condition), noise_seed, *found, data.classes)
     return sorted(results, key=lambda row: (list(subjects).index(row["model"]), row["paths"] != "both"))
 
 

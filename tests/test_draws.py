@@ -21,6 +21,7 @@ from hybrid.storage import TrainedModel, load_model, save
 from hybrid.variations import Variations
 from snn.data_source import DataSource
 from snn.runtime.errors import UserError
+from snn.runtime.progress import progress
 from snn.runtime.random import stream
 
 
@@ -172,6 +173,20 @@ def test_accuracies_depend_neither_on_the_batch_size_nor_on_other_models(models,
                      preprocess=Preprocess("spikes").build())  # fmt: skip
     clean = next(r for r in rows if (r["model"], r["condition"]) == ("baseline", "clean"))
     assert clean["correct"] == (logits.argmax(1) == digits.labels).sum().item()
+
+
+def test_the_estimate_counts_answers_of_every_path_and_draw(models, digits, monkeypatch):
+    bars = []
+
+    def kept(*arguments, **named):
+        bars.append(progress(*arguments, **named))
+        return bars[-1]
+
+    monkeypatch.setattr("hybrid.evaluation.progress", kept)
+    rows = evaluate(models, digits, ["awgn:10", "awgn:5"], repeats=2, draws=3, preprocess="spikes")
+    assert {row["paths"] for row in rows} == {"both", "spiking", "auxiliary"}
+    (bar,) = bars
+    assert bar.n == bar.total == sum(row["images"] * row["draws"] for row in rows if row["metric"] == "top1")
 
 
 def test_more_draws_deviate_less(digits):
