@@ -1,4 +1,4 @@
-"""Check that the numbers of results.md and results-search.md, in tables and prose, are those of the CSV files there.
+"""Check that the numbers of the pages on results, in tables and prose, are those of the CSV files in results.
 
     python docs/check_results.py            # exit status 1 where a number differs
     python docs/check_results.py --write    # put the tables and numbers of the CSV files into the documents
@@ -34,7 +34,7 @@ from hybrid.paper.results import (
 )
 from snn.runtime.errors import UserError, check
 
-DOCUMENTS = tuple(Path(__file__).with_name(name) for name in ("results.md", "results-search.md"))
+DOCUMENTS = tuple(Path(__file__).with_name(name) for name in ("results.md", "results-other.md", "results-search.md"))
 TABLE = re.compile(r"^<!-- (results/[\w-]+\.csv) -->\n\n((?:\|.*\n)*)\n*", re.MULTILINE)
 
 # What is no prose: fenced code, lines of tables, code between backticks (within a paragraph), targets of links.

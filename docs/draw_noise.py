@@ -1,4 +1,6 @@
-"""Draws accuracy on CIFAR-10 under noise from the CSV files in results: figures/cifar10_noise.png, results/noise.png.
+"""Draws accuracy on CIFAR-10 under noise from the CSV files in results.
+
+Pictures: figures/cifar10_noise.png, results/noise.png and, of MobileNetV2, results/mobilenet.png.
 
 python docs/draw_noise.py
 """
@@ -15,7 +17,8 @@ from hybrid.paper.numbers import paper_rows
 from snn.runtime.outputs import save_figure
 
 DOCS = Path(__file__).parent
-TABLES = ("table2", "unseen", "ablations")
+TABLES = {"fast_cnn": ("table2", "unseen", "ablations"), "mobilenet_v2": ("table2-mobilenet", "unseen-mobilenet")}
+"""CSV files by backbone."""
 WHITE = ("clean", "awgn:40", "awgn:30", "awgn:25", "awgn:20", "awgn:15", "awgn:12")
 IMPULSES = ("clean", "salt-pepper:0.05", "salt-pepper:0.20")
 
@@ -31,28 +34,35 @@ class Line:
 
 
 MAIN = {
-    "robust safe, spike counts": Line("SAFE (robust safe, spike counts)", "C1", counts=True),
-    "retina safe": Line("retina safe", "C1", "s"),
-    "baseline, spike counts": Line("baseline, spike counts", "C0", counts=True),
-    "baseline": Line("baseline", "C0", "s"),
+    "robust safe, spike counts fast_cnn": Line("SAFE (robust safe, spike counts)", "C1", counts=True),
+    "retina safe fast_cnn": Line("retina safe", "C1", "s"),
+    "baseline, spike counts fast_cnn": Line("baseline, spike counts", "C0", counts=True),
+    "baseline fast_cnn": Line("baseline", "C0", "s"),
 }
-"""Lines by the networks' names in the tables."""
-CONTROLS = MAIN | {
-    "retina safe, random conductances": Line("retina safe, random conductances", "C2", "^"),
-    "average-filter": Line("average filter", "C4", "x"),
+"""Lines by the networks' names in the tables, with the backbone."""
+PAPER = {
     "paper: safe mobilenet_v2": Line("paper: SAFE", "0.6", "D"),
     "paper: baseline mobilenet_v2": Line("paper: baseline", "0.6", "v"),
 }
+CONTROLS = MAIN | {
+    "retina safe, random conductances fast_cnn": Line("retina safe, random conductances", "C2", "^"),
+    "average-filter fast_cnn": Line("average filter", "C4", "x"),
+} | PAPER  # fmt: skip
+MOBILE = {
+    "robust safe, spike counts mobilenet_v2": Line("SAFE (robust safe, spike counts)", "C1", counts=True),
+    "baseline mobilenet_v2": Line("baseline", "C0", "s"),
+} | PAPER  # fmt: skip
 
 
 @cache
 def accuracies() -> dict[tuple[str, str], tuple[float, float]]:
-    """Mean accuracy and its deviation over the trainings, in %, by network and condition; the paper's have none."""
+    """Mean accuracy and its deviation over the trainings (0 of a single one), in %, by network and condition."""
     found = {}
-    for table in TABLES:
+    for backbone, table in ((backbone, table) for backbone, tables in TABLES.items() for table in tables):
         with open(DOCS / "results" / f"{table}.csv", newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                network = row["model"].removesuffix(" fast_cnn")
+                # Some tables name the backbone.
+                network = f"{row['model'].removesuffix(f' {backbone}')} {backbone}"
                 found[network, row["condition"]] = float(row["ours_percent"]), float(row["deviation_percent"] or 0)
     for row in (*paper_rows(2), *paper_rows(5)):
         found[f"paper: {row['model']}", str(row["condition"])] = float(row["value"]), 0.0
@@ -91,6 +101,7 @@ def draw_both(lines: dict[str, Line], height: float, path: Path) -> None:
 def main() -> None:
     draw_both(MAIN, 4.2, DOCS / "figures" / "cifar10_noise.png")
     draw_both(CONTROLS, 5.2, DOCS / "results" / "noise.png")
+    draw_both(MOBILE, 4.2, DOCS / "results" / "mobilenet.png")
 
 
 if __name__ == "__main__":
