@@ -158,7 +158,8 @@ class Tables:
     def _read(self, name: str) -> list[Row]:
         if published := PUBLISHED.fullmatch(name):
             rows = [row for row in paper_rows(int(published[1])) if row["metric"] == "top1"]
-            return [row | {"table": name, "ours_percent": row["value"], "deviation_percent": ""} for row in rows]
+            shown = {"table": name, "deviation_percent": ""}
+            return [row | dict.fromkeys(("ours_percent", "values_percent"), row["value"]) | shown for row in rows]
         path = self.folder / "results" / f"{name}.csv"
         check(path.exists(), f"there is no results/{name}.csv; expected TABLE: MODEL | CONDITION")
         rows: list[Row] = list(read_rows(path))
