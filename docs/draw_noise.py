@@ -5,7 +5,6 @@ Pictures: figures/cifar10_noise.png, results/noise.png and, of MobileNetV2, resu
 python docs/draw_noise.py
 """
 
-import csv
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,11 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hybrid.paper.numbers import paper_rows
+from hybrid.paper.results import read_rows
 from snn.runtime.outputs import save_figure
 
 DOCS = Path(__file__).parent
-TABLES = {"fast_cnn": ("table2", "unseen", "ablations"), "mobilenet_v2": ("table2-mobilenet", "unseen-mobilenet")}
-"""CSV files by backbone."""
+TABLES = dict.fromkeys(("table2", "unseen", "ablations"), "fast_cnn")
+TABLES |= dict.fromkeys(("table2-mobilenet", "unseen-mobilenet"), "mobilenet_v2")
+"""The backbone of each CSV file."""
 WHITE = ("clean", "awgn:40", "awgn:30", "awgn:25", "awgn:20", "awgn:15", "awgn:12")
 IMPULSES = ("clean", "salt-pepper:0.05", "salt-pepper:0.20")
 
@@ -58,12 +59,11 @@ MOBILE = {
 def accuracies() -> dict[tuple[str, str], tuple[float, float]]:
     """Mean accuracy and its deviation over the trainings (0 of a single one), in %, by network and condition."""
     found = {}
-    for backbone, table in ((backbone, table) for backbone, tables in TABLES.items() for table in tables):
-        with open(DOCS / "results" / f"{table}.csv", newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                # Some tables name the backbone.
-                network = f"{row['model'].removesuffix(f' {backbone}')} {backbone}"
-                found[network, row["condition"]] = float(row["ours_percent"]), float(row["deviation_percent"] or 0)
+    for table, backbone in TABLES.items():
+        for row in read_rows(DOCS / "results" / f"{table}.csv"):
+            # Some tables name the backbone.
+            network = f"{row['model'].removesuffix(f' {backbone}')} {backbone}"
+            found[network, row["condition"]] = float(row["ours_percent"]), float(row["deviation_percent"] or 0)
     for row in (*paper_rows(2), *paper_rows(5)):
         found[f"paper: {row['model']}", str(row["condition"])] = float(row["value"]), 0.0
     return found

@@ -169,7 +169,7 @@ def prose(document):
         # Means 71, 67.5 and 57; differences -1 and 10.5.
         ("71.0", "max table2: safe | clean; safe | awgn:15; baseline | awgn:15"),
         ("57.0", "min table2: safe; baseline | awgn:15"),
-        # The paper's own Tables 2 and 5.
+        # The paper's own tables.
         ("87.88", "paper-table2: safe mobilenet_v2 | awgn:20"),
         ("89.2", "paper-table5: safe mobilenet_v2 | salt-pepper:0.05"),
         ("7.85", "paper-table3: safe mobilenet_v2 - baseline mobilenet_v2 | awgn:5"),
